@@ -1,0 +1,43 @@
+"""Talk about pictures in a web page: `python demo.py`, or `make demo`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options, spelled as everywhere in MiniChat."""
+    parser = argparse.ArgumentParser(description="Talk about pictures in a web page.")
+    parser.add_argument("--model", default="minichat-tiny", help="name, folder or hub id (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=None, help="port (default: 7860, or the next free one)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Load the model, build the page, serve it until Ctrl-C."""
+    options = parse(arguments)
+    import minichat
+    from minichat import web
+
+    try:
+        bot = minichat.load(options.model, device=options.device, dtype=options.dtype)
+        running = web.launch(web.build_app(bot), host=options.host, port=options.port)
+    except minichat.MiniChatError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    print(f"MiniChat is at {running.url}  (Ctrl-C ends it)", flush=True)  # noqa: T201
+    try:
+        running.wait()
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the page is closed in order
+    sys.exit(main())

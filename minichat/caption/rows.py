@@ -1,0 +1,175 @@
+"""From paths to rows: pictures are captioned in batches, and one that fails costs no other its caption."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from minichat import images
+from minichat.errors import ContextError, DataError, ImageError, MiniChatError, SettingsError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from minichat.chat import MiniChat
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture's outcome: a caption, or the error that stands in its place."""
+
+    image: str
+    caption: str | None = None
+    error: str | None = None
+
+    def to_json(self) -> str:
+        """`{"image": …, "caption": …}` or `{"image": …, "error": …}`, in one line without its end."""
+        outcome = {"caption": self.caption} if self.error is None else {"error": self.error}
+        record = {"image": self.image, **outcome}
+        line = json.dumps(record, ensure_ascii=False)
+        try:
+            line.encode()
+        except UnicodeEncodeError:  # a file name that is no Unicode: escaped, it can be read back
+            return json.dumps(record)
+        return line
+
+
+def append_row(file: IO[bytes], row: Row) -> None:
+    """Append the row's line at once, so that a program stopped at any moment leaves whole lines behind.
+
+    Raises:
+        DataError: nothing more can be written; an unbuffered file then ends with the last whole line.
+    """
+    line = memoryview(row.to_json().encode() + b"\n")
+    start = file.tell() if isinstance(file, io.FileIO) and file.seekable() else None
+    try:
+        while line:
+            line = line[file.write(line) :]  # a full disk takes a part first, and raises next time
+        file.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if start is not None:
+            with suppress(OSError):  # a device has no end to cut
+                file.truncate(start)
+        raise DataError(f"The captions cannot be written ({error.strerror}): those so far are kept.") from None
+
+
+def caption_paths(
+    bot: MiniChat,
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    prompt: str | None = None,
+    batch_size: int = 8,
+    **settings: Any,
+) -> Iterator[Row]:
+    """Caption each path's picture: one row per path, in order.
+
+    What cannot be opened is recorded as an error. A batch that does not fit into memory is halved, and so are those
+    that follow; where the model fails, the batch's pictures are tried one by one, and only the culprit's row is one.
+
+    Args:
+        bot: what `minichat.load` returns.
+        paths: pictures, as `find_pictures` lists them.
+        prompt: the instruction; None: the bot's own.
+        batch_size: pictures at a time, at most; large pictures make smaller batches.
+        settings: `GenerationSettings` fields, for all pictures.
+
+    Raises:
+        MiniChatError: what concerns every picture alike, such as a setting out of range.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
+    captioner = _Captioner(bot, prompt, batch_size, settings)
+    rows: list[Row | None] = []  # a batch's rows in order; None: its caption is still to come
+    waiting: list[tuple[str, Image.Image]] = []
+    pixels = 0
+    for path in paths:
+        shown = os.fspath(path)
+        try:
+            picture = images.load(path)
+        except ImageError as error:
+            rows.append(Row(shown, error=str(error)))
+        else:
+            rows.append(None)
+            waiting.append((shown, picture))
+            pixels += picture.width * picture.height
+        if len(waiting) >= captioner.batch_size or pixels >= images.MAX_PIXELS or not waiting:
+            yield from _filled(rows, captioner.caption(waiting))
+            rows, waiting, pixels = [], [], 0
+    yield from _filled(rows, captioner.caption(waiting))
+
+
+def _filled(rows: Sequence[Row | None], captioned: Sequence[Row]) -> Iterator[Row]:
+    following = iter(captioned)
+    for row in rows:
+        yield next(following) if row is None else row
+
+
+class _Captioner:
+    """Captions batches; remembers how many pictures fit into memory."""
+
+    def __init__(self, bot: MiniChat, prompt: str | None, batch_size: int, settings: dict[str, Any]) -> None:
+        self.batch_size = batch_size
+        self._bot = bot
+        self._prompt = prompt
+        self._settings = settings
+
+    def caption(self, batch: Sequence[tuple[str, Image.Image]]) -> list[Row]:
+        rows: list[Row] = []
+        alone = 0  # so many of the next pictures are tried one by one, to find the culprit
+        while len(rows) < len(batch):
+            part = batch[len(rows) :][: 1 if alone else self.batch_size]
+            failure = self._try(part, rows)
+            if failure is not None and len(part) == 1:
+                rows.append(Row(part[0][0], error=_sentence(failure)))
+            elif failure is not None and _is_memory(failure):
+                _free_memory()
+                self.batch_size = len(part) // 2
+                continue
+            elif failure is not None:
+                alone = len(part)
+                continue
+            alone = max(0, alone - len(part))
+        return rows
+
+    def _try(self, part: Sequence[tuple[str, Image.Image]], rows: list[Row]) -> Exception | None:
+        """Append the part's rows, or return why not. Returning drops the traceback, which would hold on to tensors."""
+        try:
+            captions = self._bot.caption(
+                [picture for _, picture in part], prompt=self._prompt, batch_size=len(part), **self._settings
+            )
+        except (ImageError, ContextError) as error:
+            return error.with_traceback(None)
+        except MiniChatError:  # a setting, the model, the prompt: it would be the same for every picture
+            raise
+        except Exception as error:  # also torch's OutOfMemoryError, which is a RuntimeError
+            return error.with_traceback(None)
+        rows += [Row(path, caption=caption) for (path, _), caption in zip(part, captions, strict=True)]
+        return None
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory ran out: MemoryError, torch's error on an accelerator, or its RuntimeError on the CPU."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "not enough memory" in str(error)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, MiniChatError):
+        return str(error)
+    if _is_memory(error):
+        return "The memory does not suffice for this picture: use a smaller model, or free some memory."
+    return f"The model failed on this picture ({type(error).__name__}): report it if it happens again."
+
+
+def _free_memory() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

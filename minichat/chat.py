@@ -1,0 +1,143 @@
+"""The loaded bot: a model, its processor, and what they are used for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minichat.errors import PromptError, SettingsError
+from minichat.generation import GenerationSettings, generate_rows
+from minichat.history import check_fits
+from minichat.images import Source
+from minichat.prompt.conversation import Conversation
+from minichat.prompt.template import get_template
+from minichat.session import ChatSession, sources
+from minichat.stopping import Stops
+from minichat.turnstile import Turnstile
+
+if TYPE_CHECKING:
+    from minichat.model import MiniChatForConditionalGeneration
+    from minichat.prompt.processing import MiniChatProcessor
+
+__all__ = ["ChatSession", "MiniChat"]
+
+CAPTION_PROMPT = "Describe this image in detail."
+_PICTURES_AT_ONCE = 8
+
+
+class MiniChat:
+    """A model that is ready to talk. Any number of conversations and threads may use it at once."""
+
+    def __init__(self, model: MiniChatForConditionalGeneration, processor: MiniChatProcessor, name: str = "") -> None:
+        """Take over a model and its processor (`minichat.load` makes both). The model is put into evaluation mode."""
+        self.model = model.eval()
+        self.processor = processor
+        self.name = name
+        self.turnstile = Turnstile()  # one step of one reply at a time
+        self.stops = _stops(model, processor)
+
+    def __repr__(self) -> str:
+        return f"MiniChat({self.name!r}, device={str(self.device)!r})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LLM's embedding is, and so where a prompt goes."""
+        return next(self.model.get_input_embeddings().parameters()).device
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens a conversation may have, pictures and reply included; None if the LLM sets no limit."""
+        return getattr(self.model.config.text_config, "max_position_embeddings", None)
+
+    def chat(
+        self,
+        *,
+        history: Literal["ids", "text"] = "ids",
+        conversation: Conversation | None = None,
+        **defaults: Any,
+    ) -> ChatSession:
+        """Begin a conversation, or go on with `conversation`; `defaults` are settings for all its replies.
+
+        Raises `SettingsError` for a setting that does not exist or is out of range.
+        """
+        return ChatSession(self, history=history, conversation=conversation, **defaults)
+
+    def caption(
+        self,
+        images: Sequence[Source | Sequence[Source]],
+        prompt: str | Sequence[str] | None = None,
+        max_new_tokens: int = 60,
+        batch_size: int = 8,
+        **settings: Any,
+    ) -> list[str]:
+        """Describe each picture; `batch_size` of them at a time.
+
+        Args:
+            images: what `minichat.images.load` takes, one or several pictures for each caption.
+            prompt: the question, or one for each caption; by default a request for a detailed description.
+            max_new_tokens: a caption is cut after so many.
+            settings: as for `GenerationSettings`.
+
+        Raises:
+            ImageError: for the first picture that cannot be opened.
+            SettingsError: for a setting out of range.
+            ContextError: if a prompt is too long for the model.
+        """
+        chosen = GenerationSettings().updated(max_new_tokens=max_new_tokens, **settings)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 4096:
+            raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number from 1 to 4096.")
+        rows = [sources(row) for row in sources(images)]
+        prompts = [prompt or CAPTION_PROMPT] * len(rows) if prompt is None or isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(rows):
+            raise PromptError(f"There are {len(prompts)} prompts for {len(rows)} captions: give one, or one for each.")
+        captions: list[str] = []
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            asked = [Conversation().user(text, row) for text, row in zip(prompts[part], rows[part], strict=True)]
+            captions += self._answer_all(asked, chosen)
+        return captions
+
+    def _answer_all(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[str]:
+        rendered = [self.processor.render(c, add_generation_prompt=True) for c in conversations]
+        for conversation, prompt in zip(conversations, rendered, strict=True):
+            check_fits(conversation, len(prompt.ids), settings.max_new_tokens, self.context)
+        batch = self.processor.batch(rendered, padding_side="left").to(self.device)
+        with self.turnstile, torch.inference_mode():
+            embeds = self.model.embed(batch["input_ids"], batch.get("pixel_values"))  # (B, T, H)
+        replies = generate_rows(
+            self.model,
+            embeds,
+            batch["attention_mask"],
+            settings,
+            self.processor.content_tokenizer,
+            self.stops,
+            turnstile=self.turnstile,
+        )
+        return [reply.text for reply in replies]
+
+    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Pictures → their features (I, n, D) before the projection, a few at a time."""
+        parts = []
+        for start in range(0, len(pictures), _PICTURES_AT_ONCE):
+            some = list(pictures[start : start + _PICTURES_AT_ONCE])
+            pixels = self.processor.image_processor(some, return_tensors="pt")["pixel_values"]  # (I, 3, S, S)
+            with self.turnstile, torch.inference_mode():
+                parts.append(self.model.encode_features(pixels.to(self.model.device)))
+        return torch.cat(parts)
+
+    def state(self) -> tuple[Any, ...]:
+        """Changes whenever a weight or the preprocessing does: what was computed before is then of no use."""
+        weights = hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in self.model.parameters()))
+        return weights, repr(self.processor.image_processor.to_dict())
+
+
+def _stops(model: MiniChatForConditionalGeneration, processor: MiniChatProcessor) -> Stops:
+    """What ends a reply: the template's stop strings, the tokenizer's end token, and those of the generation config."""
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    sequences = [(int(end),) for end in (processor.content_tokenizer.eos_id, *listed)]
+    return Stops(get_template(processor.template).stops, tuple(sequences))

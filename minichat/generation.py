@@ -1,0 +1,275 @@
+"""Embeddings → stream of text: choosing the next id, the key–value cache, one reply or a batch of them.
+
+Shapes: I pictures, n image tokens of a picture, D the bridge's width, H the LLM's width, B rows, T tokens, V the
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+    TopPLogitsWarper,
+)
+
+from minichat.settings import GenerationSettings
+from minichat.stopping import Decoder, ReplyText, Stops
+from minichat.turnstile import Turnstile
+
+if TYPE_CHECKING:
+    from minichat.model import MiniChatForConditionalGeneration
+
+__all__ = ["GenerationSettings", "Memory", "Prompt", "generate_rows", "logits_processors", "stream"]
+
+
+class _Temperature(LogitsProcessor):
+    """Divides scores by the temperature, after moving the best to 0: no temperature overflows."""
+
+    def __init__(self, temperature: float) -> None:
+        self._temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return (scores - scores.amax(-1, keepdim=True)) / self._temperature
+
+
+class _GumbelNoise(LogitsProcessor):
+    """Makes the likeliest id a sample: argmax(scores + Gumbel noise) is distributed as softmax(scores).
+
+    So sampling needs no global random numbers, and a row draws the same whichever batch it is in.
+    (The Gumbel-max trick: Maddison, Tarlow and Minka, A* Sampling, 2014, section 2.)
+    """
+
+    def __init__(self, rows: int, seed: int | None, device: torch.device) -> None:
+        seeds = [secrets.randbits(63) if seed is None else int(seed) for _ in range(rows)]
+        self._generators = [torch.Generator(device).manual_seed(s) for s in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = torch.empty_like(scores)  # (B, V)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return scores - noise.log()
+
+
+def logits_processors(
+    settings: GenerationSettings, rows: int, device: torch.device, never: Sequence[int] = ()
+) -> LogitsProcessorList:
+    """What turns logits (B, V) into scores whose largest is the next id; `never` are ids that may not be generated."""
+    processors = LogitsProcessorList()
+    if never:
+        processors.append(SuppressTokensLogitsProcessor(list(never), device=device))
+    if settings.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
+    if settings.temperature > 0:
+        processors.append(_Temperature(float(settings.temperature)))
+        if settings.top_p < 1:
+            processors.append(TopPLogitsWarper(float(settings.top_p)))
+        processors.append(_GumbelNoise(rows, settings.seed, device))
+    return processors
+
+
+@dataclass
+class Memory:
+    """What the LLM has read of a conversation: its key–value cache and, entry for entry, what was read.
+
+    A key is a token's id, or for an image token the identity of its picture.
+    """
+
+    keys: list[int | str] = field(default_factory=list)
+    cache: DynamicCache | None = None
+
+    def clear(self) -> None:
+        self.keys, self.cache = [], None
+
+    def keep(self, wanted: Sequence[int | str]) -> int:
+        """Crop to the longest beginning shared with `wanted` that leaves something to read. Returns its length.
+
+        A picture is kept whole or not at all.
+        """
+        length = 0
+        limit = min(len(self.keys), len(wanted) - 1)
+        while length < limit and self.keys[length] == wanted[length]:
+            length += 1
+        while 0 < length < len(wanted) and isinstance(wanted[length], str) and wanted[length - 1] == wanted[length]:
+            length -= 1
+        if length == 0 or not self._crop(length):
+            self.clear()
+            return 0
+        return length
+
+    def _crop(self, length: int) -> bool:
+        """Shorten the cache; False where it cannot be (a sliding window has moved on)."""
+        if self.cache is None:
+            return False
+        surplus = self.cache.get_seq_length() - length
+        try:
+            if surplus > 0:
+                # Negative = remove so many: the one meaning that crop has had throughout transformers 5.
+                self.cache.crop(-surplus)
+        except (RuntimeError, ValueError):
+            return False
+        del self.keys[length:]
+        return self.cache.get_seq_length() == length
+
+    def read(self, model: MiniChatForConditionalGeneration, embeds: Tensor, keys: Sequence[int | str]) -> Tensor:
+        """Read embeddings (1, T, H), called `keys`; returns the logits (1, V) of what comes next, in float32."""
+        if self.cache is None:
+            self.cache = DynamicCache(config=model.config.text_config)
+        try:
+            output = model(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        except BaseException:
+            self.clear()  # some layers have read it and some have not
+            raise
+        self.keys.extend(keys)
+        return output.logits[:, -1].float()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered conversation, ready to be read."""
+
+    ids: list[int]  # T ids, a slot for each image token
+    keys: list[int | str]  # T keys, see `Memory`
+    features: Tensor | None  # (I, n, D), the pictures in slot order
+
+
+def stream(
+    model: MiniChatForConditionalGeneration,
+    prompt: Prompt,
+    memory: Memory,
+    settings: GenerationSettings,
+    reply: ReplyText,
+    *,
+    turnstile: Turnstile | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[str]:
+    """Generate one reply, greedily or by sampling; yields text as it becomes safe to show.
+
+    Only what `memory` does not hold yet is read, and `memory` is left holding all that was. `turnstile` is passed once
+    for each step, so that replies of one model come forward together. `cancelled` is asked after each step; when it is
+    true, or the iterator is closed, no other step is done.
+    """
+    turnstile = turnstile or Turnstile()
+    device = _device(model)
+    choose = logits_processors(settings, 1, device, _never(model))
+    with turnstile, torch.inference_mode():
+        logits = _read_prompt(model, prompt, memory)
+    for step in range(settings.max_new_tokens):
+        with turnstile, torch.inference_mode():
+            if step > 0:
+                last = torch.tensor([reply.generated[-1:]], device=device)  # (1, 1)
+                logits = memory.read(model, model.get_input_embeddings()(last), reply.generated[-1:])
+            if choose:
+                logits = choose(torch.tensor([reply.generated], dtype=torch.long, device=device), logits)
+            token = int(logits.argmax())
+        piece = reply.push(token)
+        if piece:
+            yield piece
+        if reply.finished or cancelled():
+            return
+    if piece := reply.close():
+        yield piece
+
+
+def _read_prompt(model: MiniChatForConditionalGeneration, prompt: Prompt, memory: Memory) -> Tensor:
+    """Read what is new in the prompt; returns the logits (1, V) of the reply's first id."""
+    known = memory.keep(prompt.keys)
+    slots = prompt.ids[:known].count(model.config.image_token_index)
+    features = prompt.features
+    if features is not None:
+        features = features[slots // model.config.num_image_tokens :]  # the pictures that are not known yet
+    ids = torch.tensor([prompt.ids[known:]], device=_device(model))  # (1, T)
+    embeds = model.embed(ids, image_features=features if features is not None and len(features) else None)  # (1, T, H)
+    return memory.read(model, embeds, prompt.keys[known:])
+
+
+def _device(model: MiniChatForConditionalGeneration) -> torch.device:
+    """Where ids go: an LLM may be spread over several devices."""
+    return next(model.get_input_embeddings().parameters()).device
+
+
+def _never(model: MiniChatForConditionalGeneration) -> list[int]:
+    """Ids that may not be generated: the image slot, where the LLM has a row for it."""
+    slot = model.config.image_token_index
+    return [slot] if slot < model.config.text_config.vocab_size else []
+
+
+class _StopRows(StoppingCriteria):
+    """Ends each row at its own stop, and all of them when `cancelled`; between steps lets other replies pass."""
+
+    def __init__(self, tokenizer: Decoder, stops: Stops, turnstile: Turnstile, cancelled: Callable[[], bool]) -> None:
+        self._tokenizer, self._stops, self._turnstile, self._cancelled = tokenizer, stops, turnstile, cancelled
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self._turnstile.let_others_pass()
+        over = self._cancelled()
+        done = [over or self._stopped(row) for row in input_ids.tolist()]
+        return torch.tensor(done, device=input_ids.device)  # (B,)
+
+    def _stopped(self, ids: list[int]) -> bool:
+        if self._stops.ended_by(ids):
+            return True
+        return (
+            self._stops.strings_end
+            and bool(self._stops.strings)
+            and self._stops.found_in(self._tokenizer.decode(ids)) >= 0
+        )
+
+
+def generate_rows(
+    model: MiniChatForConditionalGeneration,
+    embeds: Tensor,
+    attention_mask: Tensor,
+    settings: GenerationSettings,
+    tokenizer: Decoder,
+    stops: Stops,
+    *,
+    turnstile: Turnstile | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> list[ReplyText]:
+    """B prompts at once, also with beams: embeddings (B, T, H) padded on the left and their mask (B, T) → B replies."""
+    turnstile = turnstile or Turnstile()
+    ends = [s[0] for s in stops.sequences if len(s) == 1]
+    config = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        do_sample=False,  # sampling is done by the processors
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+        # A model's own generation_config.json must not change what was asked for here.
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        length_penalty=1.0,
+        early_stopping=False,
+        min_length=0,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
+        use_cache=True,
+    )
+    with turnstile, torch.inference_mode():
+        rows = model.generate(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            generation_config=config,
+            logits_processor=logits_processors(settings, embeds.shape[0], embeds.device, _never(model)),
+            stopping_criteria=StoppingCriteriaList([_StopRows(tokenizer, stops, turnstile, cancelled)]),
+        ).tolist()
+    replies = [ReplyText(tokenizer, stops) for _ in rows]
+    for reply, row in zip(replies, rows, strict=True):
+        reply.read(row)
+    return replies

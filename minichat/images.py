@@ -1,0 +1,238 @@
+"""Pictures in: a path, bytes or a PIL image becomes a safe upright RGB picture, and pictures become pixels.
+
+Whatever the source, a picture ends as the same thing: 8-bit RGB, turned upright by its EXIF orientation, its first
+frame, on a white background. The format is told from the content, never from the name, and only five are opened:
+decoders for rarely used formats are where image libraries have their holes (Pillow's EPS even runs Ghostscript).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from PIL import Image, UnidentifiedImageError
+
+from minichat.errors import ImageError
+
+if TYPE_CHECKING:
+    import torch
+
+Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+MAX_PIXELS = 64_000_000  # of one picture, as its header states them
+MAX_BYTES = 64 * 1024 * 1024  # of one encoded picture
+MAX_SCANS = 100  # of one progressive JPEG, which has about ten: each scan passes over the whole picture again
+BACKGROUND = (255, 255, 255)
+
+# Mean and standard deviation of CLIP's training pictures (openai/CLIP, clip/clip.py), which EVA-CLIP uses too.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_ORIENTATION = 0x0112
+# EXIF 2.32, 4.6.5: what the stored picture needs to stand upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open `source` as a new, upright, 8-bit RGB picture.
+
+    Args:
+        source: a path, the bytes of a JPEG, PNG, WebP, GIF or BMP file, or a PIL image (its current frame).
+        max_pixels: largest width × height; the header is checked before anything is decoded.
+
+    Raises:
+        ImageError: with the file's name (never its folder), what is wrong, and what to do.
+    """
+    if isinstance(source, Image.Image):
+        return _finish(source, "The picture", max_pixels)
+    if isinstance(source, bytes | bytearray | memoryview):
+        name, data = "The picture", bytes(source)
+        if len(data) > MAX_BYTES:
+            raise _too_many_bytes(name)
+    elif isinstance(source, str | os.PathLike):
+        name, data = _shown_name(source), _read(source)
+    else:
+        raise ImageError(
+            f"A picture must be a path, bytes or a PIL image, not {type(source).__name__}: convert it first."
+        )
+    _check_size(_webp_size(data), name, max_pixels)
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise ImageError(f"{name} is a JPEG of more than {MAX_SCANS} scans: save it again as an ordinary one.")
+    with _open(data, name) as picture:
+        return _finish(picture, name, max_pixels)
+
+
+def to_pixels(
+    pictures: Sequence[Image.Image],
+    size: int,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> torch.Tensor:
+    """Resize each picture to a square, Pillow's bicubic filter, and normalise: (I, 3, S, S) float32.
+
+    The same numbers as the originals' `torchvision` transform on PIL pictures (LAVIS, `blip_processors.py`).
+
+    Args:
+        pictures: I pictures as `load` gives them; I may be 0.
+        size: S, the side of the model's input in pixels.
+        mean, std: per channel, of values between 0 and 1.
+    """
+    import numpy
+    import torch
+
+    pixels = numpy.empty((len(pictures), size, size, 3), dtype=numpy.uint8)
+    for row, picture in enumerate(pictures):
+        rgb = picture if picture.mode == "RGB" else load(picture)
+        pixels[row] = numpy.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+    values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255  # (I, S, S, 3) -> (I, 3, S, S)
+    scale = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+    return ((values - torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)) / scale).contiguous()
+
+
+def identity(picture: Image.Image) -> str:
+    """A digest of the picture's mode, size and pixels: equal exactly when the pictures are."""
+    digest = hashlib.sha256(f"{picture.mode} {picture.width} {picture.height} ".encode())
+    if picture.palette is not None:
+        digest.update(picture.palette.mode.encode() + bytes(picture.getpalette(None) or ()))
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def _shown_name(source: str | os.PathLike[str]) -> str:
+    """The file's name without its folder, which is nobody's business, and without what would break a line."""
+    name = Path(os.fspath(source)).name
+    return "“" + "".join(c if c.isprintable() else "?" for c in name)[-100:] + "”"
+
+
+def _read(source: str | os.PathLike[str]) -> bytes:
+    name = _shown_name(source)
+    text = os.fspath(source)
+    if isinstance(text, str) and text.startswith(("http://", "https://")):
+        raise ImageError(f"{name} is an address, and addresses are not fetched: save the picture and give its path.")
+    try:
+        # Asked before opening: to open a named pipe would wait for ever.
+        if not stat.S_ISREG(os.stat(source).st_mode):
+            raise ImageError(f"{name} is not a file: give the path of a picture.")
+        with open(source, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise ImageError(f"{name} was not found: check the path.") from None
+    except PermissionError:
+        raise ImageError(f"{name} may not be read: check its permissions.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, "strerror", None) or "the path is not valid"
+        raise ImageError(f"{name} cannot be read ({reason}): check the path.") from None
+    if len(data) > MAX_BYTES:
+        raise _too_many_bytes(name)
+    return data
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """Read the header, nothing more."""
+    if not data:
+        raise ImageError(f"{name} is empty: save or download it again.")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_many_pixels(name) from None
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{name} is not a picture that can be opened: save it as JPEG, PNG, WebP, GIF or BMP "
+            "(the content counts, not the file's ending)."
+        ) from None
+    except Exception:  # a decoder's answer to damaged bytes can be any exception
+        raise _damaged(name) from None
+
+
+def _finish(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """Decode, turn upright and convert; the result shares nothing with `picture`."""
+    _check_size(picture.size, name, max_pixels)
+    try:
+        picture.load()
+        upright = _upright(picture)
+        rgb = _to_rgb(upright)
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(f"{name} does not fit into the memory that is free: make it smaller.") from None
+    except Exception:  # a decoder's answer to damaged bytes can be any exception
+        raise _damaged(name) from None
+    if rgb is picture:
+        rgb = picture.copy()
+    rgb.info = {}  # EXIF, colour profiles and comments have done their work
+    return rgb
+
+
+def _check_size(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
+    if size is None:
+        return
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels ({width} × {height}): use another picture.")
+    if width * height > max_pixels:
+        raise _too_many_pixels(name, f" ({width:,} × {height:,}, at most {max_pixels:,} pixels)")
+
+
+def _too_many_pixels(name: str, detail: str = "") -> ImageError:
+    return ImageError(f"{name} is too large{detail}: make it smaller.")
+
+
+def _too_many_bytes(name: str) -> ImageError:
+    return ImageError(f"{name} is larger than {MAX_BYTES // 2**20} MiB: make it smaller.")
+
+
+def _damaged(name: str) -> ImageError:
+    return ImageError(f"{name} is damaged or cut off and cannot be decoded: save or download it again.")
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Canvas of a WebP file, whose decoder would allocate it twice just to be opened.
+
+    https://developers.google.com/speed/webp/docs/riff_container; None if it is no WebP or its header is cut off.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+        turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    except Exception:  # a broken EXIF block says nothing about the picture
+        return picture
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I", "F"):
+        raise ImageError(f"A picture in mode {picture.mode} has no known range of values: convert it to RGB first.")
+    if picture.mode.startswith("I;16"):
+        # High byte, as Pillow does for 16-bit RGB; its own conversion to 8 bits would clip at 255.
+        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,303 @@
+"""The network: vision encoder → bridge → projection → LLM.
+
+Shapes: I pictures, S input side, P patches, n image tokens of a picture, D the bridge's width, H the LLM's width,
+B rows, T tokens, V the vocabulary. Pictures are flat: row by row, in the order of their slots.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    Blip2VisionModel,
+    Cache,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+)
+from transformers import initialization as init
+from transformers.utils import ModelOutput, can_return_tuple
+
+from minichat.errors import ImageError, ModelError, PromptError
+from minichat.model.bridge import QFormerBridge, build_bridge
+from minichat.model.configuration import MiniChatConfig
+from minichat.model.freezing import rest_frozen_parts
+
+
+@dataclass
+class MiniChatOutput(ModelOutput):
+    """What `forward` returns."""
+
+    loss: Tensor | None = None  # () where labels were given
+    logits: Tensor | None = None  # (B, T, V), or the positions that `logits_to_keep` asked for
+    past_key_values: Cache | None = None  # the LLM's cache, pictures and text alike
+    hidden_states: tuple[Tensor, ...] | None = None  # the LLM's, where asked for
+    attentions: tuple[Tensor, ...] | None = None  # the LLM's, where asked for
+    image_features: Tensor | None = None  # (I, n, D), the bridge's output: give it back to skip the vision encoder
+
+
+class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A MiniGPT-4 (arXiv:2304.10592): pictures enter a chat LLM through one linear projection.
+
+    The parts are transformers' own. In float16 and bfloat16 the projection alone stays in float32.
+    """
+
+    config: MiniChatConfig
+    config_class = MiniChatConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _supports_flash_attn = False  # the Q-Former has none; {"text_config": "flash_attention_2"} reaches the LLM alone
+    _no_split_modules = ["Blip2VisionEmbeddings", "Blip2EncoderLayer", "QFormerBridge", "PatchMergeBridge"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _keep_in_fp32_modules_strict = [r"^projection\."]  # a pattern: attention has projections, too
+
+    def __init__(self, config: MiniChatConfig) -> None:
+        super().__init__(config)
+        self.vision_model = Blip2VisionModel(config.vision_config)
+        # MiniGPT-4 takes the last block's output as it is; the one norm that follows is the bridge's ln_vision.
+        self.vision_model.post_layernorm = nn.Identity()
+        self.bridge = build_bridge(config)
+        self.projection = nn.Linear(config.image_feature_size, config.text_config.hidden_size, dtype=torch.float32)
+        # A dtype left in text_config must not decide for one part alone.
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, QFormerBridge):  # equal queries would stay equal for ever
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As with any Hugging Face model.
+
+        Raises `ModelError` for a folder that refers to its LLM: transformers would make random weights in its place.
+        """
+        if kwargs.get("state_dict") is None:
+            config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path)
+            if getattr(config, "llm", None):
+                raise ModelError(
+                    "This folder refers to its LLM: open it with minichat.load, or convert it with --merge."
+                )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def train(self, mode: bool = True) -> MiniChatForConditionalGeneration:
+        """Train mode for what trains; frozen parts (see `set_trainable`) stay in eval mode."""
+        super().train(mode)
+        if mode:
+            rest_frozen_parts(self)
+        return self
+
+    def encode_features(self, pixel_values: Tensor) -> Tensor:
+        """Pictures (I, 3, S, S) → `image_features` (I, n, D), the bridge's output before the projection.
+
+        Raises `ImageError` for pixels of another shape than the vision encoder's.
+        """
+        side = self.config.vision_config.image_size
+        if pixel_values.shape[1:] != (3, side, side):
+            raise ImageError(
+                f"pixel_values has the shape {tuple(pixel_values.shape)}; "
+                f"this model needs (pictures, 3, {side}, {side}): use its own image processor."
+            )
+        if pixel_values.shape[0] == 0:
+            return pixel_values.new_zeros(0, self.config.num_image_tokens, self.config.image_feature_size)
+        patches = self.vision_model(pixel_values=pixel_values).last_hidden_state  # (I, 1 + P, W)
+        return self.bridge(patches)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Pictures (I, 3, S, S) → image tokens (I, n, H), in the LLM's embedding space."""
+        return self._project(self.encode_features(pixel_values))
+
+    def embed(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_features: Tensor | None = None
+    ) -> Tensor:
+        """Token ids (B, T) and pictures → embeddings (B, T, H), each picture's n tokens in its n slots.
+
+        A slot is an id equal to `config.image_token_index`. Pictures come as `pixel_values` (I, 3, S, S) or as
+        `image_features` (I, n, D), flat. Raises `PromptError`, with both numbers, unless slots and pictures match.
+        """
+        return self._embed(input_ids, None, pixel_values, image_features)[0]
+
+    def _embed(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`embed`, with the features that went in; embeddings that are there already pass through."""
+        if inputs_embeds is not None and input_ids is None:
+            if pixel_values is not None or image_features is not None:
+                raise PromptError("inputs_embeds already hold the pictures: give pictures with input_ids only.")
+            return inputs_embeds, None
+        if input_ids is None or inputs_embeds is not None:
+            raise PromptError("Give either input_ids or inputs_embeds.")
+        slots = torch.eq(input_ids, self.config.image_token_index)  # (B, T)
+        self._count(slots, pixel_values, image_features)
+        # A slot's id need not have a row in the embedding: look up another and overwrite it.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(slots, 0))  # (B, T, H)
+        if pixel_values is not None:
+            image_features = self.encode_features(pixel_values)  # (I, n, D)
+        if image_features is None:
+            return embeds, None
+        image_tokens = self._project(image_features).to(embeds)  # (I, n, H)
+        return embeds.masked_scatter(slots.unsqueeze(-1).to(embeds.device), image_tokens), image_features
+
+    def _project(self, image_features: Tensor) -> Tensor:
+        """(I, n, D) → (I, n, H), computed in the projection's own precision, also under autocast."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self.projection(image_features.to(self.projection.weight.dtype))
+
+    def _count(self, slots: Tensor, pixel_values: Tensor | None, image_features: Tensor | None) -> None:
+        """Raise `PromptError` unless every picture has its n slots, all in one row."""
+        n, width = self.config.num_image_tokens, self.config.image_feature_size
+        if pixel_values is not None and image_features is not None:
+            raise PromptError("pixel_values and image_features are the same pictures twice: give one of the two.")
+        if image_features is not None and image_features.shape[1:] != (n, width):
+            raise PromptError(
+                f"image_features has the shape {tuple(image_features.shape)}; it must be (pictures, {n}, {width})."
+            )
+        pictures = next((len(given) for given in (pixel_values, image_features) if given is not None), 0)
+        per_row = slots.sum(-1).tolist()
+        if sum(per_row) != pictures * n:
+            raise PromptError(
+                f"There are {sum(per_row)} image slots and {pictures} pictures, which need {pictures * n}: "
+                f"put {n} slots (the id {self.config.image_token_index}) where each picture belongs."
+            )
+        for row, count in enumerate(per_row):
+            if count % n:
+                raise PromptError(f"Row {row} has {count} image slots; a picture needs {n}, all of them in one row.")
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> MiniChatOutput:
+        """One pass: pictures and ids → embeddings → the LLM → logits, and the loss where there are labels.
+
+        1. `input_ids` (B, T) with slots and `pixel_values` (I, 3, S, S) or `image_features` (I, n, D), or
+           `inputs_embeds` (B, T, H) with the pictures already in place.
+        2. With `past_key_values`, ids are the new tokens alone; `attention_mask` then covers old and new (B, P + T).
+        3. `labels` (B, T), −100 = no loss: the next-token cross-entropy, a mean over the supervised tokens or a sum
+           divided by `num_items_in_batch`.
+
+        Raises `PromptError` where slots and pictures do not match, or embeddings come with pictures.
+        """
+        inputs_embeds, image_features = self._embed(input_ids, inputs_embeds, pixel_values, image_features)  # (B, T, H)
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            # Padding on the left must not move a row's positions.
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=False if use_cache is None and labels is not None else use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        loss = None
+        if labels is not None:
+            targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # the position that predicts each label
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            loss = self._loss(outputs.logits, targets[:, keep], num_items_in_batch)
+        return MiniChatOutput(
+            loss=loss,
+            logits=outputs.logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_features=image_features,
+        )
+
+    @staticmethod
+    def _loss(logits: Tensor, targets: Tensor, num_items_in_batch: int | Tensor | None) -> Tensor:
+        """Cross-entropy in float32 of logits (B, T, V) against aligned targets (B, T)."""
+        logits, targets = logits.float().flatten(0, 1), targets.to(logits.device).flatten()
+        if num_items_in_batch is None:
+            return nn.functional.cross_entropy(logits, targets)
+        total = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        return total / torch.as_tensor(num_items_in_batch, device=total.device)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Generate as transformers' `generate` does, with pictures in any row.
+
+        The pictures are put in place before anything is expanded for beams or several samples. With `input_ids` the
+        result is prompt and reply, as with any Hugging Face model; with `inputs_embeds` it is the reply alone. Like the
+        original MiniGPT-4, penalties and processors see the reply's ids only (a slot's id has no column in the logits).
+
+        Raises `PromptError` where slots and pictures do not match.
+        """
+        inputs_embeds, _ = self._embed(input_ids, inputs_embeds, pixel_values, image_features)  # (B, T, H)
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        kwargs = self._penalise_replies(kwargs)
+        result = super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        if input_ids is None:
+            return result
+        replies = result if isinstance(result, Tensor) else result.sequences  # (B · sequences a row, new tokens)
+        prompts = input_ids.repeat_interleave(replies.shape[0] // input_ids.shape[0], dim=0).to(replies.device)
+        whole = torch.cat([prompts, replies], dim=1)
+        if isinstance(result, Tensor):
+            return whole
+        result.sequences = whole
+        return result
+
+    def _penalise_replies(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The same settings, with a repetition penalty that reads whole replies.
+
+        transformers 5.23 leaves out as many ids of a row as its prompt has padding; without a prompt's ids before them
+        those are the reply's own, and a row would depend on the batch it is in.
+        """
+        given = settings.get("generation_config")
+        penalty = settings.get("repetition_penalty", (given or self.generation_config).repetition_penalty)
+        if penalty is None or penalty == 1:
+            return settings
+        processors = [RepetitionPenaltyLogitsProcessor(float(penalty)), *(settings.get("logits_processor") or ())]
+        settings = {**settings, "repetition_penalty": 1.0, "logits_processor": LogitsProcessorList(processors)}
+        if given is not None:  # keywords beside it are on their way out of transformers
+            settings["generation_config"] = copy.deepcopy(given)
+            settings["generation_config"].repetition_penalty = settings.pop("repetition_penalty")
+        return settings

@@ -1,0 +1,272 @@
+"""Hugging Face's side of the prompt: the processor that turns messages into a model's inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import cached_file
+
+from minichat.errors import ModelError, PromptError
+from minichat.prompt.conversation import Conversation
+from minichat.prompt.fast import FastTokenizer, to_hugging_face
+from minichat.prompt.pixels import MiniChatImageProcessor, flat
+from minichat.prompt.render import IGNORED, History, Rendered, render, render_text
+from minichat.prompt.template import BOS, EOS, SLOT, get_template, to_jinja
+from minichat.prompt.tokenizer import ContentTokenizer, SentencePieceTokenizer
+
+__all__ = ["MODEL_FILE", "MiniChatImageProcessor", "MiniChatProcessor"]
+
+MODEL_FILE = "tokenizer.model"
+
+
+class MiniChatProcessor(ProcessorMixin):
+    """An image processor, a tokenizer, and how a conversation is spelled for one model.
+
+    Args:
+        image_processor, tokenizer: Hugging Face's.
+        template: the name of a template (`minichat.prompt.template.TEMPLATES`).
+        num_image_tokens: n, how many slots each picture takes.
+        image_token_id: the id of a slot; the first id beyond the vocabulary where it is not given.
+        sentencepiece: content is tokenised by a SentencePiece `tokenizer.model` that lies beside the other files.
+
+    Raises PromptError for an unknown template, ModelError where `tokenizer.model` is wanted and missing.
+    """
+
+    def __init__(
+        self,
+        image_processor: MiniChatImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str = "vicuna-v0",
+        num_image_tokens: int = 32,
+        image_token_id: int | None = None,
+        sentencepiece: bool = False,
+        chat_template: str | None = None,
+    ) -> None:
+        spelled = to_jinja(get_template(template), slots_per_picture=num_image_tokens)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or spelled)
+        self.template = template
+        self.num_image_tokens = num_image_tokens
+        self.image_token_id = len(tokenizer) if image_token_id is None else image_token_id
+        self.sentencepiece = sentencepiece
+        self._content: ContentTokenizer | None = None
+
+    @classmethod
+    def from_tokenizer_model(
+        cls, model: str | Path | bytes, *, image_size: int, template: str, num_image_tokens: int, **kwargs: Any
+    ) -> MiniChatProcessor:
+        """A processor on a SentencePiece model, its path or its bytes."""
+        content = SentencePieceTokenizer(model)
+        processor = cls(
+            MiniChatImageProcessor(size=image_size),
+            to_hugging_face(content),
+            template=template,
+            num_image_tokens=num_image_tokens,
+            sentencepiece=True,
+            **kwargs,
+        )
+        processor._content = content
+        return processor
+
+    @property
+    def content_tokenizer(self) -> ContentTokenizer:
+        """What turns a person's words into ids, and ids into words."""
+        if self._content is None:
+            if self.sentencepiece:
+                raise ModelError(f"{MODEL_FILE} is missing: put the model's own beside its processor_config.json.")
+            self._content = FastTokenizer(self.tokenizer)
+        return self._content
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+    def render(
+        self, conversation: Conversation, *, add_generation_prompt: bool = False, history: History = "ids"
+    ) -> Rendered:
+        """The conversation's ids, loss mask and pictures (`minichat.prompt.render.render`)."""
+        return render(
+            conversation,
+            get_template(self.template),
+            self.content_tokenizer,
+            slot_id=self.image_token_id,
+            slots_per_picture=self.num_image_tokens,
+            add_generation_prompt=add_generation_prompt,
+            history=history,
+        )
+
+    def batch(
+        self,
+        rendered: Sequence[Rendered],
+        padding_side: Literal["left", "right"] = "left",
+        *,
+        labels: bool = False,
+    ) -> BatchFeature:
+        """B prompts as tensors, padded to the longest: `input_ids`, `attention_mask` (B, T), with `labels` also those.
+
+        `pixel_values` (I, 3, S, S) holds the pictures of all rows, row by row, in slot order; it is absent where there
+        are none. Labels are −100 where nothing is supervised.
+        """
+        if not rendered:
+            raise PromptError("A batch needs at least one conversation.")
+        longest = max(len(row.ids) for row in rendered)
+
+        def padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+            gaps = [[filler] * (longest - len(row)) for row in rows]
+            left = padding_side == "left"
+            return torch.tensor([[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, gaps, strict=True)])
+
+        data = {
+            "input_ids": padded([row.ids for row in rendered], self.content_tokenizer.pad_id),
+            "attention_mask": padded([[1] * len(row.ids) for row in rendered], 0),
+        }
+        pictures = [picture for row in rendered for picture in row.pictures]
+        if pictures:
+            data["pixel_values"] = self.image_processor(pictures)["pixel_values"]
+        if labels:
+            data["labels"] = padded([row.labels for row in rendered], IGNORED)
+        return BatchFeature(data)
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Any],
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        padding_side: Literal["left", "right"] = "left",
+        **unsupported: Any,
+    ) -> Any:
+        """Messages, or a list of them, as Hugging Face's processors take them; through MiniChat's own renderer.
+
+        Text with `tokenize=False`; else `input_ids`, `attention_mask` and `pixel_values` with `return_dict=True`, or
+        the ids alone. Raises PromptError for messages that are not understood.
+        """
+        _refuse(unsupported)
+        many = not isinstance(conversation, Conversation) and _holds_lists(conversation)
+        read = [_conversation(one) for one in (conversation if many else [conversation])]
+        if not tokenize:
+            texts = [
+                render_text(
+                    one,
+                    get_template(self.template),
+                    add_generation_prompt=add_generation_prompt,
+                    slot=SLOT * self.num_image_tokens,
+                )
+                for one in read
+            ]
+            return texts if many else texts[0]
+        rendered = [self.render(one, add_generation_prompt=add_generation_prompt) for one in read]
+        batch = _converted(self.batch(rendered, padding_side), return_tensors)
+        return batch if return_dict else batch["input_ids"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = None,
+        padding_side: Literal["left", "right"] = "left",
+        **unsupported: Any,
+    ) -> BatchFeature:
+        """Questions, each with its picture or pictures, as prompts that ask for a reply.
+
+        `text` is one question, and `images` its picture or pictures; or `text` is a list of B, and `images` B times a
+        picture, a list of pictures or None. A question is a person's words: it holds no slots and no delimiters.
+        """
+        _refuse(unsupported)
+        if isinstance(text, str):
+            text, images = [text], [images]
+        if text is None:
+            raise PromptError("There is no text to answer: give a question, or use image_processor for pictures alone.")
+        rows = [None] * len(text) if images is None else list(images)
+        if len(rows) != len(text):
+            raise PromptError(
+                f"There are {len(text)} texts and {len(rows)} rows of pictures: give one row for each text."
+            )
+        asked = [Conversation().user(one, flat(row)) for one, row in zip(text, rows, strict=True)]
+        rendered = [self.render(one, add_generation_prompt=True) for one in asked]
+        return _converted(self.batch(rendered, padding_side), return_tensors)
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
+        """The text of ids. Image slots are skipped; with `skip_special_tokens=False` all that text is not is shown."""
+        ids = [int(i) for i in token_ids]
+        content = self.content_tokenizer
+        if skip_special_tokens:
+            return content.decode([i for i in ids if i != self.image_token_id])
+        shown = {content.bos_id: BOS, content.eos_id: EOS, self.image_token_id: SLOT}
+        text, run = "", list[int]()
+        for i in [*ids, None]:
+            if i is None or i in shown:
+                text, run = text + content.decode(run) + ("" if i is None else shown[i]), []
+            else:
+                run.append(i)
+        return text
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
+        """The text of each row of ids."""
+        return [self.decode(row, skip_special_tokens) for row in sequences]
+
+    def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
+        """The texts of what `generate` returned."""
+        return self.batch_decode(generated_outputs, kwargs.get("skip_special_tokens", True))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Write everything `from_pretrained` needs, `tokenizer.model` among it."""
+        if isinstance(self._content, SentencePieceTokenizer):
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            (Path(save_directory) / MODEL_FILE).write_bytes(self._content.serialized)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> MiniChatProcessor:
+        """Read a folder or a hub repository that `save_pretrained` wrote."""
+        settings, options = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        where = {name: options[name] for name in _WHERE if options.get(name) is not None}
+        # Its parts are named here, so that no registration is needed to find them.
+        image_processor = MiniChatImageProcessor(**settings.get("image_processor", {}))
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **where)
+        processor = cast(MiniChatProcessor, cls.from_args_and_dict([image_processor, tokenizer], settings))
+        if processor.sentencepiece:
+            file = cached_file(
+                pretrained_model_name_or_path, MODEL_FILE, _raise_exceptions_for_missing_entries=False, **where
+            )
+            if file is None:
+                raise ModelError(f"{MODEL_FILE} is missing: put the model's own beside its processor_config.json.")
+            processor._content = SentencePieceTokenizer(file)
+        return processor
+
+
+#: What tells `from_pretrained` where a file is.
+_WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+#: Options of Hugging Face's that change nothing here: rows are always padded to the longest, and masks returned.
+_GRANTED = ("padding", "return_attention_mask")
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    asked = [name for name, value in options.items() if name not in _GRANTED and value not in (None, False)]
+    if asked:
+        raise PromptError(f"The option {asked[0]!r} is not known to MiniChat's processor: leave it out.")
+
+
+def _conversation(messages: Conversation | Sequence[Any]) -> Conversation:
+    return messages if isinstance(messages, Conversation) else Conversation.from_messages(messages)
+
+
+def _holds_lists(messages: Sequence[Any]) -> bool:
+    """A list of conversations, not one conversation."""
+    return len(messages) > 0 and isinstance(messages[0], (list, tuple, Conversation))
+
+
+def _converted(batch: BatchFeature, return_tensors: str | None) -> BatchFeature:
+    """As PyTorch tensors ("pt"), as another library's, or (None) as lists save for the pixels."""
+    if return_tensors == "pt":
+        return batch
+    if return_tensors is None:
+        return BatchFeature({k: v if k == "pixel_values" else v.tolist() for k, v in batch.items()})
+    return BatchFeature({k: v.numpy() for k, v in batch.items()}, tensor_type=return_tensors)

@@ -1,0 +1,260 @@
+"""The one place that turns a conversation into ids: for training, chat, captions and the API alike.
+
+Two spellings of a history:
+
+`"ids"` (chat, training)
+    Each question and each reply is tokenised by itself; a reply that was generated keeps the ids that were generated.
+    Law: the ids of a longer conversation begin with the ids of the prompt that asked for its last reply, then that
+    reply's ids. So a key–value cache of the prompt and the reply stays true, and what is supervised in training is
+    exactly what is generated in chat.
+`"text"` (as the original programs chat)
+    Everything between two pictures or control ids is one text, tokenised as a whole. A token may then reach over the
+    end of a reply, so nothing is marked as supervised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from PIL import Image
+
+from minichat.errors import PromptError
+from minichat.prompt.conversation import Conversation, Message, Picture
+from minichat.prompt.neutral import neutralise
+from minichat.prompt.template import BOS, EOS, SLOT, Template, split_controls
+from minichat.prompt.tokenizer import ContentTokenizer, encode_inside
+
+History = Literal["ids", "text"]
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt: T ids, a mask of the T that are supervised, and the pictures in the order of their slots."""
+
+    ids: list[int]
+    loss_mask: list[bool]
+    pictures: tuple[Image.Image, ...]
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids where they are supervised, −100 elsewhere."""
+        return [i if learn else IGNORED for i, learn in zip(self.ids, self.loss_mask, strict=True)]
+
+
+@dataclass(frozen=True)
+class Words:
+    """Text that is tokenised as a whole; `inside`: it goes on from the text before it, without a leading space."""
+
+    text: str
+    learn: bool = False
+    inside: bool = False
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Text that no ids of its own stand for: the leading space that the tokenizer gives the words after it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Control:
+    """`<s>` or `</s>`, spelled by a template."""
+
+    symbol: str
+    learn: bool = False
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one picture."""
+
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A reply's ids as the model gave them."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+Segment = Words | Gap | Control | Slot | Generated
+
+
+def render(
+    conversation: Conversation,
+    template: Template,
+    tokenizer: ContentTokenizer,
+    *,
+    slot_id: int,
+    slots_per_picture: int,
+    add_generation_prompt: bool = False,
+    history: History = "ids",
+) -> Rendered:
+    """The conversation's ids, which of them are supervised, and its pictures, in one pass.
+
+    Args:
+        slot_id: the id of an image slot; it needs no embedding and may lie beyond the vocabulary.
+        slots_per_picture: how many slots each picture takes (n query tokens).
+        add_generation_prompt: end with what asks for the next reply.
+        history: how replies so far are spelled, see above.
+
+    Raises PromptError for a conversation that cannot be spelled so.
+    """
+    ids: list[int] = []
+    mask: list[bool] = []
+    pictures: list[Image.Image] = []
+    for segment in spell(conversation, template, add_generation_prompt=add_generation_prompt, history=history):
+        learn = False
+        match segment:
+            case Words(text, learn, inside):
+                new = encode_inside(tokenizer, text) if inside else tokenizer.encode(text)
+                _refuse_slots(new, slot_id, "a text spells")
+            case Control(symbol, learn):
+                new = [tokenizer.bos_id if symbol == BOS else tokenizer.eos_id]
+            case Generated(kept, _):
+                new, learn = list(kept), True
+                _refuse_slots(new, slot_id, "a reply's generated ids hold")
+            case Slot(image):
+                new = [slot_id] * slots_per_picture
+                pictures.append(image)
+            case Gap():
+                continue
+        ids += new
+        mask += [learn] * len(new)
+    return Rendered(ids, mask, tuple(pictures))
+
+
+def render_text(
+    conversation: Conversation,
+    template: Template,
+    *,
+    add_generation_prompt: bool = False,
+    history: History = "ids",
+    slot: str = SLOT,
+) -> str:
+    """The same prompt as text for human eyes, with `<s>`, `</s>` and `slot` for each picture; not to be tokenised."""
+    segments = spell(conversation, template, add_generation_prompt=add_generation_prompt, history=history)
+    return "".join(slot if isinstance(s, Slot) else s.symbol if isinstance(s, Control) else s.text for s in segments)
+
+
+def spell(
+    conversation: Conversation, template: Template, *, add_generation_prompt: bool, history: History
+) -> Iterator[Segment]:
+    """What a conversation is made of, in order. Neighbouring texts that are tokenised together are one segment."""
+    if history not in get_args(History):
+        raise PromptError(f"history is {history!r}: use one of {', '.join(get_args(History))}.")
+    turns = conversation.turns
+    if add_generation_prompt and (not turns or turns[-1].role != "user"):
+        raise PromptError("A reply can only be asked for after a user's message: add one, or ask for no reply.")
+    return _Speller(template, history).spell(conversation, add_generation_prompt)
+
+
+class _Speller:
+    """Collects text until something that is not text, or a reply, ends it."""
+
+    def __init__(self, template: Template, history: History) -> None:
+        self._template = template
+        self._history = history
+        self._text = ""
+        self._inside = False  # the segment before ended in text
+
+    def spell(self, conversation: Conversation, ask: bool) -> Iterator[Segment]:
+        t = self._template
+        yield from self._words(BOS)
+        system = conversation.system
+        yield from self._words(t.system) if system is None else self._content(system, t.system_suffix)
+        yield from self._words(t.system_suffix)
+        for number, message in enumerate(conversation.turns):
+            if message.role == "assistant":
+                yield from self._words(t.assistant_prefix)
+                yield from self._reply(message)
+                continue
+            if number > 0:
+                yield from self._words(t.between)
+            yield from self._words(t.user_prefix)
+            yield from self._content(message, t.user_suffix + t.assistant_prefix)
+            yield from self._words(t.user_suffix)
+        if ask:
+            yield from self._words(t.assistant_prefix)
+        yield from self._flush()
+
+    def _words(self, spelled: str) -> Iterator[Segment]:
+        """The template's own words, in which `<s>` and `</s>` are control ids."""
+        for piece in split_controls(spelled):
+            if piece in (BOS, EOS):
+                yield from self._flush()
+                yield Control(piece)
+                self._inside = False
+            else:
+                self._text += piece
+
+    def _content(self, message: Message, following: str) -> Iterator[Segment]:
+        """A person's words and pictures. Neighbouring text parts are one text: a marker may be split over them."""
+        t = self._template
+        groups: list[str | Picture] = []
+        for part in message.parts:
+            if isinstance(part, Picture):
+                groups.append(part)
+            elif groups and isinstance(groups[-1], str):
+                groups[-1] += part.text
+            elif part.text:
+                groups.append(part.text)
+        for number, group in enumerate(groups):
+            if number > 0:
+                self._text += t.picture_gap
+            if isinstance(group, str):
+                words = neutralise(group, t)
+                self._text += keep_apart(words, following) if number == len(groups) - 1 else words
+                continue
+            self._text += t.picture_prefix
+            yield from self._flush()
+            yield Slot(group.image)
+            self._inside = False
+            self._text = t.picture_suffix
+
+    def _reply(self, message: Message) -> Iterator[Segment]:
+        t = self._template
+        if self._history == "text":
+            text = neutralise(message.text, t)
+            end = t.reply_end if t.text_reply_end is None else t.text_reply_end
+            self._text += t.reply_gap + keep_apart(text, end)
+            # The originals' get_prompt ends no empty reply (`if message: … + sep`, MiniGPT-4's conversation.py).
+            yield from self._words(end if text else "")
+            return
+        yield from self._flush()
+        if t.reply_gap:
+            yield Gap(t.reply_gap)
+        end_text = t.reply_end.removesuffix(EOS)
+        if message.ids is None:
+            yield Words(keep_apart(neutralise(message.text, t), end_text) + end_text, learn=True)
+        else:
+            yield Generated(message.ids, message.text)
+            if end_text:
+                yield Words(end_text, learn=True, inside=True)
+        self._inside = end_text == t.reply_end
+        if not self._inside:
+            yield Control(EOS, learn=True)
+
+    def _flush(self) -> Iterator[Segment]:
+        if self._text:
+            yield Words(self._text, inside=self._inside)
+            self._inside = True
+        self._text = ""
+
+
+def keep_apart(words: str, following: str) -> str:
+    """`words`, and a space where their last character would blur the delimiter that follows ("C#" before "###")."""
+    return words + " " if words and words[-1] == following[:1].strip() else words
+
+
+def _refuse_slots(ids: list[int], slot_id: int, what: str) -> None:
+    if slot_id in ids:
+        raise PromptError(
+            f"The image slot's id {slot_id} is not reserved: {what} it. Choose an id beyond the vocabulary."
+        )

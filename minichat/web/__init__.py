@@ -1,0 +1,22 @@
+"""The chat page. Gradio is imported only when a name from here is used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minichat.web.app import build_app
+    from minichat.web.limits import Limits
+    from minichat.web.serve import Running, launch
+
+__all__ = ["Limits", "Running", "build_app", "launch"]
+
+_HOMES = {"build_app": "app", "Limits": "limits", "launch": "serve", "Running": "serve"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

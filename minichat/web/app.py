@@ -1,0 +1,173 @@
+"""The chat page: what is on it, and which listener answers what."""
+
+from __future__ import annotations
+
+import html
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from minichat.web import settings
+from minichat.web.examples import EXAMPLES
+from minichat.web.handlers import IDLE, Handlers
+from minichat.web.limits import Limits
+from minichat.web.store import Sessions, Uploads
+
+TINY = "minichat-tiny"
+
+KNOWS = """<p><strong>What this model knows.</strong> It is small and was trained only on drawn scenes: eight shapes,
+eleven colours, small and large, how many, where, and the background. Photographs, faces and text mean nothing to it; it
+answers about them too, but wrongly.</p>"""
+
+WELCOME = """<div class="mc-welcome"><h2>Ask about a picture</h2>
+<p>Add one with the clip, paste it, or drop it in the box below – or pick a scene.</p></div>"""
+
+
+class Page(gr.Blocks):
+    """The Blocks of the chat page, with what the server keeps for its visitors."""
+
+    sessions: Sessions
+    uploads: Uploads
+    limits: Limits
+
+
+def build_app(bot: Any, limits: Limits = Limits()) -> Page:  # noqa: B008 (frozen)
+    """The chat page of a loaded model; `minichat.web.launch` serves it.
+
+    Args:
+        bot: a `MiniChat`, of which `name`, `context` and `chat()` are used.
+        limits: what the page may cost its host.
+    """
+    # Gradio reads these when a Blocks is made: it is to send nothing home, and neither to keep records of past requests
+    # nor to sum them up after every one.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
+    fields = settings.panel(limits, bot.context)
+    page = Page(
+        title="MiniChat",
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(300, int(limits.session_life) + 300),  # what Gradio itself may store; uploads are `Uploads`' own
+    )
+    page.sessions, page.limits = Sessions(bot.chat, limits), limits
+    # Gradio serves and reads files below its own folder only.
+    page.uploads = Uploads(Path(get_upload_folder()) / f"minichat-{secrets.token_hex(8)}", limits)
+    listeners = Handlers(page.sessions, page.uploads, fields, limits)
+    with page:
+        new = _head(bot.name)
+        with gr.Row(elem_id="mc-body"):
+            with gr.Column(elem_id="mc-main"):
+                chat, box = _conversation(limits)
+            with gr.Column(elem_id="mc-side"):
+                scenes = _scenes()
+                if bot.name == TINY:
+                    gr.HTML(KNOWS, elem_id="mc-about")
+                controls = _panel(fields)
+        _connect(page, listeners, new, chat, box, scenes, controls)
+    page.queue(
+        max_size=limits.queue, default_concurrency_limit=limits.concurrent, api_open=False, status_update_rate="auto"
+    )
+    return page
+
+
+def _head(name: str) -> gr.Button:
+    with gr.Row(elem_id="mc-head"):
+        gr.HTML(
+            f"<h1>MiniChat</h1><p>Talk about pictures with <code>{html.escape(name)}</code></p>",
+            elem_id="mc-title",
+        )
+        return gr.Button("New chat", size="sm", variant="secondary", elem_id="mc-new")
+
+
+def _conversation(limits: Limits) -> tuple[gr.Chatbot, gr.MultimodalTextbox]:
+    chat = gr.Chatbot(
+        label="Conversation",
+        show_label=False,
+        elem_id="mc-chat",
+        height=None,
+        placeholder=WELCOME,
+        editable="user",
+        buttons=["copy"],
+        # Text is shown as text: no Markdown, no HTML, no formulas. Pictures and words are bubbles of their own, which
+        # also lets Gradio edit the words of a message that has pictures.
+        render_markdown=False,
+        sanitize_html=True,
+        latex_delimiters=[],
+        allow_tags=False,
+        group_consecutive_messages=False,
+        feedback_options=None,
+        allow_file_downloads=False,
+    )
+    box = gr.MultimodalTextbox(
+        label="Your message",
+        show_label=False,
+        placeholder="Ask about a picture…",
+        elem_id="mc-box",
+        file_types=["image"],
+        file_count="multiple",
+        sources=["upload"],
+        max_plain_text_length=limits.characters,
+        max_lines=8,
+        html_attributes=gr.InputHTMLAttributes(spellcheck=True),
+        autofocus=False,
+        **IDLE,
+    )
+    return chat, box
+
+
+def _scenes() -> list[gr.Button]:
+    with gr.Column(elem_id="mc-scenes"):
+        gr.HTML('<p class="mc-label">Try a scene</p>', padding=False)
+        with gr.Row(elem_id="mc-grid"):
+            return [
+                gr.Button(example.question, elem_id=f"mc-scene-{index}", size="sm")
+                for index, example in enumerate(EXAMPLES)
+            ]
+
+
+def _panel(fields: tuple[settings.Field, ...]) -> list[Any]:
+    with gr.Accordion("Settings", open=False, elem_id="mc-settings"):
+        return [
+            gr.Textbox(label=field.label, info=field.info, placeholder="any", max_lines=1)
+            if field.default is None
+            else gr.Slider(
+                field.low, field.high, value=field.default, step=field.step, label=field.label, info=field.info
+            )
+            for field in fields
+        ]
+
+
+def _connect(
+    page: Page,
+    listeners: Handlers,
+    new: gr.Button,
+    chat: gr.Chatbot,
+    box: gr.MultimodalTextbox,
+    scenes: list[gr.Button],
+    controls: list[Any],
+) -> None:
+    """Every listener gets what the browser sent as it is (`preprocess=False`) and checks it itself, so that an error
+    names the setting."""
+    answer = {
+        "outputs": [chat, box],
+        "preprocess": False,
+        "show_progress": "hidden",
+        "concurrency_id": "answer",
+        "api_visibility": "private",
+    }
+    direct = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    box.submit(listeners.submit, [box, *controls], **answer)
+    for scene, example in zip(scenes, EXAMPLES, strict=True):
+        scene.click(listeners.example(example), controls, **answer)
+    chat.retry(listeners.retry, controls, **answer)
+    chat.edit(listeners.edit, controls, **answer)
+    chat.undo(listeners.undo, None, [chat, box], **direct)
+    box.stop(listeners.stop, None, None, **direct)
+    for cleared in (chat.clear, new.click):
+        cleared(listeners.clear, None, [chat, box], **direct)
+    page.unload(listeners.leave)

@@ -1,0 +1,228 @@
+"""Published weights → a folder that `minichat.load` opens: `minichat convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig
+
+from minichat.errors import ModelError, SettingsError
+from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+from minichat.prompt.pixels import MiniChatImageProcessor
+from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
+from minichat.prompt.template import TEMPLATES, get_template
+from minichat.weights.account import Account
+from minichat.weights.blip2 import add_hugging_face
+from minichat.weights.files import quiet, sentence
+from minichat.weights.llm import Llm, find_llm
+from minichat.weights.published import Sizes, add_bridge, add_vision, bridge_sizes, open_part, projection_sizes
+from minichat.weights.reading import Checkpoint
+from minichat.weights.writing import Entry, new_folder, write_json, write_tensors
+
+RECORD = "conversion.json"
+_SPARE_ROWS = 1024  # an LLM's embedding may be padded so far beyond its tokenizer
+
+
+def convert(
+    out: Path,
+    *,
+    projection: Path,
+    llm: str,
+    template: str,
+    vit: Path | None = None,
+    qformer: Path | None = None,
+    blip2: str | None = None,
+    merge: bool = False,
+    vision_heads: int | None = None,
+    vision_layers: int | None = None,
+    qformer_heads: int | None = None,
+    image_size: int | None = None,
+    allow_unused: Iterable[str] = (),
+    progress: Callable[[str], None] = lambda message: None,
+) -> Path:
+    """Write a model's folder from published files, whole or not at all.
+
+    Args:
+        out: a new folder.
+        projection: what a training run of MiniGPT-4 saved (`llama_proj.*`).
+        llm: a Hugging Face folder or a hub id; referred to, or copied with `merge`.
+        template: the prompt template that the weights were trained with.
+        vit, qformer: EVA's ViT and BLIP-2's Q-Former as the originals published them; or `blip2`, a Hugging Face
+            BLIP-2 that holds both. Without a Q-Former, patches are joined (MiniGPT-4 with Llama-2).
+        vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
+        allow_unused: globs of tensors that may be left out although nothing is known of them; recorded in the folder.
+        progress: is told what is being done.
+
+    Raises:
+        ModelError: for a file that is damaged, unsafe or not what it should be, and for parts that do not belong
+            together; nothing is left behind then.
+        SettingsError: for a size that is impossible, or that nothing tells.
+        PromptError: for a template that does not exist.
+    """
+    get_template(template)
+    if (vit is None) == (blip2 is None):
+        raise SettingsError("Give the vision encoder once: --vit for the original file, or --blip2.")
+    sizes = Sizes(vision_heads, vision_layers, qformer_heads, image_size)
+    account = Account(allow_unused)
+    trained = open_part(projection, "MiniGPT-4 projection", "llama_proj.weight", "llama_proj.bias")
+    _check_template(trained, template)
+    progress("Reading the vision side")
+    vision, bridge = _vision_side(account, trained, vit, qformer, blip2, sizes)
+    progress("Looking at the LLM")
+    words = find_llm(llm)
+    _check_width(account, words)
+    config = MiniChatConfig(
+        vision_config=vision,
+        bridge_config=bridge,
+        text_config=words.config,
+        template=template,
+        llm=None if merge else words.reference(),
+        architectures=[MiniChatForConditionalGeneration.__name__],
+    )
+    account.check(_wanted(config))
+    processor = _processor(words, config)
+    entries = [Entry(name, account.bytes(name), _maker(account, name)) for name in sorted(account.names())]
+    if merge:
+        entries += _copied(words)
+    with new_folder(out) as folder:
+        progress("Writing")
+        write_tensors(folder, entries)
+        config.save_pretrained(folder)
+        _generation(words).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        write_json(folder / RECORD, _record(account, words))
+    return out
+
+
+def _vision_side(
+    account: Account, trained: Checkpoint, vit: Path | None, qformer: Path | None, blip2: str | None, sizes: Sizes
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take in everything but the LLM; returns the vision encoder's and the bridge's configuration."""
+    queries = ("query_tokens", "ln_vision.weight", "Qformer.bert.embeddings.LayerNorm.weight")
+    original = None if qformer is None else open_part(qformer, "BLIP-2 Q-Former", *queries)
+    known: dict[str, Any] = {}
+    if vit is not None:
+        names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+        vision = add_vision(account, open_part(vit, "EVA vision encoder", *names), sizes)
+    else:
+        vision, known = add_hugging_face(account, str(blip2), sizes)
+        sizes = Sizes(sizes.vision_heads, sizes.vision_layers, known.get("num_attention_heads", sizes.qformer_heads))
+    add_bridge(account, original, trained)
+    bridge = bridge_sizes(account, vision, sizes)
+    if known and "qformer" in bridge:
+        bridge["qformer"] |= known
+    return vision, bridge
+
+
+def _check_template(trained: Checkpoint, template: str) -> None:
+    """What a training run recorded of its prompts must be what the template's training form spells."""
+    recorded = trained.extras.get("config")
+    model = recorded.get("model") if isinstance(recorded, dict) else None
+    spelled = model.get("prompt_template") if isinstance(model, dict) else None
+    if not isinstance(spelled, str) or "{}" not in spelled:
+        return
+
+    def training_form(name: str) -> str | None:
+        form = TEMPLATES.get(name if name.endswith("-train") else f"{name}-train")
+        return None if form is None else f"{form.user_prefix}{{}}{form.user_suffix}{form.assistant_prefix}"
+
+    wanted = training_form(template)
+    if wanted is not None and wanted.split() != spelled.split():
+        fitting = [name for name in TEMPLATES if (training_form(name) or "").split() == spelled.split()]
+        hint = f"use --template {fitting[0]}" if fitting else "use the template it was trained with"
+        raise ModelError(
+            f"{trained.file} was trained with the prompt {spelled!r}, but the template {template!r} spells {wanted!r}: "
+            f"{hint}."
+        )
+
+
+def _check_width(account: Account, words: Llm) -> None:
+    source, _ = projection_sizes(account)
+    given, taken = account.shape("projection.weight")[0], words.config.hidden_size
+    if given != taken:
+        raise ModelError(
+            f"{source} gives image tokens of width {given}, but the LLM {words.folder.name!r} takes {taken}: they do "
+            "not belong together."
+        )
+
+
+def _wanted(config: MiniChatConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors but the LLM's."""
+    with torch.device("meta"):
+        model = MiniChatForConditionalGeneration(config)
+    state = model.state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if not name.startswith("language_model.")}
+
+
+def _processor(words: Llm, config: MiniChatConfig) -> MiniChatProcessor:
+    """Content is tokenised by the LLM's own SentencePiece model where it has one, as the originals did."""
+    common: dict[str, Any] = {
+        "template": config.template,
+        "num_image_tokens": config.num_image_tokens,
+        "image_token_id": config.image_token_index,
+    }
+    size, model = config.vision_config.image_size, words.folder / MODEL_FILE
+    if model.is_file():
+        processor = MiniChatProcessor.from_tokenizer_model(model, image_size=size, **common)
+    else:
+        try:
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(words.folder, local_files_only=True)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+            raise ModelError(
+                f"The LLM {words.folder.name!r} has no tokenizer that can be used ({sentence(error)}): put its "
+                f"{MODEL_FILE} there."
+            ) from None
+        processor = MiniChatProcessor(MiniChatImageProcessor(size=size), tokenizer, **common)
+    count, rows = processor.content_tokenizer.vocab_size, words.config.vocab_size
+    if not 0 <= rows - count <= _SPARE_ROWS:
+        raise ModelError(
+            f"The tokenizer in {words.folder.name!r} has {count} ids, but the LLM's vocabulary has {rows}: they do not "
+            "belong together."
+        )
+    return processor
+
+
+def _maker(account: Account, name: str) -> Callable[[], torch.Tensor]:
+    """The projection is always in float32; all else stays as it was stored."""
+    if name.startswith("projection."):
+        return lambda: account.tensor(name).float()
+    return lambda: account.tensor(name)
+
+
+def _copied(words: Llm) -> list[Entry]:
+    def maker(checkpoint: Checkpoint, name: str) -> Callable[[], torch.Tensor]:
+        return lambda: checkpoint[name]
+
+    return [
+        Entry(f"language_model.{name}", checkpoint.plain(name).nbytes, maker(checkpoint, name))
+        for name, checkpoint in words.tensors().items()
+    ]
+
+
+def _generation(words: Llm) -> GenerationConfig:
+    """The LLM's control ids; how to sample is asked for, never inherited."""
+    with quiet():
+        try:
+            theirs = GenerationConfig.from_pretrained(words.folder, local_files_only=True)
+        except (OSError, ValueError, TypeError):
+            theirs = GenerationConfig.from_model_config(words.config)
+    ids = {key: getattr(theirs, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return GenerationConfig(**ids)
+
+
+def _record(account: Account, words: Llm) -> dict[str, Any]:
+    """Where everything came from, and what was left out."""
+    allowed = {
+        glob: sorted(n for names in account.left_over.values() for n in names if fnmatchcase(n, glob))
+        for glob in account.allowed
+    }
+    return {
+        "llm": words.folder.name if Path(words.name).expanduser().is_dir() else words.name,
+        "known_to_be_unused": {file: sorted(names) for file, names in account.unused.items()},
+        "allow_unused": allowed,
+    }

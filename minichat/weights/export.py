@@ -1,0 +1,127 @@
+"""A model of ours → what other programs load: `minichat export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minichat.errors import ModelError, SettingsError
+from minichat.weights.files import check_header, quiet, read_json, weight_files
+from minichat.weights.projection import export_projection, is_projection, read_projection
+from minichat.weights.zoo import find
+
+FORMATS = ("projection", "blip2")
+_RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "projection.": "language_projection.", "bridge.": ""}
+
+
+def export(model: str, form: str, out: Path) -> Path:
+    """Write a model (a known name, a folder or a hub id) to the new folder `out`, whole or not at all.
+
+    `form`: "projection", the trained part alone; or "blip2", a whole `Blip2ForConditionalGeneration`. Raises
+    `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another form.
+    """
+    if form not in FORMATS:
+        raise SettingsError(f"format is {form!r}; it must be one of {', '.join(FORMATS)}.")
+    return export_projection(model, out) if form == "projection" else export_blip2(model, out)
+
+
+def export_blip2(model: str, out: Path) -> Path:
+    """A folder that `transformers.Blip2ForConditionalGeneration` loads, with no code of ours.
+
+    Its logits are this model's in the columns of the vocabulary. BLIP-2 looks its slots up in the embedding, so one row
+    is added for them where the LLM has none; it is never generated. What we call `ln_vision` has transformers' eps of
+    1e-6 there, not 1e-5.
+    """
+    import torch
+    from transformers import AutoTokenizer, Blip2Config, GenerationConfig
+
+    from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+    from minichat.weights.llm import referred_llm
+    from minichat.weights.reading import Checkpoint, read_checkpoint
+    from minichat.weights.writing import Entry, new_folder, write_tensors
+
+    folder, trained = find(model), None
+    if is_projection(folder):
+        trained = read_projection(folder)
+        folder = trained.base_folder()
+        trained.check(folder)
+    if (kind := read_json(folder, "config.json").get("model_type")) != "minichat":
+        raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not 'minichat'.")
+    with quiet():
+        config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+    if config.bridge_config.kind != "qformer":
+        raise ModelError(f"{folder.name!r} has no Q-Former, which BLIP-2 needs: export its projection instead.")
+    held: dict[str, tuple[Checkpoint, str]] = {}
+    if config.llm:
+        llm = referred_llm(config.llm, folder.name)
+        held |= {f"language_model.{name}": (checkpoint, name) for name, checkpoint in llm.tensors().items()}
+    for file in weight_files(folder):
+        check_header(folder, file)
+        checkpoint = read_checkpoint(folder / file)
+        held |= {name: (checkpoint, name) for name in checkpoint}
+    if trained is not None:
+        held |= {f"projection.{name}": (trained.checkpoint, name) for name in ("weight", "bias")}
+    with torch.device("meta"):
+        network = MiniChatForConditionalGeneration(config)
+    _check_whole(folder, network, held)
+    rows = config.image_token_index + 1 - config.text_config.vocab_size
+    grown = _vocabulary_tensors(network) if rows > 0 else set()
+
+    def maker(name: str) -> Callable[[], Any]:
+        checkpoint, stored = held[name]
+        if name in grown:
+            return lambda: _with_rows(checkpoint[stored], rows)
+        return lambda: checkpoint[stored]
+
+    entries = [Entry(_renamed(name), held[name][0].plain(held[name][1]).nbytes, maker(name)) for name in sorted(held)]
+    text = config.text_config.to_dict() | {"vocab_size": config.text_config.vocab_size + max(0, rows)}
+    theirs = Blip2Config(
+        vision_config=config.vision_config.to_dict(),
+        qformer_config=config.bridge_config.qformer.to_dict(),
+        text_config=text,
+        num_query_tokens=config.bridge_config.num_query_tokens,
+        image_token_index=config.image_token_index,
+        architectures=["Blip2ForConditionalGeneration"],
+    )
+    with quiet():
+        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    generation.suppress_tokens = [config.image_token_index]
+    with new_folder(out) as made:
+        write_tensors(made, entries)
+        theirs.save_pretrained(made)
+        generation.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+    return out
+
+
+def _check_whole(folder: Path, network: Any, held: dict[str, Any]) -> None:
+    """Raise `ModelError`, naming it, for the first tensor that is missing, left over or of another shape."""
+    wanted = network.state_dict()
+    tied = set(getattr(network, "all_tied_weights_keys", None) or ())
+    for name in sorted(wanted.keys() - held.keys() - tied):
+        raise ModelError(f"The weights of {folder.name!r} lack {name}: they were not written whole.")
+    for name, (checkpoint, stored) in sorted(held.items()):
+        shape = tuple(checkpoint.plain(stored).shape)
+        if name not in wanted or shape != tuple(wanted[name].shape):
+            needed = tuple(wanted[name].shape) if name in wanted else "no such tensor"
+            raise ModelError(f"The tensor {name} of {folder.name!r} is {shape}, but its config.json asks for {needed}.")
+
+
+def _vocabulary_tensors(network: Any) -> set[str]:
+    """The tensors with a row for each id."""
+    modules = (network.get_input_embeddings(), network.get_output_embeddings())
+    tensors = {id(tensor) for module in modules if module is not None for tensor in module.parameters()}
+    return {name for name, tensor in network.named_parameters(remove_duplicate=False) if id(tensor) in tensors}
+
+
+def _with_rows(tensor: Any, rows: int) -> Any:
+    import torch
+
+    return torch.cat([tensor, tensor.new_zeros(rows, *tensor.shape[1:])])
+
+
+def _renamed(name: str) -> str:
+    start = next((old for old in _RENAMED if name.startswith(old)), "")
+    return _RENAMED.get(start, "") + name.removeprefix(start)

@@ -1,0 +1,132 @@
+"""The names of published tensors, and where each belongs in `MiniChatForConditionalGeneration`. Data.
+
+In a name, `#` is one number, the same on both sides. A target that ends in `[i]` is the i-th third of a tensor; thirds
+that no tensor fills are zeros. `unused` are globs of what a published file is known to hold besides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """What the tensors of one kind of file are for."""
+
+    used: Mapping[str, str]
+    unused: tuple[str, ...] = ()
+    #: Beginnings of names that stand for a part whose names are otherwise ours.
+    parts: Mapping[str, str] = field(default_factory=dict)
+    _patterns: list[tuple[re.Pattern[str], str]] = field(init=False, repr=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        for theirs, ours in self.used.items():
+            self._patterns.append((re.compile(re.escape(theirs).replace(r"\#", r"(\d+)")), ours))
+
+    def target(self, name: str) -> str | None:
+        """Our name of a published tensor; None for one that has no place in the network."""
+        for pattern, ours in self._patterns:
+            if found := pattern.fullmatch(name):
+                return ours.replace("#", found[1]) if pattern.groups else ours
+        part = next((part for part in self.parts if name.startswith(part)), None)
+        return None if part is None or self.known_unused(name) else self.parts[part] + name.removeprefix(part)
+
+    def known_unused(self, name: str) -> bool:
+        return any(fnmatchcase(name, glob) for glob in self.unused)
+
+
+def _modules(names: Mapping[str, str]) -> dict[str, str]:
+    """Modules with a weight and a bias."""
+    return {f"{theirs}.{leaf}": f"{ours}.{leaf}" for theirs, ours in names.items() for leaf in ("weight", "bias")}
+
+
+# Buffers that transformers 4 saved and that follow from the configuration.
+_BUFFERS = ("*.position_ids", "*.rotary_emb.inv_freq")
+
+# EVA-CLIP's ViT-g as LAVIS and MiniGPT-4 load it (minigpt4/models/eva_vit.py). There the key has no bias.
+_LAYER = "vision_model.encoder.layers.#"
+EVA_VIT = KeyMap(
+    used={
+        "cls_token": "vision_model.embeddings.class_embedding",
+        "pos_embed": "vision_model.embeddings.position_embedding",
+        "blocks.#.attn.qkv.weight": f"{_LAYER}.self_attn.qkv.weight",
+        "blocks.#.attn.q_bias": f"{_LAYER}.self_attn.qkv.bias[0]",
+        "blocks.#.attn.v_bias": f"{_LAYER}.self_attn.qkv.bias[2]",
+        **_modules(
+            {
+                "patch_embed.proj": "vision_model.embeddings.patch_embedding",
+                "blocks.#.norm1": f"{_LAYER}.layer_norm1",
+                "blocks.#.norm2": f"{_LAYER}.layer_norm2",
+                "blocks.#.attn.proj": f"{_LAYER}.self_attn.projection",
+                "blocks.#.mlp.fc1": f"{_LAYER}.mlp.fc1",
+                "blocks.#.mlp.fc2": f"{_LAYER}.mlp.fc2",
+            }
+        ),
+    },
+    # The encoder's own end, which MiniGPT-4 and BLIP-2 leave out. So is the last block; see `published`.
+    unused=("norm.*", "fc_norm.*", "head.*"),
+)
+
+_THEIRS, _OURS = "Qformer.bert.encoder.layer.#", "bridge.qformer.encoder.layer.#"
+_BRIDGE = {
+    "query_tokens": "bridge.query_tokens",
+    **_modules(
+        {
+            "ln_vision": "bridge.ln_vision",
+            "Qformer.bert.embeddings.LayerNorm": "bridge.qformer.layernorm",
+            f"{_THEIRS}.attention.self.query": f"{_OURS}.attention.attention.query",
+            f"{_THEIRS}.attention.self.key": f"{_OURS}.attention.attention.key",
+            f"{_THEIRS}.attention.self.value": f"{_OURS}.attention.attention.value",
+            f"{_THEIRS}.attention.output.dense": f"{_OURS}.attention.output.dense",
+            f"{_THEIRS}.attention.output.LayerNorm": f"{_OURS}.attention.output.LayerNorm",
+            f"{_THEIRS}.crossattention.self.query": f"{_OURS}.crossattention.attention.query",
+            f"{_THEIRS}.crossattention.self.key": f"{_OURS}.crossattention.attention.key",
+            f"{_THEIRS}.crossattention.self.value": f"{_OURS}.crossattention.attention.value",
+            f"{_THEIRS}.crossattention.output.dense": f"{_OURS}.crossattention.output.dense",
+            f"{_THEIRS}.crossattention.output.LayerNorm": f"{_OURS}.crossattention.output.LayerNorm",
+            f"{_THEIRS}.intermediate_query.dense": f"{_OURS}.intermediate_query.dense",
+            f"{_THEIRS}.output_query.dense": f"{_OURS}.output_query.dense",
+            f"{_THEIRS}.output_query.LayerNorm": f"{_OURS}.output_query.LayerNorm",
+        }
+    ),
+}
+
+# BLIP-2 as LAVIS saved it, after stage 1 or 2 (lavis/models/blip2_models).
+BLIP2 = KeyMap(
+    used=_BRIDGE,
+    unused=(
+        *_BUFFERS,
+        # Another LLM's projection.
+        *(f"{llm}_proj.*" for llm in ("t5", "opt", "llm", "llama")),
+        # Stage 1: the Q-Former's text branch, its word prediction, and the heads of its losses.
+        "Qformer.bert.embeddings.word_embeddings.*",
+        "Qformer.bert.embeddings.position_embeddings.*",
+        "Qformer.bert.encoder.layer.*.intermediate.*",
+        "Qformer.bert.encoder.layer.*[0-9].output.*",
+        "Qformer.cls.*",
+        *(f"{head}.*" for head in ("vision_proj", "text_proj", "itm_head")),
+        "temp",
+    ),
+)
+
+# A training run of MiniGPT-4 (minigpt4/runners/runner_base.py, _save_checkpoint): what trained, and buffers. What
+# else of the bridge trained is in it too, and comes after the Q-Former's file.
+MINIGPT4 = KeyMap(used={**_BRIDGE, **_modules({"llama_proj": "projection"})}, unused=_BUFFERS)
+
+# A Hugging Face BLIP-2. Its vision encoder ends in what the originals call ln_vision.
+HUGGING_FACE_BLIP2 = KeyMap(
+    used={
+        "query_tokens": "bridge.query_tokens",
+        **_modules(
+            {"vision_model.post_layernorm": "bridge.ln_vision", "qformer.layernorm": "bridge.qformer.layernorm"}
+        ),
+    },
+    unused=("language_model.*", "language_projection.*", *_BUFFERS),
+    parts={"vision_model.": "vision_model.", "qformer.": "bridge.qformer."},
+)
+
+#: An LLM's own file.
+LLM_UNUSED = ("*.rotary_emb.inv_freq",)

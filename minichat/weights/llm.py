@@ -1,0 +1,148 @@
+"""The LLM of a converted model: found, looked at before anything runs, referred to or copied."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from minichat.errors import ModelError
+from minichat.weights.files import WEIGHTS, find_folder, quiet, sentence, some, weight_files
+from minichat.weights.keys import LLM_UNUSED
+from minichat.weights.reading import Checkpoint, read_checkpoint
+
+_PICKLES = "pytorch_model.bin"
+_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]  # of a repository on the hub; nothing that could run
+_SAMPLE = 64 * 1024  # bytes of each tensor in a fingerprint
+
+
+@dataclass(frozen=True)
+class Llm:
+    """An LLM's folder, its configuration, and its open files."""
+
+    name: str  # the folder, or the hub id
+    folder: Path
+    config: PreTrainedConfig
+    checkpoints: tuple[Checkpoint, ...]
+
+    def tensors(self) -> dict[str, Checkpoint]:
+        """Name → the file that holds it; without buffers that follow from the configuration."""
+        held = {name: checkpoint for checkpoint in self.checkpoints for name in checkpoint}
+        return {n: c for n, c in held.items() if not any(fnmatchcase(n, glob) for glob in LLM_UNUSED)}
+
+    def raw(self, prefix: str) -> dict[str, Any]:
+        """What transformers loads: name → a tensor, or a slice of a file that is read when it is needed."""
+        return {prefix + name: checkpoint.raw[name] for name, checkpoint in self.tensors().items()}
+
+    def reference(self) -> dict[str, str]:
+        """How a converted model refers to this LLM."""
+        if Path(self.name).expanduser().is_dir():
+            where = {"path": str(self.folder.resolve())}
+        else:
+            where = {"id": self.name, "revision": self.folder.name}
+        return {**where, "fingerprint": self.fingerprint()}
+
+    def fingerprint(self) -> str:
+        return fingerprint((name, checkpoint.plain(name)) for name, checkpoint in self.tensors().items())
+
+
+def find_llm(name: str, revision: str | None = None) -> Llm:
+    """Find an LLM and open its files; only headers are read.
+
+    Raises `ModelError` for one that is missing, not whole, or no decoder-only LLM of transformers'.
+    """
+    folder = find_folder(name, "The LLM", _FILES, revision)
+    base = _base(folder)
+    if base is None and not Path(name).expanduser().is_dir():  # a repository that has pickles alone
+        folder = find_folder(name, "The LLM", [*_FILES, "*.bin"], revision)
+        base = _base(folder)
+    config = _config(folder)
+    files = weight_files(folder, base or WEIGHTS)
+    for file in files:
+        if not (folder / file).is_file():
+            raise ModelError(f"The LLM {folder.name!r} has no {file}: some of its weights are missing.")
+    llm = Llm(name, folder, config, tuple(read_checkpoint(folder / file) for file in files))
+    _check(llm)
+    return llm
+
+
+def _base(folder: Path) -> str | None:
+    """What the weights' files are called, or None where there are none."""
+    bases = (WEIGHTS, _PICKLES)
+    return next((b for b in bases if (folder / b).is_file() or (folder / f"{b}.index.json").is_file()), None)
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"The LLM {folder.name!r} has no config.json: it is not a model, or not a whole one.")
+    try:
+        with quiet():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config.name_or_path = ""  # no path of this machine in what is written
+            known = type(config) in AutoModelForCausalLM._model_mapping
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"The LLM's config.json in {folder.name!r} cannot be used: {sentence(error)}.") from None
+    if config.is_encoder_decoder or not known:
+        raise ModelError(
+            f"{folder.name!r} is of type {config.model_type!r}, but the LLM must be a decoder-only one such as 'llama'."
+        )
+    return config
+
+
+def _check(llm: Llm) -> None:
+    """Whole, by its headers. Other types than LLaMA may store tensors under names that transformers changes on load."""
+    if llm.config.model_type != "llama":
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(llm.config)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    held = llm.tensors()
+    optional = {"lm_head.weight"} if llm.config.tie_word_embeddings else set()
+    if missing := wanted.keys() - held.keys() - optional:
+        raise ModelError(f"The LLM {llm.folder.name!r} lacks {some(missing)}: its weights are not whole.")
+    if unknown := held.keys() - wanted.keys():
+        raise ModelError(f"The LLM {llm.folder.name!r} holds {some(unknown)}, which its config.json knows nothing of.")
+    for name, checkpoint in sorted(held.items()):
+        shape = tuple(checkpoint.plain(name).shape)
+        if shape != wanted[name]:
+            raise ModelError(
+                f"The tensor {name} of the LLM {llm.folder.name!r} has the shape {shape}, but its config.json asks for "
+                f"{wanted[name]}: they do not belong together."
+            )
+
+
+def referred_llm(reference: dict[str, str], model: str) -> Llm:
+    """The LLM that a folder named `model` refers to. Raises `ModelError` if it is gone or is not the same any more."""
+    name = str(reference.get("path") or reference.get("id") or "")
+    shown = Path(name).name if "path" in reference else name
+    try:
+        llm = find_llm(name, reference.get("revision"))
+    except ModelError as error:
+        raise ModelError(
+            f"{model!r} refers to its LLM {shown!r}, which cannot be used: {str(error).replace(name, shown)}"
+        ) from None
+    wanted, found = str(reference.get("fingerprint")), llm.fingerprint()
+    if found != wanted:
+        raise ModelError(
+            f"{model!r} was made with an LLM {shown!r} of the fingerprint {wanted[:12]}, but the one that is there has "
+            f"{found[:12]}: put the LLM back, or convert again."
+        )
+    return llm
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of stored tensors: names, dtypes, shapes and the first 64 KiB of each, whatever files they are in."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        count = min(tensor.numel(), _SAMPLE // tensor.element_size())
+        sample = tensor.flatten()[:count].contiguous().view(torch.uint8) if count else torch.empty(0, dtype=torch.uint8)
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        whole.update(sample.numpy().tobytes())
+    return whole.hexdigest()

@@ -1,0 +1,186 @@
+"""A trained projection on disk: `projection.safetensors` and `minichat.json`, which says what it belongs to.
+
+Its tensors are `weight` (H, D) and `bias` (H). Fingerprints of the frozen parts are of the base model's stored files,
+so that precision and quantization do not change them, nor whether the base holds its LLM or refers to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minichat.errors import ModelError
+from minichat.weights.files import HUB_ID, check_header, read_json, weight_files
+from minichat.weights.zoo import BUILT_IN, find
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minichat.weights.reading import Checkpoint
+
+TENSORS, FACTS = "projection.safetensors", "minichat.json"
+FROZEN = ("vision_model", "bridge", "language_model")
+_FORMAT = "minichat-projection"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A projection's folder, read and found to be sound; not yet whether it belongs to its base."""
+
+    folder: str
+    base: dict[str, str]  # {"name"}, {"path"} or {"id"} of the base model
+    template: str
+    shape: tuple[int, int]  # (H, D)
+    fingerprints: dict[str, str]
+    checkpoint: Checkpoint
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: self.checkpoint[name].float() for name in ("weight", "bias")}
+
+    def base_name(self) -> str:
+        """What `find` takes."""
+        return next(iter(self.base.values()))
+
+    def base_folder(self) -> Path:
+        """The base model's folder. Raises `ModelError` where it is gone, or is a projection itself."""
+        name = self.base_name()
+        shown = Path(name).name if "path" in self.base else name
+        try:
+            folder = find(name)
+        except ModelError:
+            raise ModelError(
+                f"The projection {self.folder!r} belongs to the base model {shown!r}, which is not there: put it back, "
+                f"or correct the base in {FACTS}."
+            ) from None
+        if is_projection(folder):
+            raise ModelError(f"The base of {self.folder!r} is a projection itself, {shown!r}: name a whole model.")
+        return folder
+
+    def check(self, folder: Path) -> None:
+        """Raise `ModelError`, with both values, unless the base model in `folder` is the one it was trained for."""
+        base = read_json(folder, "config.json")
+        if base.get("template") != self.template:
+            raise ModelError(
+                f"The projection {self.folder!r} was trained with the template {self.template!r}, but its base "
+                f"{folder.name!r} has {base.get('template')!r}: they do not belong together."
+            )
+        if (stored := tuple(_stored(folder)["projection.weight"].shape)) != self.shape:
+            raise ModelError(
+                f"The projection {self.folder!r} has the shape {self.shape}, but its base {folder.name!r} needs "
+                f"{stored}: they do not belong together."
+            )
+        for part, found in fingerprints(folder).items():
+            if (trained := self.fingerprints.get(part)) != found:
+                raise ModelError(
+                    f"The projection {self.folder!r} was trained on a {part} of the fingerprint {str(trained)[:12]}, "
+                    f"but that of its base {folder.name!r} is {found[:12]}: they do not belong together."
+                )
+
+
+def is_projection(folder: Path) -> bool:
+    """A projection's folder, not a whole model's."""
+    return (folder / FACTS).is_file() and not (folder / "config.json").exists()
+
+
+def read_projection(folder: Path) -> Projection:
+    """Read a projection's folder. Raises `ModelError`, naming the file, where it is not one or is damaged."""
+    from minichat.weights.reading import read_checkpoint
+
+    facts = read_json(folder, FACTS)
+    base, shape, prints = facts.get("base"), facts.get("shape"), facts.get("fingerprints")
+    if (
+        facts.get("format") != _FORMAT
+        or not isinstance(base, dict)
+        or len(base) != 1
+        or not all(key in ("name", "path", "id") and isinstance(value, str) for key, value in base.items())
+        or not (isinstance(shape, list) and len(shape) == 2 and all(isinstance(size, int) for size in shape))
+        or not isinstance(prints, dict)
+        or not isinstance(facts.get("template"), str)
+    ):
+        raise ModelError(f"{FACTS} in {folder.name!r} does not describe a projection: export it again.")
+    check_header(folder, TENSORS)
+    checkpoint = read_checkpoint(folder / TENSORS)
+    held = {name: list(checkpoint.plain(name).shape) for name in checkpoint}
+    if held != {"weight": shape, "bias": shape[:1]}:
+        raise ModelError(f"{TENSORS} in {folder.name!r} holds {held}, but {FACTS} says {shape}: export it again.")
+    return Projection(folder.name, base, facts["template"], (shape[0], shape[1]), prints, checkpoint)
+
+
+def write_projection(out: Path, tensors: Mapping[str, Tensor], base: str, *, template: str | None = None) -> Path:
+    """Write `weight` and `bias`, trained on the model `base`, to a new folder, whole or not at all.
+
+    `template`: the one it was trained with, where that is not the base's. Raises `ModelError` where `out` is there, or
+    the shapes are not the base's.
+    """
+    from minichat.weights.writing import Entry, new_folder, write_json, write_tensors
+
+    folder = find(base)
+    wanted = tuple(_stored(folder)["projection.weight"].shape)
+    weight = tensors["weight"].detach().float().cpu()
+    bias = tensors["bias"].detach().float().cpu()
+    if tuple(weight.shape) != wanted or tuple(bias.shape) != wanted[:1]:
+        raise ModelError(f"The projection has the shape {tuple(weight.shape)}, but {folder.name!r} needs {wanted}.")
+    facts: dict[str, Any] = {
+        "format": _FORMAT,
+        "base": _reference(base, folder),
+        "template": template or read_json(folder, "config.json").get("template"),
+        "shape": list(weight.shape),
+        "fingerprints": fingerprints(folder),
+    }
+    with new_folder(out) as made:
+        write_tensors(
+            made, [Entry("weight", weight.nbytes, lambda: weight), Entry("bias", bias.nbytes, lambda: bias)], TENSORS
+        )
+        write_json(made / FACTS, facts)
+    return out
+
+
+def export_projection(model: str, out: Path) -> Path:
+    """`minichat export MODEL --format projection`: the projection of a whole model, or of a projection's folder."""
+    folder = find(model)
+    if is_projection(folder):
+        projection = read_projection(folder)
+        projection.check(projection.base_folder())
+        return write_projection(out, projection.tensors(), projection.base_name(), template=projection.template)
+    stored = _stored(folder)
+    return write_projection(out, {name: stored[f"projection.{name}"] for name in ("weight", "bias")}, model)
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Of each frozen part of the model in `folder`."""
+    from minichat.weights.llm import fingerprint
+
+    tensors = _stored(folder)
+    referred = read_json(folder, "config.json").get("llm")
+    found = {}
+    for part in FROZEN:
+        held = [(name.removeprefix(f"{part}."), t) for name, t in tensors.items() if name.startswith(f"{part}.")]
+        if part == "language_model" and referred:
+            found[part] = str(referred.get("fingerprint"))  # which loading holds against the LLM itself
+        else:
+            found[part] = fingerprint(held)
+    return found
+
+
+def _stored(folder: Path) -> dict[str, Tensor]:
+    """The tensors that a whole model's folder holds, mapped from disk. Raises `ModelError` for one that is damaged."""
+    from minichat.weights.reading import read_checkpoint
+
+    files = weight_files(folder)
+    for file in files:
+        check_header(folder, file)
+    opened = [read_checkpoint(folder / file) for file in files]
+    tensors = {name: checkpoint.plain(name) for checkpoint in opened for name in checkpoint}
+    if "projection.weight" not in tensors or "projection.bias" not in tensors:
+        raise ModelError(f"The weights of {folder.name!r} hold no projection: it is no MiniChat model.")
+    return tensors
+
+
+def _reference(name: str, folder: Path) -> dict[str, str]:
+    if name in BUILT_IN:
+        return {"name": name}
+    if not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name):
+        return {"id": name}
+    return {"path": str(folder.resolve())}
