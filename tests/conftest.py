@@ -1,0 +1,39 @@
+"""What every test may count on: no network, few threads, and the reference cases where they are present."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+# Before transformers or gradio is imported, and inherited by the programs that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+
+# A shell that runs the tests in the background tells them to ignore Ctrl-C, and so would the programs that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def reference_folders() -> list[Path]:
+    named = os.environ.get("MINICHAT_REFERENCE")
+    if named is not None:
+        return [Path(folder) for folder in named.split(os.pathsep) if folder]
+    return [
+        folder for folder in (ROOT / "tests" / "reference", ROOT.parent / "shared" / "reference") if folder.is_dir()
+    ]
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The first folder of reference cases: `MINICHAT_REFERENCE`, `tests/reference`, or one beside the project."""
+    folders = reference_folders()
+    if not folders:
+        pytest.skip("no reference cases: set MINICHAT_REFERENCE to their folder")
+    return folders[0]

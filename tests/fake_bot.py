@@ -1,0 +1,87 @@
+"""A bot with a script: it says what it was told to say, word by word, and fails when it was told to fail."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from minichat.prompt.conversation import Conversation
+
+Line = str | Exception | list["str | Exception"]
+
+
+class FakeBot:
+    """Stands in for `MiniChat`: `name`, `context` and `chat()`.
+
+    `enqueue` sets what the next replies are: a text, an error, or a list of words in which an error may stand. Without
+    a script it echoes the question and the number of pictures that the conversation holds.
+    """
+
+    def __init__(self, name: str = "fake", pause: float = 0.0) -> None:
+        self.name = name
+        self.context: int | None = None
+        self.pause = pause  # seconds before each word
+        self.script: deque[Line] = deque()
+        self.running = 0  # streams begun and not ended
+        self.words = 0  # words ever said
+        self.settings: list[dict[str, Any]] = []
+        self.lock = threading.Lock()
+
+    def enqueue(self, *lines: Line) -> None:
+        self.script.extend(lines)
+
+    def chat(self, conversation: Conversation | None = None, **defaults: Any) -> FakeSession:
+        return FakeSession(self, conversation or Conversation())
+
+
+class FakeSession:
+    """Stands in for `ChatSession`: an error leaves it as it was, a stopped reply stays as far as it was shown."""
+
+    def __init__(self, bot: FakeBot, conversation: Conversation) -> None:
+        self._bot = bot
+        self.conversation = conversation
+        self.notices: tuple[str, ...] = ()
+
+    def stream(
+        self, text: str, images: Any = None, *, cancel: threading.Event | None = None, **settings: Any
+    ) -> Iterator[str]:
+        asked = self.conversation.user(text, images or ())
+        self._bot.settings.append(settings)
+        return self._reply(asked, cancel or threading.Event())
+
+    def _reply(self, asked: Conversation, cancel: threading.Event) -> Iterator[str]:
+        bot = self._bot
+        line = (
+            bot.script.popleft()
+            if bot.script
+            else f"You asked “{asked.messages[-1].text}”, pictures: {len(asked.pictures)}."
+        )
+        words = [line] if isinstance(line, Exception) else line.split(" ") if isinstance(line, str) else line
+        said = ""
+        with bot.lock:
+            bot.running += 1
+        try:
+            for index, word in enumerate(words):
+                if cancel.wait(bot.pause) or cancel.is_set():
+                    break
+                if isinstance(word, Exception):
+                    raise word
+                piece = word if index == 0 else " " + word
+                said += piece
+                bot.words += 1
+                yield piece
+            if said or not cancel.is_set():
+                self.conversation = asked.assistant(said)
+        except GeneratorExit:
+            if said:
+                self.conversation = asked.assistant(said)
+            raise
+        finally:
+            with bot.lock:
+                bot.running -= 1
+
+    def undo(self) -> Conversation:
+        self.conversation = Conversation(self.conversation.messages[:-2])
+        return self.conversation

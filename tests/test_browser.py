@@ -1,0 +1,284 @@
+"""The chat page in a real headless browser, with the built-in model where it is there, else with a bot of a script."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import minichat
+from minichat.scenes.draw import draw
+from minichat.scenes.world import COLOURS, SHAPES, Background, Scene, Thing
+from minichat.web import Limits, Running, build_app, launch
+from minichat.web.settings import panel
+from tests.fake_bot import FakeBot
+
+pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+from benchmarks.screenshot import (
+    PHONE,
+    ask,
+    click_example,
+    find_browser,
+    open_browser,
+    open_page,
+    picture_file,
+    replies,
+    wait_for_reply,
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
+]
+
+TINY = Path(minichat.__file__).parent / "assets" / "minichat-tiny" / "config.json"
+HEART = draw(Scene((Thing("heart", "red", "large", 0.5, 0.5, 0.2),), Background("plain", ("white",))), 256)
+MARKUP = "<img src=x onerror=alert(1)> <script>alert(2)</script> <b>bold</b> & a < b"
+
+
+class Unhurried:
+    """A bot that takes its time over each piece of a reply, so that there is something to stop."""
+
+    def __init__(self, bot: Any, pause: float) -> None:
+        self._bot = bot
+        self.name, self.context, self.pause = bot.name, bot.context, pause
+        self.finished = 0
+
+    def chat(self, **options: Any) -> Any:
+        session = self._bot.chat(**options)
+        stream = session.stream
+
+        def slowly(*question: Any, **settings: Any) -> Iterator[str]:
+            for piece in stream(*question, **settings):
+                time.sleep(self.pause)
+                yield piece
+            self.finished += 1
+
+        session.stream = slowly
+        return session
+
+
+@pytest.fixture(scope="module")
+def bot() -> Any:
+    if TINY.exists():
+        return Unhurried(minichat.load("minichat-tiny"), 0.1)
+    fake = FakeBot("minichat-tiny", pause=0.1)
+    fake.enqueue("It is red.", "It is a large heart in the centre.", " ".join(f"word{n}" for n in range(500)))
+    return fake
+
+
+@pytest.fixture(scope="module")
+def served(bot: Any) -> Iterator[Running]:
+    running = launch(build_app(bot))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def fake() -> Iterator[tuple[FakeBot, str]]:
+    bot = FakeBot("fake", pause=0.05)
+    running = launch(build_app(bot))
+    yield bot, running.url
+    running.close()
+
+
+def watch(page: Any) -> dict[str, list[str]]:
+    """What must not happen while a page is used: errors, dialogs, and requests to anywhere else."""
+    seen: dict[str, list[str]] = {"errors": [], "dialogs": [], "elsewhere": []}
+    host = page.url.split("/")[2]
+
+    def dialog(shown: Any) -> None:
+        seen["dialogs"].append(shown.message)
+        shown.dismiss()
+
+    def request(sent: Any) -> None:
+        if not sent.url.startswith(("data:", "blob:")) and sent.url.split("/")[2] != host:
+            seen["elsewhere"].append(sent.url)
+
+    page.on("pageerror", lambda error: seen["errors"].append(str(error)))
+    page.on("dialog", dialog)
+    page.on("request", request)
+    return seen
+
+
+NOTHING: dict[str, list[str]] = {"errors": [], "dialogs": [], "elsewhere": []}
+
+
+def test_a_person_talks_about_a_picture(served, browser):
+    """Upload a drawn scene, ask two questions, see streamed and sensible replies, stop one, undo, click an example."""
+    page = open_page(browser, served.url)
+    seen = watch(page)
+    page.get_by_text("trained only on drawn scenes").wait_for()
+    page.evaluate(
+        """() => { window.lengths = []; new MutationObserver(() => {
+            const all = document.querySelectorAll('#mc-chat [data-testid=bot]');
+            if (all.length) window.lengths.push(all[all.length - 1].innerText.length);
+        }).observe(document.querySelector('#mc-chat'), {subtree: true, childList: true, characterData: true}); }"""
+    )
+
+    ask(page, "What colour is the heart?", [picture_file(HEART)])
+    assert "red" in wait_for_reply(page).lower()
+    assert page.locator("#mc-chat img.mc-picture").count() == 1
+    ask(page, "Describe the picture.")
+    second = wait_for_reply(page).lower()
+    assert any(word in second for word in (*SHAPES, *COLOURS))
+    assert len(set(page.evaluate("window.lengths"))) >= 4  # it grew before one's eyes
+
+    ask(page, "Describe the picture in detail.")
+    page.locator("#mc-chat [data-testid=bot] .message-content").nth(2).wait_for()
+    page.locator("#mc-box .stop-button").click()
+    stopped = wait_for_reply(page)
+    assert stopped
+    page.wait_for_timeout(500)
+    assert replies(page)[-1] == stopped
+
+    page.locator("#mc-chat button[aria-label=Undo]").click()
+    page.wait_for_function("() => document.querySelectorAll('#mc-chat [data-testid=bot]').length == 2")
+
+    click_example(page, 1)
+    wait_for_reply(page)
+    page.click("#mc-new")
+    page.get_by_text("Ask about a picture", exact=True).wait_for()
+    assert replies(page) == []
+    assert seen == NOTHING
+    page.context.close()
+
+
+def test_words_are_shown_as_words(fake, browser):
+    bot, url = fake
+    page = open_page(browser, url)
+    seen = watch(page)
+    bot.enqueue(MARKUP)
+    ask(page, MARKUP)
+    assert wait_for_reply(page) == MARKUP
+    assert page.locator("#mc-chat [data-testid=user]").inner_text().strip() == MARKUP
+    assert page.locator("#mc-chat .message-content :is(img, script, b)").count() == 0
+    assert seen == NOTHING
+    page.context.close()
+
+
+def test_pictures_come_by_paste_and_by_drag_several_in_a_turn(fake, browser):
+    _, url = fake
+    page = open_page(browser, url)
+    for kind, target in (("paste", "#mc-box textarea"), ("drop", "#mc-box .full-container")):
+        page.evaluate(
+            """async ([kind, target, bytes]) => {
+                const data = new DataTransfer();
+                data.items.add(new File([new Uint8Array(bytes)], kind + '.png', {type: 'image/png'}));
+                const options = {bubbles: true, cancelable: true};
+                const event = kind == 'paste' ? new ClipboardEvent('paste', {...options, clipboardData: data})
+                                              : new DragEvent('drop', {...options, dataTransfer: data});
+                document.querySelector(target).dispatchEvent(event);
+            }""",
+            [kind, target, list(picture_file(HEART)["buffer"])],
+        )
+        page.locator("#mc-box .thumbnail-item").nth(0 if kind == "paste" else 1).wait_for()
+    ask(page, "Both?")
+    assert "pictures: 2" in wait_for_reply(page)
+    assert page.locator("#mc-chat img.mc-picture").count() == 2
+    page.context.close()
+
+
+def test_edit_and_retry(fake, browser):
+    bot, url = fake
+    page = open_page(browser, url)
+    bot.settings.clear()
+    bot.enqueue("one", "two", "three")
+    ask(page, "first", [picture_file(HEART)])
+    wait_for_reply(page)
+    page.locator("#mc-chat button[aria-label=Retry]").click()
+    page.get_by_text("two", exact=True).wait_for()
+    page.locator("#mc-chat button[aria-label=Edit]").click()
+    page.fill("#mc-chat textarea", "second")
+    page.locator("#mc-chat button[aria-label=Submit]").click()
+    page.get_by_text("three", exact=True).wait_for()
+    assert page.locator("#mc-chat img.mc-picture").count() == 1
+    assert page.locator("#mc-chat [data-testid=user]").last.inner_text().strip() == "second"
+    assert (
+        bot.settings == [{field.name: field.default for field in panel(Limits())}] * 3
+    )  # as the page first shows them
+    page.context.close()
+
+
+def test_an_error_is_shown_and_what_was_written_comes_back(fake, browser):
+    bot, url = fake
+    page = open_page(browser, url)
+    bot.enqueue(RuntimeError("/srv/secret"), "better")
+    page.fill("#mc-box textarea", "a question")
+    page.press("#mc-box textarea", "Enter")
+    page.get_by_text("Something went wrong").first.wait_for()
+    page.wait_for_function("() => document.querySelector('#mc-box textarea').value == 'a question'")
+    assert "secret" not in page.content()
+    page.press("#mc-box textarea", "Enter")
+    assert wait_for_reply(page) == "better"
+    page.context.close()
+
+
+def test_too_many_pictures_are_refused_in_a_sentence(fake, browser):
+    _, url = fake
+    page = open_page(browser, url)
+    page.set_input_files("#mc-box input[type=file]", [picture_file(HEART, f"{n}.png") for n in range(9)])
+    page.get_by_text("Upload at most 6 pictures of 20 MB at a time.").first.wait_for()
+    assert "detail" not in page.locator(".toast-wrap, .toast-body").first.inner_text()
+    ask(page, "Still there?")
+    wait_for_reply(page)
+    page.context.close()
+
+
+def test_closing_the_tab_ends_the_reply(fake, browser):
+    bot, url = fake
+    page = open_page(browser, url)
+    bot.enqueue(" ".join(["word"] * 3000))
+    ask(page, "go on")
+    page.locator("#mc-chat [data-testid=bot] .message-content").wait_for()
+    page.context.close()
+    end = time.monotonic() + 30
+    while bot.running and time.monotonic() < end:
+        time.sleep(0.05)
+    assert bot.running == 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_a_phone_and_everything_has_a_name(dark, fake, browser):
+    _, url = fake
+    page = open_page(browser, url, PHONE, dark=dark)
+    click_example(page, 0)
+    wait_for_reply(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+    box = page.locator("#mc-box").bounding_box()
+    assert box["y"] + box["height"] <= PHONE[1]  # the box is in view without scrolling
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('button, textarea, input, img')]
+            .filter(e => e.checkVisibility() && !e.innerText?.trim() && !e.labels?.length)
+            .filter(e => !e.getAttribute('aria-label') && !e.getAttribute('alt') && !e.title)
+            .map(e => e.outerHTML.slice(0, 200))"""
+    )
+    assert nameless == []
+    assert page.evaluate("document.body.classList.contains('dark')") == dark
+    page.context.close()
+
+
+def test_the_readmes_picture_can_be_taken(fake, tmp_path):
+    import subprocess
+    import sys
+
+    _, url = fake
+    # In a process of its own: Playwright allows one browser driver per thread.
+    code = "import sys, pathlib, benchmarks.screenshot as s; s.photograph(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    out = tmp_path / "demo.png"
+    subprocess.run([sys.executable, "-c", code, url, str(out)], check=True, cwd=Path(__file__).parent.parent)
+    from PIL import Image
+
+    with Image.open(out) as taken:
+        assert taken.size == (1280, 900)
+        assert len(taken.convert("RGB").getcolors(2**24)) > 1000

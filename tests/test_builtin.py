@@ -1,0 +1,117 @@
+"""The built-in model as it is shipped: it sees, replies soon, and is small."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import minichat
+from minichat.evaluate.scenes import BLANK, DRAWINGS, accuracy, held_out
+from minichat.scenes.draw import draw
+from minichat.scenes.world import Background, Scene, Thing, random_scene
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path(str(resources.files("minichat"))) / "assets" / "minichat-tiny"
+
+
+@pytest.fixture(scope="module")
+def bot() -> minichat.MiniChat:
+    return minichat.load("minichat-tiny", device="cpu")
+
+
+@pytest.fixture
+def red_star() -> Scene:
+    return Scene((Thing("star", "red", "large", 0.5, 0.5, 0.18),), Background("plain", ("white",)))
+
+
+def test_it_takes_at_most_40_megabytes() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 40e6
+
+
+def test_it_sees_every_kind_of_thing(bot: minichat.MiniChat) -> None:
+    asked = held_out(60, seed=1)
+    seen, blank = accuracy(bot, asked), accuracy(bot, asked, drawing=None)
+    assert seen["overall"] >= 0.75, seen
+    # 60 questions of a kind: one standard deviation is about 6 points. `make test-long` asks 1,000.
+    assert all(seen[kind] >= blank[kind] + 0.10 for kind in seen), (seen, blank)
+
+
+@pytest.mark.long
+def test_it_sees_every_kind_of_thing_on_1000_scenes(bot: minichat.MiniChat) -> None:
+    asked = held_out(1000)
+    seen, blank = accuracy(bot, asked), accuracy(bot, asked, drawing=None)
+    assert seen["overall"] >= 0.75, seen
+    assert all(seen[kind] >= blank[kind] + 0.15 for kind in seen), (seen, blank)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_it_sees_scenes_that_are_drawn_another_way(bot: minichat.MiniChat, name: str) -> None:
+    assert accuracy(bot, held_out(150, seed=2), DRAWINGS[name])["overall"] >= 0.7
+
+
+def test_a_dialogue_about_one_star(bot: minichat.MiniChat, red_star: Scene) -> None:
+    chat = bot.chat()
+    assert "red" in chat.ask("What colour is the star?", images=[draw(red_star, 300)]).lower()
+    assert "star" in chat.ask("What shape is it?").lower()
+    assert chat.ask("Is there a blue circle?").lower().startswith("no")
+    assert len(chat.conversation) == 6
+
+
+def test_a_second_picture_in_a_later_turn_is_seen(bot: minichat.MiniChat, red_star: Scene) -> None:
+    other = Scene((Thing("ring", "blue", "large", 0.5, 0.5, 0.18),), Background("plain", ("yellow",)))
+    chat = bot.chat()
+    chat.ask("What is in the picture?", images=[draw(red_star)])
+    assert "second" in chat.ask("Which picture has a blue ring?", images=[draw(other)]).lower()
+
+
+def test_a_reply_starts_within_a_second(bot: minichat.MiniChat) -> None:
+    picture = draw(random_scene(random.Random(4)), 400)
+    bot.chat().ask("What is this?", images=[picture], max_new_tokens=2)  # the first call of all warms up
+    waits = []
+    for _ in range(3):
+        start = time.monotonic()
+        next(bot.chat().stream("What do you see in this picture?", images=[picture]))
+        waits.append(time.monotonic() - start)
+    assert min(waits) < 1
+
+
+def test_from_a_cold_start_to_a_first_reply_in_10_seconds(tmp_path: Path) -> None:
+    BLANK.save(tmp_path / "blank.png")
+    program = "import minichat; print(minichat.load('minichat-tiny').chat().ask('What is this?', images=['blank.png']))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    waits = []
+    for _ in range(2):
+        start = time.monotonic()
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, capture_output=True)
+        waits.append(time.monotonic() - start)
+    assert min(waits) < 10
+
+
+def test_auto_classes_give_the_same_replies(bot: minichat.MiniChat, red_star: Scene, tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    bot.model.save_pretrained(tmp_path)
+    bot.processor.save_pretrained(tmp_path)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    picture = draw(red_star, 300)
+    for question in ("What colour is the star?", "Describe this image in detail.", "How many objects are there?"):
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        )
+        ids = model.generate(**inputs, max_new_tokens=60, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        reply = processor.decode(ids, skip_special_tokens=True).strip()
+        assert reply == bot.chat().ask(question, images=[picture], max_new_tokens=60)

@@ -1,0 +1,388 @@
+"""The command line: what each subcommand prints, where, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import minichat
+from minichat import cli
+from minichat.errors import ModelError
+
+ROOT = Path(__file__).resolve().parent.parent
+MINICHAT = [sys.executable, "-m", "minichat"]
+
+# A `minichat` whose bot is a fake, for what needs a process of its own. `SLOW` seconds pass with each caption.
+FAKE = """
+import os, sys, time
+from minichat import cli
+
+class Bot:
+    def caption(self, pictures, prompt=None, batch_size=8, **settings):
+        print("captioning", file=sys.stderr, flush=True)
+        time.sleep(float(os.environ.get("SLOW", "0")))
+        return ["a picture"] * len(pictures)
+
+cli._load = lambda *arguments: Bot()
+cli.main()
+"""
+
+
+class FakeBot:
+    def __init__(self) -> None:
+        self.calls: list[dict] = []
+        self.chats: list[dict] = []
+
+    def caption(self, pictures, **settings):
+        self.calls.append({"count": len(pictures), **settings})
+        return [f"{picture.width} wide" for picture in pictures]
+
+    def chat(self, **settings):
+        from tests.test_terminal import FakeSession
+
+        self.chats.append(settings)
+        return FakeSession()
+
+
+@pytest.fixture
+def bot(monkeypatch):
+    """The bot that every command loads; `bot.loaded` is what it was asked to load."""
+    fake = FakeBot()
+    fake.loaded = []
+
+    def load(name, device="auto", dtype="auto"):
+        fake.loaded.append((name, device, dtype))
+        if name == "absent":
+            raise ModelError("There is no model 'absent': check the name.")
+        return fake
+
+    monkeypatch.setattr(import_module("minichat.load"), "load", load)  # `minichat.load` itself is the function
+    return fake
+
+
+def run(*arguments: str | Path, **options):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures and a file that is none."""
+    shots = tmp_path / "shots"
+    shots.mkdir()
+    for width in (3, 4):
+        Image.new("RGB", (width, 2)).save(shots / f"{width}.png")
+    (shots / "broken.jpg").write_text("nothing")
+    return shots
+
+
+# --- help and usage
+
+
+def test_help_answers_in_under_a_second():
+    assert min(seconds_of_help() for _ in range(3)) < 1
+
+
+def seconds_of_help() -> float:
+    """Processor time, which a busy machine does not lengthen; there is nothing in it to wait for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*MINICHAT, "--help"], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "caption" in done.stdout
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['minichat', 'caption', '--help']\n"
+        "from minichat import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "print([n for n in ('torch', 'transformers', 'gradio', 'PIL', 'numpy', 'rich') if n in sys.modules], code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+COMMANDS = [["chat"], ["demo"], ["caption"], ["convert"], ["export"], ["data"], ["data", "scenes"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(command):
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    assert re.search(r"Usage: .*" + " ".join(command), result.stdout)
+
+
+def test_the_commands_are_these():
+    listed = set(re.findall(r"^  ([a-z]+)  ", run("--help").stdout.split("Commands:")[1], re.M))
+    assert listed == {command[0] for command in COMMANDS}
+
+
+@pytest.mark.parametrize("option", ["--model", "--device", "--dtype"])
+def test_model_device_and_dtype_are_the_same_everywhere(option):
+    helps = [run(command, "--help", env={"COLUMNS": "200"}).stdout for command in ("chat", "demo", "caption")]
+    spelled = [" ".join(re.search(rf"{option} .*", text)[0].split()) for text in helps]
+    assert spelled == spelled[:1] * 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["caption"], ["caption", "a", "--nonsense"], ["chat", "--dtype", "float8"], ["data", "scenes"],
+     ["caption", "a", "--batch-size", "x"], ["--nonsense"], ["chat", "--seed", "1.5"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_usage_errors_exit_with_2(arguments, bot):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert bot.loaded == []
+
+
+def test_version():
+    assert run("--version").stdout == f"minichat {minichat.__version__}\n"
+
+
+# --- caption
+
+
+def test_caption_writes_a_line_for_each_picture(bot, folder):
+    result = run("caption", folder)
+    assert result.exit_code == 3
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row.get("caption") for row in rows] == ["3 wide", "4 wide", None]
+    assert [Path(row["image"]) for row in rows] == [folder / "3.png", folder / "4.png", folder / "broken.jpg"]
+    assert "not a picture" in rows[2]["error"]
+    assert result.stderr == "3 pictures: 2 captioned, 1 failed.\n"
+
+
+def test_caption_exits_with_0_when_all_went_well(bot, folder):
+    result = run("caption", folder / "3.png", folder / "4.png")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_caption_to_a_file(bot, folder, tmp_path):
+    out = tmp_path / "captions.jsonl"
+    assert run("caption", folder / "4.png", "--out", out).stdout == ""
+    before = out.read_bytes()
+    assert json.loads(before) == {"image": str(folder / "4.png"), "caption": "4 wide"}
+    again = run("caption", folder, "--out", out)
+    assert again.exit_code == 1
+    assert again.stderr == f"minichat: '{out}' exists already: remove it, or name another file.\n"
+    assert out.read_bytes() == before
+
+
+def test_caption_leaves_no_empty_file_when_the_model_is_absent(bot, folder, tmp_path):
+    out = tmp_path / "captions.jsonl"
+    result = run("caption", folder, "--out", out, "--model", "absent")
+    assert result.exit_code == 1
+    assert result.stderr == "minichat: There is no model 'absent': check the name.\n"
+    assert not out.exists()
+
+
+def test_caption_finds_out_first_whether_it_can_write(bot, folder, tmp_path):
+    result = run("caption", folder, "--out", tmp_path / "no" / "folder.jsonl")
+    assert result.exit_code == 1
+    assert "cannot be made (No such file or directory)" in result.stderr
+    assert bot.loaded == []
+
+
+def test_settings_and_model_are_passed_on_and_defaults_are_left_to_the_library(bot, folder):
+    run("caption", folder / "3.png")
+    options = ["--model", "m", "--device", "cuda:1", "--dtype", "float16", "--prompt", "Look.", "--batch-size", "2"]
+    options += ["--max-new-tokens", "9", "--temperature", "0.5", "--top-p", "0.9", "--num-beams", "1"]
+    run("caption", folder / "3.png", *options, "--repetition-penalty", "1.5", "--seed", "7")
+    assert bot.loaded == [("minichat-tiny", "auto", "auto"), ("m", "cuda:1", "float16")]
+    assert bot.calls[0] == {"count": 1, "prompt": None, "batch_size": 1}
+    assert bot.calls[1] == {
+        "count": 1, "prompt": "Look.", "batch_size": 1, "max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9,
+        "num_beams": 1, "repetition_penalty": 1.5, "seed": 7,
+    }  # fmt: skip
+
+
+def start(*arguments: str | Path, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", FAKE, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_stopping_leaves_whole_lines(folder, tmp_path, number, code):
+    out = tmp_path / "captions.jsonl"
+    process = start("caption", folder, "--batch-size", "1", "--out", out, SLOW="0.3")
+    for _ in range(2):
+        assert process.stderr.readline() == "captioning\n"
+    process.send_signal(number)  # in the second picture, so the first one's line is there
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == [str(folder / "3.png")]
+
+
+def test_a_reader_that_leaves_is_no_traceback(folder):
+    process = start("caption", folder, "--batch-size", "1", SLOW="0.2")
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) == 1
+    assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+def test_a_full_disk_is_one_line(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", FAKE, "caption", str(folder)],
+        stdout=open("/dev/full", "wb"),  # noqa: SIM115
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1
+    assert "minichat: The captions cannot be written (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- chat
+
+
+def test_chat_answers_a_pipe(bot, folder):
+    result = run("chat", folder / "3.png", "--temperature", "0.7", "--seed", "1", input="What is it?\n/quit\n")
+    assert result.exit_code == 0
+    assert result.stdout == "Said 'What is it?', 1 pictures.\n"
+    assert bot.chats == [{"temperature": 0.7, "seed": 1}]
+
+
+def test_chat_says_when_a_line_of_a_pipe_failed(bot):
+    result = run("chat", input="/image absent.png\nHello\n")
+    assert result.exit_code == 3
+    assert result.stdout == "Said 'Hello', 0 pictures.\n"
+    assert "! “absent.png” was not found" in result.stderr
+
+
+def test_chat_with_a_picture_that_is_none(bot, folder):
+    result = run("chat", folder / "broken.jpg", input="Hello\n")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("minichat: “broken.jpg” is not a picture")
+
+
+# --- demo and data
+
+
+def test_demo_serves_what_was_built_until_it_is_stopped(bot, monkeypatch):
+    from minichat import web
+
+    seen = []
+
+    class Running:
+        url = "http://127.0.0.1:7999"
+
+        def wait(self):
+            raise KeyboardInterrupt
+
+    def launch(page, host, port):
+        seen.append((page, host, port))
+        return Running()
+
+    # Into the namespace itself: to look up what is replaced would import Gradio.
+    monkeypatch.setitem(vars(web), "build_app", lambda bot: ("page of", bot))
+    monkeypatch.setitem(vars(web), "launch", launch)
+    result = run("demo", "--port", "7999")
+    assert result.exit_code == 130
+    assert seen == [(("page of", bot), "127.0.0.1", 7999)]
+    assert "http://127.0.0.1:7999" in result.stderr
+
+
+def test_data_scenes_writes_a_data_set(tmp_path):
+    result = run("data", "scenes", "--count", "3", "--out", tmp_path / "scenes", "--seed", "5", "--size", "48")
+    assert result.exit_code == 0, result.stderr
+    pictures = list((tmp_path / "scenes").rglob("*.png"))
+    assert pictures
+    assert Image.open(pictures[0]).size == (48, 48)
+    refused = run("data", "scenes", "--count", "0", "--out", tmp_path / "none")
+    assert refused.exit_code == 1
+    assert "count" in refused.stderr
+    assert not (tmp_path / "none").exists()
+
+
+# --- the package
+
+
+def requirement_lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+
+
+def test_ranges_are_the_same_in_both_files():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = project["dependencies"] + [need for extra in project["optional-dependencies"].values() for need in extra]
+    assert sorted(requirement_lines(ROOT / "requirements.txt")) == sorted(listed)
+
+
+def test_tested_versions_lie_in_the_ranges():
+    from packaging.requirements import Requirement
+
+    exact = dict(line.lower().replace("_", "-").split("==") for line in requirement_lines(ROOT / "constraints.txt"))
+    for line in requirement_lines(ROOT / "requirements.txt"):
+        need = Requirement(line)
+        assert need.specifier.contains(exact[need.name.lower()]), line
+    assert not any("+" in version for version in exact.values())
+
+
+def test_one_definition_of_the_version():
+    assert "version" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", minichat.__version__)
+
+
+# --- the whole way, with a real model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a model with random weights."""
+    from tests.tiny import tiny_bot
+
+    folder = tmp_path_factory.mktemp("model")
+    bot = tiny_bot()
+    bot.model.save_pretrained(folder)
+    bot.processor.save_pretrained(folder)
+    return folder
+
+
+def test_caption_and_chat_with_a_real_model(model, folder):
+    captioned = run("caption", folder, "--model", model, "--max-new-tokens", "4", "--device", "cpu")
+    assert captioned.exit_code == 3, captioned.stderr
+    rows = [json.loads(line) for line in captioned.stdout.splitlines()]
+    loaded = minichat.load(model)
+    assert [row.get("caption") for row in rows[:2]] == loaded.caption(
+        [folder / "3.png", folder / "4.png"], max_new_tokens=4
+    )
+    lines = "What is it?\n/regenerate\n/edit And now?\n/undo\n"
+    chatted = run("chat", folder / "3.png", "--model", model, "--max-new-tokens", "4", input=lines)
+    assert chatted.exit_code == 0, chatted.stderr
+    session = loaded.chat(max_new_tokens=4)
+    first = session.ask("What is it?", images=[folder / "3.png"])
+    assert chatted.stdout == f"{first}\n{first}\n{session.edit(0, 'And now?')}\n"
+
+
+def test_settings_out_of_range_are_one_line(model, folder):
+    for option, value, name in [("--max-new-tokens", "-1", "max_new_tokens"), ("--temperature", "nan", "temperature")]:
+        for command in ("caption", "chat"):
+            result = run(command, folder / "3.png", "--model", model, f"{option}={value}", input="Hello\n")
+            assert result.exit_code == 1
+            assert result.stderr.splitlines()[-1].startswith(f"minichat: {name} is ")
+            assert result.stdout == ""

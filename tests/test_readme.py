@@ -1,0 +1,127 @@
+"""Every command and program of the README runs as it stands there."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minichat.scenes.draw import draw
+from minichat.scenes.world import random_scene
+from tests.published_files import publish
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+LINES = [line.split(" #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("minichat ")]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with the pictures that the README speaks of."""
+    (tmp_path / "pictures").mkdir()
+    for seed, name in enumerate(("scene.png", "other.png", "pictures/first.png", "pictures/second.jpg")):
+        draw(random_scene(random.Random(seed)), 200, seed).save(tmp_path / name)
+    return tmp_path
+
+
+PUBLISHED = {
+    "eva_vit.pth": "eva_vit_g.pth",
+    "blip2.pth": "blip2_pretrained_flant5xxl.pth",
+    "minigpt4.pth": "pretrained_minigpt4.pth",
+    "llm": "vicuna-7b",
+}
+SMALL = " --vision-heads 2 --qformer-heads 2"  # the stand-ins have fewer heads than what is published
+
+
+def start(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_readme_has_the_commands_that_are_tested_here() -> None:
+    assert {command.split()[1] for command in COMMANDS} == {"chat", "caption", "data", "demo", "convert"}
+    assert set(LINES) - set(COMMANDS) == {
+        "make demo",
+        "make test",
+        "pip install -r requirements.txt -c constraints.txt && pip install --no-deps -e .",
+        "python demo.py",
+    }
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.split()[1] != "demo"])
+def test_a_command_runs(command: str, desk: Path) -> None:
+    if "convert" in command or "minigpt4-7b" in command:
+        publish(desk)
+        for name, published in PUBLISHED.items():
+            (desk / name).rename(desk / published)
+    if "minigpt4-7b" in command and "convert" not in command:
+        (made,) = (c for c in COMMANDS if "convert" in c)
+        assert start([sys.executable, "-m", *shlex.split(made + SMALL)], desk).wait(timeout=200) == 0
+    command += SMALL if "convert" in command else ""
+    program = start([sys.executable, "-m", *shlex.split(command)], desk)
+    out, err = program.communicate("What is this?\n", timeout=200)
+    assert program.returncode == 0, err
+    if "--out" in command:
+        written = desk / command.split("--out ")[1].split()[0]
+        assert written.exists()
+    else:
+        assert out.strip()
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, str(ROOT / "demo.py")], [sys.executable, "-m", "minichat", "demo"]]
+)
+def test_the_page_comes_up_and_ends_on_ctrl_c(command: list[str], desk: Path) -> None:
+    program = start([*command, "--port", str(free_port())], desk)
+    stream = program.stdout if "demo.py" in command[-1] else program.stderr
+    try:
+        line = next(line for line in iter(stream.readline, "") if "MiniChat is at" in line)  # type: ignore[union-attr]
+        assert "http://127.0.0.1:" in line
+    finally:
+        program.send_signal(signal.SIGINT)
+        program.communicate(timeout=60)
+    assert program.returncode == 130
+
+
+def test_the_python_example_runs(desk: Path) -> None:
+    (example,) = (text for kind, text in BLOCKS if kind == "python")
+    program = start([sys.executable, "-c", example], desk)
+    out, err = program.communicate(timeout=200)
+    assert program.returncode == 0, err
+    assert len(out.splitlines()) >= 2
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", README))))
+def test_a_make_target_exists(target: str) -> None:
+    subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_link_leads_somewhere() -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_the_tree_names_what_is_there() -> None:
+    (tree,) = (text for _, text in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if text.startswith("demo.py"))
+    for line in tree.splitlines():
+        indent, name = re.match(r"( *)(\S+)", line).groups()  # type: ignore[union-attr]
+        names = [name, *re.findall(r"\b\w+\.py\b", line)]
+        for each in names:
+            assert (ROOT / ("minichat" if indent else "") / each.rstrip(",")).exists(), each

@@ -1,0 +1,187 @@
+"""`minichat.terminal`: a chat as a whole transcript, with a session that follows a script."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from minichat.errors import ContextError, PromptError
+from minichat.prompt.conversation import Conversation
+from minichat.terminal import TerminalChat
+
+
+class FakeSession:
+    """Says what it was asked and how many pictures it has seen, in two pieces; `before` runs between the two."""
+
+    def __init__(self, before=lambda: None) -> None:
+        self.conversation = Conversation()
+        self.notices: tuple[str, ...] = ()
+        self.before = before
+        self.ended = 0
+
+    def _reply(self, asked: Conversation, word: str, cancel: threading.Event) -> Iterator[str]:
+        said = f"{word} {asked.messages[-1].text!r}"
+        yield said
+        self.before()
+        if not cancel.is_set():
+            said += f", {len(asked.pictures)} pictures."
+            yield said.removeprefix(f"{word} {asked.messages[-1].text!r}")
+        self.conversation = asked.assistant(said)
+        self.ended += 1
+
+    def stream(self, text, images=None, *, cancel):
+        return self._reply(self.conversation.user(text, images or ()), "Said", cancel)
+
+    def stream_again(self, *, cancel):
+        if not len(self.conversation):
+            raise PromptError("There is no reply to generate anew: ask something first.")
+        return self._reply(Conversation(self.conversation.messages[:-1]), "Again", cancel)
+
+    def edit(self, turn, text, images=None, *, cancel):
+        before = Conversation(self.conversation.messages[: 2 * turn])
+        return "".join(self._reply(before.user(text, self.conversation.messages[2 * turn].pictures), "Edited", cancel))
+
+    def undo(self):
+        if not len(self.conversation):
+            raise PromptError("There is nothing to undo: the conversation has no question yet.")
+        self.conversation = Conversation(self.conversation.messages[:-2])
+        return self.conversation
+
+
+def talk(*lines: str, session: FakeSession | None = None) -> tuple[str, str, TerminalChat]:
+    """What goes to stdout, what goes to stderr, and the chat, after these lines."""
+    out, notes = io.StringIO(), io.StringIO()
+    sessions = iter([session] if session else [])
+    chat = TerminalChat(lambda: next(sessions, None) or FakeSession(), io.StringIO("\n".join(lines)), out, notes)
+    chat.run()
+    return out.getvalue(), notes.getvalue(), chat
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "a picture.png"
+    Image.new("RGB", (7, 5)).save(path)
+    return path
+
+
+def test_replies_go_to_stdout_and_nothing_else_does():
+    out, notes, chat = talk("Hello", "", "  ", "How are you?")
+    assert out == "Said 'Hello', 0 pictures.\nSaid 'How are you?', 0 pictures.\n"
+    assert notes == ""
+    assert chat.failures == 0
+
+
+def test_pictures_are_shown_with_the_next_message(picture):
+    other = picture.with_name("b.png")
+    Image.new("RGB", (2, 2)).save(other)
+    out, notes, _ = talk(f"/image {picture}", f"/image {other} '{picture}'", "What?", "And now?")
+    assert out == "Said 'What?', 3 pictures.\nSaid 'And now?', 3 pictures.\n"
+    assert notes.count("shown with your next message") == 3
+    assert "a picture.png: 7 × 5" in notes
+
+
+def test_regenerate_edit_undo_and_clear(picture):
+    out, notes, chat = talk(
+        f"/image {picture}", "One", "/regenerate", "/edit Two", "Three", "/undo", "Four", "/clear", "Five"
+    )
+    assert out.splitlines() == [
+        "Said 'One', 1 pictures.",
+        "Again 'One', 1 pictures.",
+        "Edited 'Two', 1 pictures.",
+        "Said 'Three', 1 pictures.",
+        "Said 'Four', 1 pictures.",
+        "Said 'Five', 0 pictures.",
+    ]
+    assert "taken back" in notes
+    assert "new chat" in notes
+    assert chat.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/undo", "nothing to undo"),
+        ("/regenerate", "no reply to generate anew"),
+        ("/edit x", "no message to edit"),
+        ("/edit", "Write the message anew"),
+        ("/image", "Name a picture"),
+        ("/image absent.png", "“absent.png” was not found"),
+        ("/picture a.png", "There is no command /picture"),
+    ],
+)
+def test_errors_are_told_and_the_chat_goes_on(line, says):
+    out, notes, chat = talk(line, "Still there?")
+    assert notes.startswith("! ")
+    assert says in notes
+    assert "Traceback" not in notes
+    assert out == "Said 'Still there?', 0 pictures.\n"
+    assert chat.failures == 1
+
+
+def test_pictures_are_kept_for_the_next_try_after_an_error(picture):
+    session = FakeSession()
+
+    def fail_once():
+        session.before = lambda: None
+        raise ContextError("It does not fit: shorten it.")
+
+    session.before = fail_once
+    out, notes, chat = talk(f"/image {picture}", "Long", "Short", session=session)
+    assert out == "Said 'Long'\nSaid 'Short', 1 pictures.\n"  # a reply that broke off ends its line
+    assert "! It does not fit: shorten it." in notes
+    assert chat.failures == 1
+
+
+def test_a_slash_can_be_said():
+    assert talk("//help is a command")[0] == "Said '/help is a command', 0 pictures.\n"
+
+
+def test_quit_and_help():
+    out, notes, _ = talk("/help", "/quit", "Never said")
+    assert out == ""
+    assert all(command in notes for command in ["/image", "/undo", "/regenerate", "/edit", "/clear", "/help", "/quit"])
+
+
+def test_notices_are_told_once_each():
+    session = FakeSession()
+    session.notices = ("The oldest turns were dropped.",)
+    assert talk("One", "Two", session=session)[1] == "[The oldest turns were dropped.]\n"
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_stops_a_reply_not_the_chat():
+    session = FakeSession(before=interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    out, notes, _ = talk("One", "Two", session=session)
+    assert out == "Said 'One'\nSaid 'Two'\n"
+    assert notes == "[stopped]\n[stopped]\n"
+    assert session.ended == 2  # the session ended its reply itself
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_second_ctrl_c_leaves():
+    def twice():
+        interrupt()
+        interrupt()
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        talk("One", session=FakeSession(before=twice))
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_it_runs_in_any_thread():
+    result: list[str] = []
+    thread = threading.Thread(target=lambda: result.append(talk("Hello")[0]))
+    thread.start()
+    thread.join()
+    assert result == ["Said 'Hello', 0 pictures.\n"]

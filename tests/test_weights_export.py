@@ -1,0 +1,186 @@
+"""A model taken elsewhere: its projection alone, and a BLIP-2 that needs no code of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minichat
+from minichat.errors import ModelError
+from minichat.weights.convert import convert
+from minichat.weights.export import export
+from minichat.weights.projection import write_projection
+from tests.published_files import arguments, publish
+from tests.tiny import noise_picture
+
+ASK: dict[str, Any] = {"images": noise_picture(1), "max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same model, referring to its LLM and holding it; and one without a Q-Former."""
+    folder = tmp_path_factory.mktemp("models")
+    publish(folder / "files")
+    publish(folder / "others", "patch_merge")
+    given = arguments(folder / "files")
+    return {
+        "refers": convert(folder / "refers", **given),
+        "holds": convert(folder / "holds", merge=True, **given),
+        "merges": convert(folder / "merges", **arguments(folder / "others", "patch_merge")),
+    }
+
+
+def other(model: Path) -> dict[str, torch.Tensor]:
+    """Another projection for a model."""
+    stored = load_file(model / "model.safetensors")
+    return {name: torch.randn_like(stored[f"projection.{name}"]) for name in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("base", ["refers", "holds", "merges"])
+def test_a_projection_goes_out_and_comes_in(models: dict[str, Path], tmp_path: Path, base: str) -> None:
+    tensors = other(models[base])
+    first = write_projection(tmp_path / "trained", tensors, str(models[base]))
+    again = export(str(first), "projection", tmp_path / "again")
+    assert sorted(file.name for file in again.iterdir()) == ["minichat.json", "projection.safetensors"]
+    assert load_file(again / "projection.safetensors").keys() == {"weight", "bias"}
+    whole, plain = minichat.load(again, device="cpu"), minichat.load(models[base], device="cpu")
+    assert whole.name == "again"
+    assert torch.equal(whole.model.projection.weight, tensors["weight"])
+    assert torch.equal(whole.model.projection.bias, tensors["bias"])
+    frozen = plain.model.state_dict()
+    changed = [name for name, tensor in whole.model.state_dict().items() if not torch.equal(tensor, frozen[name])]
+    assert changed == ["projection.weight", "projection.bias"]
+    same = minichat.load(export(str(models[base]), "projection", tmp_path / "same"), device="cpu")
+    assert same.chat().ask("What is it?", **ASK) == plain.chat().ask("What is it?", **ASK)
+
+
+def test_fingerprints_do_not_tell_whether_the_llm_is_held(models: dict[str, Path], tmp_path: Path) -> None:
+    out = write_projection(tmp_path / "trained", other(models["refers"]), str(models["refers"]))
+    change(out, lambda facts: facts.update(base={"path": str(models["holds"])}))
+    assert minichat.load(out, device="cpu").chat().ask("What is it?", **ASK) is not None
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    facts = json.loads((folder / "minichat.json").read_text())
+    edit(facts)
+    (folder / "minichat.json").write_text(json.dumps(facts))
+
+
+def spoil(model: Path, name: str) -> None:
+    state = load_file(model / "model.safetensors")
+    state[name].flatten()[0] += 1
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_what_does_not_belong_together_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    base = Path(shutil.copytree(models["holds"], tmp_path / "base"))
+    trained = write_projection(tmp_path / "trained", other(base), str(base))
+    wrong: dict[str, tuple[Callable[[Path], Any], str]] = {
+        "template": (
+            lambda f: change(f, lambda c: c.update(template="llama2")),
+            "'llama2', but its base 'base' has 'vicuna-v0'",
+        ),
+        "another base": (
+            lambda f: change(f, lambda c: c.update(base={"path": str(models["merges"])})),
+            "'vicuna-v0', .* 'llama2'",
+        ),
+        "no base": (
+            lambda f: change(f, lambda c: c.update(base={"path": str(tmp_path / "gone")})),
+            "'gone', which is not there",
+        ),
+        "itself": (lambda f: change(f, lambda c: c.update(base={"path": str(f)})), "is a projection itself"),
+        "shape": (
+            lambda f: [
+                save_file({"weight": torch.ones(40, 25), "bias": torch.ones(40)}, f / "projection.safetensors"),
+                change(f, lambda c: c.update(shape=[40, 25])),
+            ],
+            r"has the shape \(40, 25\), but its base 'base' needs \(40, 24\)",
+        ),
+        "tensors": (
+            lambda f: save_file({"weight": torch.ones(40, 24)}, f / "projection.safetensors"),
+            "projection.safetensors in .* holds",
+        ),
+        "NaN": (
+            lambda f: save_file(
+                {"weight": torch.full((40, 24), torch.nan), "bias": torch.ones(40)}, f / "projection.safetensors"
+            ),
+            "tensor weight in projection.safetensors .* not finite",
+        ),
+        "damage": (
+            lambda f: (f / "projection.safetensors").write_bytes(b"x" * 50),
+            "projection.safetensors in .* is damaged",
+        ),
+        "facts": (lambda f: (f / "minichat.json").write_text("{}"), "minichat.json in .* does not describe"),
+    }
+    for number, (way, (edit, message)) in enumerate(wrong.items()):
+        folder = Path(shutil.copytree(trained, tmp_path / f"wrong {number}"))
+        edit(folder)
+        with pytest.raises(ModelError, match=message) as caught:
+            minichat.load(folder, device="cpu")
+        assert str(tmp_path) not in str(caught.value), way
+    for part in ("vision_model.encoder.layers.0.mlp.fc1.bias", "bridge.query_tokens", "language_model.lm_head.weight"):
+        spoil(base, part)
+        with pytest.raises(
+            ModelError, match=rf"a {part.split('.')[0]} of the fingerprint \w{{12}}, but .* is \w{{12}}"
+        ):
+            minichat.load(trained, device="cpu")
+        spoil_back(base, models["holds"])
+
+
+def spoil_back(model: Path, original: Path) -> None:
+    shutil.copy(original / "model.safetensors", model / "model.safetensors")
+
+
+STRANGER = """
+import sys, torch
+from transformers import Blip2ForConditionalGeneration
+given = torch.load(sys.argv[2])
+load = Blip2ForConditionalGeneration.from_pretrained
+model, account = load(sys.argv[1], dtype=torch.float32, output_loading_info=True)
+assert not any(account.values()), account
+with torch.no_grad():
+    logits = [model.eval()(pixel_values=p, input_ids=i).logits for p, i in given]
+model.generate(pixel_values=given[0][0], input_ids=given[0][1], max_new_tokens=4)
+assert not any(name.split(".")[0] == "minichat" for name in sys.modules)
+torch.save(logits, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("base", ["refers", "trained"])
+def test_plain_transformers_gives_the_same_logits(models: dict[str, Path], tmp_path: Path, base: str) -> None:
+    """With one and with two pictures, in a process that never imports minichat."""
+    model = models.get(base) or write_projection(tmp_path / "trained", other(models["refers"]), str(models["refers"]))
+    bot = minichat.load(model, device="cpu")
+    session, given = minichat.Conversation(), []
+    for images in ([noise_picture(1)], [noise_picture(2), noise_picture(3)]):
+        prompt = bot.processor.render(session.user("What is it?", images), add_generation_prompt=True)
+        batch = bot.processor.batch([prompt])
+        given.append((batch["pixel_values"], batch["input_ids"]))
+    torch.save(given, tmp_path / "given.pt")
+    out = export(str(model), "blip2", tmp_path / "blip2")
+    run = [sys.executable, "-c", STRANGER, str(out), str(tmp_path / "given.pt"), str(tmp_path / "logits.pt")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    vocabulary = bot.model.config.text_config.vocab_size
+    for (pixels, ids), theirs in zip(given, torch.load(tmp_path / "logits.pt"), strict=True):
+        with torch.no_grad():
+            ours = bot.model(input_ids=ids, pixel_values=pixels).logits
+        assert theirs.shape[-1] == vocabulary + 1
+        torch.testing.assert_close(theirs[..., :vocabulary], ours, rtol=0, atol=1e-4)
+
+
+def test_blip2_needs_a_qformer(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'merges' has no Q-Former"):
+        export(str(models["merges"]), "blip2", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
