@@ -35,7 +35,7 @@ class Bot:
         time.sleep(float(os.environ.get("SLOW", "0")))
         return ["a picture"] * len(pictures)
 
-cli._load = lambda *arguments: Bot()
+cli.talk.load_bot = lambda *arguments: Bot()
 cli.main()
 """
 

@@ -102,9 +102,9 @@ def test_unknown_and_conflicting_settings() -> None:
 
 
 def whole(ids: list[int], stops: Stops, tokenizer: Any = TOKENIZER) -> str:
-    """The reply by definition: decode all ids up to the first stop, cut there, strip."""
+    """The reply by definition: decode all ids up to the first stop (of two that end together, the longer), strip."""
     for end in range(1, len(ids) + 1):
-        for sequence in stops.sequences:
+        for sequence in sorted(stops.sequences, key=len, reverse=True):
             if tuple(ids[max(0, end - len(sequence)) : end]) == sequence:
                 return tokenizer.decode(ids[: end - len(sequence)]).strip()
         text = tokenizer.decode(ids[:end])

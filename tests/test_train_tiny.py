@@ -13,10 +13,10 @@ import minichat
 from minichat.errors import ModelError
 from minichat.scenes.draw import draw
 from minichat.scenes.world import COLOURS, SHAPES, SIZES, Background, Scene, Thing, random_scene
-from minichat.train import tiny
-from minichat.train.drawn import Dialogues, Sights, normalize, train_tokenizer
-from minichat.train.loop import Stage, run
-from minichat.train.sight import CELLS, GRID_COLUMNS, IGNORE, NOTHING, labels
+from minichat.train.tiny import __main__ as tiny
+from minichat.train.tiny.drawn import Dialogues, Sights, normalize, train_tokenizer
+from minichat.train.tiny.sight import CELLS, GRID_COLUMNS, IGNORE, NOTHING, labels
+from minichat.train.tiny.steps import Stage, run
 
 SHORT = Stage("see", samples=24, batch=4, warmup=2, save_every=1)
 

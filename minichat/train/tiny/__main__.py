@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.model.freezing import set_trainable
 from minichat.prompt.processing import MiniChatProcessor
-from minichat.train.drawn import PATCH, SIDE, TEMPLATE, VOCABULARY, Dialogues, Sights, normalize, train_tokenizer
-from minichat.train.loop import Stage, run
-from minichat.train.naming import Naming
-from minichat.train.sight import GRID_COLUMNS, GRID_ROWS, IGNORE, QUERIES, SightHeads
+from minichat.train.tiny.drawn import PATCH, SIDE, TEMPLATE, VOCABULARY, Dialogues, Sights, normalize, train_tokenizer
+from minichat.train.tiny.naming import Naming
+from minichat.train.tiny.sight import GRID_COLUMNS, GRID_ROWS, IGNORE, QUERIES, SightHeads
+from minichat.train.tiny.steps import Stage, run
 
 
 def tiny_config() -> MiniChatConfig:

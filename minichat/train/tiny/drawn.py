@@ -29,9 +29,9 @@ from minichat.scenes.pairs import random_pair
 from minichat.scenes.questions import ALL_KINDS, questions
 from minichat.scenes.training import Turn, training_dialogue, vocabulary_corpus
 from minichat.scenes.world import Scene, random_scene
-from minichat.train.loop import Stage
-from minichat.train.naming import WORDS, names
-from minichat.train.sight import CELLS, IGNORE, QUERIES, labels
+from minichat.train.tiny.naming import WORDS, names
+from minichat.train.tiny.sight import CELLS, IGNORE, QUERIES, labels
+from minichat.train.tiny.steps import Stage
 
 SIDE, PATCH = 96, 8  # pixels
 VOCABULARY = 1024

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from minichat.prompt.tokenizer import ContentTokenizer
 from minichat.scenes.world import COLOURS, SHAPES, SIZES, Scene
-from minichat.train.sight import CELLS, GRID_COLUMNS, GRID_ROWS, IGNORE
+from minichat.train.tiny.sight import CELLS, GRID_COLUMNS, GRID_ROWS, IGNORE
 
 ROWS, COLUMNS = ("top", "centre", "bottom"), ("left", "centre", "right")
 WORDS = (SIZES, COLOURS, SHAPES, ROWS, COLUMNS)

@@ -1,0 +1,47 @@
+"""`minichat …`: each subcommand calls one library function, which is imported only then, so that `--help` is instant.
+
+Exit codes: 0; 1 failed (one line on stderr says why); 2 usage; 3 some inputs failed; 130 Ctrl-C; 143 SIGTERM.
+Data goes to stdout, all else to stderr.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from minichat import __version__
+from minichat.cli import data, talk, weights
+from minichat.cli.shared import TERMINATED, commands
+
+app = commands()
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Talk about pictures, and caption folders of them."""
+    if version:
+        typer.echo(f"minichat {__version__}")
+        raise typer.Exit()
+
+
+for group in (talk, weights):
+    app.registered_commands += group.app.registered_commands
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)  # so that files are closed and `finally` is heeded
+    app(prog_name="minichat")
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)

@@ -1,0 +1,124 @@
+"""`minichat chat`, `demo` and `caption`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minichat.cli.shared import (
+    DEFAULT_MODEL,
+    SOME_FAILED,
+    Beams,
+    Device,
+    Dtype,
+    Model,
+    NewTokens,
+    Penalty,
+    Precision,
+    Seed,
+    Temperature,
+    TopP,
+    commands,
+    given,
+    load_bot,
+    output,
+    progress,
+)
+
+app = commands()
+
+
+@app.command()
+def chat(
+    pictures: Annotated[list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Shown at once.")] = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    dtype: Precision = Dtype.auto,
+    max_new_tokens: NewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+) -> None:
+    """Chat in the terminal, or answer the lines of a pipe. /help lists what can be typed."""
+    from minichat.terminal import TerminalChat
+
+    settings = given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    bot = load_bot(model, device, dtype)
+    terminal = TerminalChat(lambda: bot.chat(**settings), sys.stdin, sys.stdout, sys.stderr)
+    for picture in pictures or []:
+        terminal.add_picture(picture)
+    typing = sys.stdin.isatty()
+    if typing:
+        typer.echo(f"{model} is ready. /image FILE shows a picture, /help lists the rest.", err=True)
+    terminal.run()
+    if terminal.failures and not typing:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def demo(
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    dtype: Precision = Dtype.auto,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; the default is this machine alone.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int | None, typer.Option("--port", help="Default: 7860, or the next free one.")] = None,
+) -> None:
+    """Chat in a web page."""
+    from minichat import web
+
+    running = web.launch(web.build_app(load_bot(model, device, dtype)), host=host, port=port)
+    typer.echo(f"MiniChat is at {running.url}  (Ctrl-C ends it)", err=True)
+    running.wait()
+
+
+@app.command()
+def caption(
+    files_or_folders: Annotated[list[Path], typer.Argument(help="Pictures, and folders of pictures.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write here, not to stdout; must not exist yet.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The instruction; default: the model's own.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    dtype: Precision = Dtype.auto,
+    max_new_tokens: NewTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    num_beams: Beams = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+) -> None:
+    """Caption pictures: a line {"image": ..., "caption": ...} or {"image": ..., "error": ...} for each."""
+    from minichat.caption import append_row, caption_paths, find_pictures
+
+    settings = given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        num_beams=num_beams,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    paths = find_pictures(files_or_folders)
+    done = failed = 0
+    with output(out) as file:
+        bot = load_bot(model, device, dtype)
+        for row in caption_paths(bot, paths, prompt=prompt, batch_size=batch_size, **settings):
+            append_row(file, row)
+            done += 1
+            failed += row.error is not None
+            progress(done, len(paths))
+    typer.echo(f"{done} pictures: {done - failed} captioned, {failed} failed.", err=True)
+    if failed:
+        raise typer.Exit(SOME_FAILED)

@@ -1,0 +1,79 @@
+"""`minichat convert` and `export`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from minichat.cli.shared import commands
+
+app = commands()
+
+
+class Format(StrEnum):
+    projection = "projection"
+    blip2 = "blip2"
+
+
+@app.command()
+def convert(
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    projection: Annotated[Path, typer.Option("--projection", help="What MiniGPT-4's training saved (.pth).")],
+    llm: Annotated[str, typer.Option("--llm", help="The LLM: a Hugging Face folder, or a hub id.")],
+    template: Annotated[str, typer.Option("--template", help="Prompt template: vicuna-v0, llama2, minigpt-v2, ...")],
+    vit: Annotated[Path | None, typer.Option("--vit", help="EVA's ViT as published (eva_vit_g.pth).")] = None,
+    qformer: Annotated[
+        Path | None, typer.Option("--qformer", help="BLIP-2's Q-Former as published; none: patches are joined.")
+    ] = None,
+    blip2: Annotated[
+        str | None, typer.Option("--blip2", help="Instead of both: a Hugging Face BLIP-2, folder or hub id.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Copy the LLM in; otherwise it is referred to.")] = False,
+    vision_heads: Annotated[int | None, typer.Option(help="Attention heads of the ViT; as published: 16.")] = None,
+    vision_layers: Annotated[int | None, typer.Option(help="Blocks of the ViT to use; as published: 39.")] = None,
+    qformer_heads: Annotated[
+        int | None, typer.Option(help="Attention heads of the Q-Former; as published: 12.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the pictures; default: what the ViT has.")] = None,
+    allow_unused: Annotated[
+        list[str] | None, typer.Option("--allow-unused", help="Leave out unknown tensors of this name (a glob).")
+    ] = None,
+) -> None:
+    """Make a model's folder from published MiniGPT-4 and BLIP-2 weights."""
+    from minichat.weights.convert import convert as make
+
+    make(
+        out,
+        projection=projection,
+        llm=llm,
+        template=template,
+        vit=vit,
+        qformer=qformer,
+        blip2=blip2,
+        merge=merge,
+        vision_heads=vision_heads,
+        vision_layers=vision_layers,
+        qformer_heads=qformer_heads,
+        image_size=image_size,
+        allow_unused=allow_unused or (),
+        progress=lambda message: typer.echo(f"{message} ...", err=True),
+    )
+    typer.echo(f"The model is in {out}.", err=True)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A known name, a folder, or a hub id.")],
+    form: Annotated[
+        Format, typer.Option("--format", help="projection: the trained part alone; blip2: for plain transformers.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+) -> None:
+    """Write a model's trained projection, or the whole model for other programs."""
+    from minichat.weights.export import export as write
+
+    write(model, form.value, out)
+    typer.echo(f"It is in {out}.", err=True)
