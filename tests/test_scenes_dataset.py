@@ -95,9 +95,9 @@ def test_an_empty_folder_is_filled_and_readable_by_others(tmp_path: Path) -> Non
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(DataError, match="not an empty folder"):
+    with pytest.raises(DataError, match="exists already"):
         dataset.write(tmp_path, 2, size=16)
-    with pytest.raises(DataError, match="not an empty folder"):
+    with pytest.raises(DataError, match="exists already"):
         dataset.write(tmp_path / "thesis.txt", 2, size=16)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -119,7 +119,7 @@ def test_a_run_that_is_stopped_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="cannot be made"):
         dataset.write(tmp_path / "file" / "out", 1, size=16)
 
 

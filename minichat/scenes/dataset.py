@@ -15,13 +15,10 @@ import csv
 import json
 import os
 import random
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minichat.disk import new_folder
 from minichat.errors import DataError, SettingsError
 from minichat.scenes.captions import detailed, short
 from minichat.scenes.draw import Style, draw
@@ -52,7 +49,7 @@ def write(out: str | os.PathLike[str], count: int, seed: int = 0, size: int = 96
     _whole("seed", seed, -(2**63), 2**63 - 1)
     _whole("size", size, SIZES.start, SIZES.stop - 1)
     folder = Path(out)
-    with _new_folder(folder) as temporary:
+    with new_folder(folder, DataError) as temporary:
         _write(temporary, count, seed, size)
     return folder
 
@@ -107,25 +104,3 @@ def _line(file: Any, record: dict[str, Any]) -> None:
 def _whole(name: str, value: object, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise SettingsError(f"{name}: {value!r} is not a whole number from {least} to {most}.")
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` if all goes well, and vanishes if not."""
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise DataError(f"{folder} exists and is not an empty folder; name a new one, or empty it.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.resolve().parent))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror}. Name a folder in a writable place.") from error
-    try:
-        yield temporary
-        mode = os.umask(0)
-        os.umask(mode)
-        temporary.chmod(0o777 & ~mode)  # mkdtemp made it private
-        os.replace(temporary, folder.resolve())  # an empty folder gives way
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written: {error.strerror or error}. Nothing was kept.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig
 
+from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError, SettingsError
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.prompt.pixels import MiniChatImageProcessor
@@ -21,7 +22,7 @@ from minichat.weights.files import quiet, sentence
 from minichat.weights.llm import Llm, find_llm
 from minichat.weights.published import Sizes, add_bridge, add_vision, bridge_sizes, open_part, projection_sizes
 from minichat.weights.reading import Checkpoint
-from minichat.weights.writing import Entry, new_folder, write_json, write_tensors
+from minichat.weights.writing import Entry, write_tensors
 
 RECORD = "conversion.json"
 _SPARE_ROWS = 1024  # an LLM's embedding may be padded so far beyond its tokenizer
@@ -88,7 +89,7 @@ def convert(
     entries = [Entry(name, account.bytes(name), _maker(account, name)) for name in sorted(account.names())]
     if merge:
         entries += _copied(words)
-    with new_folder(out) as folder:
+    with new_folder(out, ModelError) as folder:
         progress("Writing")
         write_tensors(folder, entries)
         config.save_pretrained(folder)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minichat.disk import new_folder
 from minichat.errors import ModelError, SettingsError
 from minichat.weights.files import check_header, quiet, read_json, weight_files
 from minichat.weights.projection import export_projection, is_projection, read_projection
@@ -39,7 +40,7 @@ def export_blip2(model: str, out: Path) -> Path:
     from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
     from minichat.weights.llm import referred_llm
     from minichat.weights.reading import Checkpoint, read_checkpoint
-    from minichat.weights.writing import Entry, new_folder, write_tensors
+    from minichat.weights.writing import Entry, write_tensors
 
     folder, trained = find(model), None
     if is_projection(folder):
@@ -88,7 +89,7 @@ def export_blip2(model: str, out: Path) -> Path:
         generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     generation.suppress_tokens = [config.image_token_index]
-    with new_folder(out) as made:
+    with new_folder(out, ModelError) as made:
         write_tensors(made, entries)
         theirs.save_pretrained(made)
         generation.save_pretrained(made)

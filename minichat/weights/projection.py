@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError
 from minichat.weights.files import HUB_ID, check_header, read_json, weight_files
 from minichat.weights.zoo import BUILT_IN, find
@@ -114,7 +115,7 @@ def write_projection(out: Path, tensors: Mapping[str, Tensor], base: str, *, tem
     `template`: the one it was trained with, where that is not the base's. Raises `ModelError` where `out` is there, or
     the shapes are not the base's.
     """
-    from minichat.weights.writing import Entry, new_folder, write_json, write_tensors
+    from minichat.weights.writing import Entry, write_tensors
 
     folder = find(base)
     wanted = tuple(_stored(folder)["projection.weight"].shape)
@@ -129,7 +130,7 @@ def write_projection(out: Path, tensors: Mapping[str, Tensor], base: str, *, tem
         "shape": list(weight.shape),
         "fingerprints": fingerprints(folder),
     }
-    with new_folder(out) as made:
+    with new_folder(out, ModelError) as made:
         write_tensors(
             made, [Entry("weight", weight.nbytes, lambda: weight), Entry("bias", bias.nbytes, lambda: bias)], TENSORS
         )

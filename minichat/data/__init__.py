@@ -1,0 +1,1 @@
+"""Conversations about pictures on disk: formats in, batches out."""
