@@ -1,0 +1,1 @@
+"""Measurements that print a Markdown table; run from the project's folder."""
