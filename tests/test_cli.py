@@ -330,7 +330,7 @@ def requirement_lines(path: Path) -> list[str]:
 def test_ranges_are_the_same_in_both_files():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     listed = project["dependencies"] + [need for extra in project["optional-dependencies"].values() for need in extra]
-    assert sorted(requirement_lines(ROOT / "requirements.txt")) == sorted(listed)
+    assert sorted(requirement_lines(ROOT / "requirements.txt")) == sorted(set(listed))  # two groups may need the same
 
 
 def test_tested_versions_lie_in_the_ranges():
