@@ -6,26 +6,37 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from minichat.errors import MiniChatError
+
+locks: ModuleType | None
+try:
+    import fcntl as locks
+except ImportError:  # Windows
+    locks = None
+
+_UNFINISHED = ".unfinished"
 
 
 @contextmanager
 def new_folder(out: Path, error: type[MiniChatError]) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` at the end, and is removed if anything fails before.
 
-    Raises `error` if `out` is there already and not an empty folder, or cannot be written.
+    What a killed process left there of its own attempt is removed first. Raises `error` if `out` is there already and
+    not an empty folder, or cannot be written.
     """
     out = out.expanduser().absolute()
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise error(f"{out.name!r} exists already: remove it, or name another folder.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        _remove_unfinished(out)
+        made, held = _make_unfinished(out)
     except OSError as failure:
         raise error(f"{out.name!r} cannot be made ({failure.strerror}): check the folder it is to be in.") from None
     try:
@@ -37,6 +48,70 @@ def new_folder(out: Path, error: type[MiniChatError]) -> Iterator[Path]:
         raise error(f"{out.name!r} cannot be written ({reason}): nothing was left behind.") from failure
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _make_unfinished(out: Path) -> tuple[Path, int | None]:
+    """A new temporary folder, locked for as long as this process is at work in it."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_UNFINISHED, dir=out.parent))
+        try:
+            return made, _lock(made)
+        except (BlockingIOError, FileNotFoundError):  # another process found it before it was locked, and removes it
+            continue
+
+
+def _remove_unfinished(out: Path) -> None:
+    """Remove the temporary folders for `out` that no process is at work in."""
+    for left in out.parent.iterdir():
+        if left.name.startswith(f".{out.name}.") and left.name.endswith(_UNFINISHED):
+            try:
+                held = _lock(left)
+            except OSError:
+                continue
+            if held is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(held)
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on a folder, which ends with the process; None where the system has none.
+
+    Raises `BlockingIOError` where another process holds it, and `FileNotFoundError` for a folder that is gone.
+    """
+    if locks is None:
+        return None
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        locks.flock(held, locks.LOCK_EX | locks.LOCK_NB)
+        folder.stat()
+    except (BlockingIOError, FileNotFoundError):
+        os.close(held)
+        raise
+    except OSError:  # a file system without locks
+        os.close(held)
+        return None
+    return held
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Let one process at a time into the block; the lock on the file `path` ends with the process, however it ends.
+
+    `waiting` is called once where another process is in it. Raises `OSError` where the file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if locks is not None:
+            try:
+                locks.flock(file, locks.LOCK_EX | locks.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                locks.flock(file, locks.LOCK_EX)
+            except OSError:  # a file system without locks
+                pass
+        yield
 
 
 def replace_file(path: Path, content: bytes) -> None:
