@@ -17,13 +17,18 @@ from minichat.prompt.conversation import Conversation, Message, Part, Picture, R
 
 @dataclass(frozen=True)
 class Where:
-    """The place of a record, for an error: a file, and its line (or record, counted from 1; 0: the file as a whole)."""
+    """The place of a record, for an error: a file, its line (0: the file as a whole), and its number in a list.
+
+    Of a tar, the line is the record's number. Both are counted from 1.
+    """
 
     file: str
     line: int = 0
+    record: int = 0
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place} (record {self.record})" if self.record else place
 
 
 @dataclass(frozen=True)
@@ -38,29 +43,46 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A file within a tar: `size` bytes from `start` on."""
+
+    tar: Path
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
 class StoredPicture:
-    """A picture on disk, or the bytes of one that a tar holds. `name` is what its record calls it."""
+    """A picture on disk, in a tar, or as bytes. `name` is what its record calls it."""
 
     name: str
-    source: Path | bytes
+    source: Path | Member | bytes
 
     def read(self) -> bytes:
         """The file as it is. Raises `DataError` where it is missing, no file, or larger than any picture may be."""
         if isinstance(self.source, bytes):
             return self.source
+        member = self.source if isinstance(self.source, Member) else None
+        path = self.source.tar if isinstance(self.source, Member) else self.source
         try:
-            found = self.source.stat()
+            found = path.stat()
             # Asked before opening: to open a named pipe would wait for ever.
             if not stat.S_ISREG(found.st_mode):
                 raise DataError(f"the picture {self.name!r} is not a file: correct its path.")
-            if found.st_size > images.MAX_BYTES:
-                raise DataError(f"the picture {self.name!r} has {found.st_size:,} bytes: at most {images.MAX_BYTES:,}.")
-            return self.source.read_bytes()
+            size = found.st_size if member is None else member.size
+            if size > images.MAX_BYTES:
+                raise DataError(f"the picture {self.name!r} has {size:,} bytes: at most {images.MAX_BYTES:,}.")
+            with open(path, "rb") as file:
+                file.seek(0 if member is None else member.start)
+                data = file.read(size)
         except FileNotFoundError:
             raise DataError(f"the picture {self.name!r} is missing: put it there, or correct its path.") from None
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
             reason = getattr(error, "strerror", None) or "the path is not valid"
             raise DataError(f"the picture {self.name!r} cannot be read ({reason}).") from None
+        if len(data) < size:
+            raise DataError(f"the picture {self.name!r} has {len(data):,} bytes of {size:,}: its file was cut off.")
+        return data
 
     def key(self) -> str:
         """The hash of its content: two files that hold the same bytes are the same picture."""

@@ -9,30 +9,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from minichat.data.example import Example, Problem
-from minichat.data.formats import messages
-from minichat.data.formats.lines import records
-from minichat.data.formats.record import Shelf, example
+from minichat.data.formats.reading import FORMS, options_of
+from minichat.data.formats.telling import form_of, listing
 from minichat.errors import DataError
 
-__all__ = ["examples", "read", "scan"]
+__all__ = ["FORMS", "Source", "examples", "read", "scan"]
 
 Source = str | os.PathLike[str]
 
 
 def read(source: Source, form: str | None = None, **options: Any) -> Iterator[Example]:
-    """The examples of a data set, in order.
+    """The examples of a data set, in order. Pictures are named, not opened.
 
     Args:
-        source: a file or a folder.
+        source: a file or a folder; for WebDataset also a pattern such as `shards/{00000..00012}.tar`.
         form: one of `FORMS`; None: told from the content.
+        options: fields of `minichat.data.formats.reading.Options`. Equal `seed` and `epoch` draw equal instructions.
 
-    Raises `DataError`, naming file and line, at the first record that is wrong.
+    Raises `DataError`, naming file and line, at the first record that is wrong; `SettingsError` for an option that the
+    format has not.
     """
     for item in scan(source, form, **options):
         if isinstance(item, Problem):
@@ -41,20 +41,23 @@ def read(source: Source, form: str | None = None, **options: Any) -> Iterator[Ex
 
 
 def examples(*sources: Source, form: str | None = None, **options: Any) -> list[Example]:
-    """All examples of one or several data sets."""
+    """All examples of one or several data sets; raises as `read` does."""
     return [one for source in sources for one in read(source, form, **options)]
 
 
 def scan(source: Source, form: str | None = None, **options: Any) -> Iterator[Example | Problem]:
-    """As `read`, but a record that is wrong is a `Problem` in its place, and reading goes on after it."""
-    path = Path(source)
-    shelf = Shelf(path.parent)
-    for item in records(path, str(source)):
-        if isinstance(item, Problem):
-            yield item
-            continue
-        where, value = item
-        try:
-            yield example(messages.turns(value, shelf), where)
-        except DataError as error:
-            yield Problem(where, str(error))
+    """As `read`, but a record that is wrong is a `Problem` in its place, and reading goes on after it.
+
+    Raises `DataError` where there is nothing to read at all.
+    """
+    shown = os.fspath(source)
+    path = Path(shown)
+    if form is not None and form not in FORMS:
+        raise DataError(f"The format {form!r} is not known: use {listing()}.")
+    try:
+        known = form or form_of(path, shown)
+        yield from FORMS[known].scan(path, shown, options_of(known, options))
+    except FileNotFoundError:
+        raise DataError(f"{shown!r} was not found: check the path.") from None
+    except OSError as error:
+        raise DataError(f"{shown!r} cannot be read ({error.strerror}): check it.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from minichat.data.example import Problem, Where
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\r\n"
 _UTF16_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's little end begins as UTF-16's
+
+NOT_UTF8 = "the byte 0x{byte:02x} is not UTF-8: save the file as UTF-8."
 
 Value = tuple[Where, Any]  # a JSON value and where it begins
 
@@ -44,7 +47,7 @@ def first_byte(path: Path) -> bytes:
 
 def read_text(path: Path, where: Where) -> str | Problem:
     """The whole file in UTF-8, with or without a byte order mark; a `Problem` names the line of a bad byte."""
-    return _decoded(path.read_bytes(), where)
+    return decoded(path.read_bytes(), where)
 
 
 def parse(text: str, where: Where) -> Any | Problem:
@@ -62,7 +65,7 @@ def _lines(path: Path, file: str) -> Iterator[Value | Problem]:
     with open(path, "rb") as opened:
         for number, line in enumerate(opened, start=1):
             where = Where(file, number)
-            text = _decoded(line, where)
+            text = decoded(line, where)
             if isinstance(text, str) and not text.strip():
                 continue
             empty = False
@@ -95,13 +98,13 @@ def _items(text: str, place: int, file: str, key: str | None) -> Iterator[Value 
     if text[place : place + 1] == "]":
         yield Problem(Where(file, line), "the list is empty: there is no record in it.")
         return
-    while True:
+    for number in itertools.count(1):
         line, counted = line + text.count("\n", counted, place), place
-        where = Where(file, line)
+        where = Where(file, line, number)
         try:
             value, place = _DECODER.raw_decode(text, place)
         except json.JSONDecodeError as error:
-            yield Problem(Where(file, error.lineno), _broken(error))
+            yield Problem(Where(file, error.lineno, number), _broken(error))
             return
         except (ValueError, RecursionError):
             yield Problem(where, "this JSON is nested too deeply or holds too long a number: write it again.")
@@ -115,7 +118,9 @@ def _items(text: str, place: int, file: str, key: str | None) -> Iterator[Value 
         if after != ",":
             line += text.count("\n", counted, place)
             end = "the file ends within the list" if not after else f"{after!r} stands where ',' or ']' is expected"
-            yield Problem(Where(file, line), f"this is not valid JSON: {end}. Mend it, or write the file again.")
+            yield Problem(
+                Where(file, line, number), f"this is not valid JSON: {end}. Mend it, or write the file again."
+            )
             return
 
 
@@ -136,15 +141,15 @@ def _find(text: str, where: Where, key: str) -> int | Problem:
         place = _skip(text, place)
 
 
-def _decoded(data: bytes, where: Where) -> str | Problem:
+def decoded(data: bytes, where: Where) -> str | Problem:
+    """UTF-8, with or without a byte order mark; a `Problem` names the line of a bad byte, counted on from `where`."""
     if data.startswith(_UTF16_32):
         return Problem(where, "the file is in UTF-16 or UTF-32: save it as UTF-8.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = where.line + data.count(b"\n", 0, error.start)
-        bad = data[error.start]
-        return Problem(Where(where.file, line), f"the byte 0x{bad:02x} is not UTF-8: save the file as UTF-8.")
+        return Problem(Where(where.file, line), NOT_UTF8.format(byte=data[error.start]))
 
 
 def _broken(error: json.JSONDecodeError) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minichat.data.example import Example, StoredPicture, Turn, Where
+from minichat.data.example import Example, Problem, StoredPicture, Turn, Where
 from minichat.errors import DataError
 from minichat.prompt.conversation import Role
 
@@ -27,13 +27,13 @@ class Shelf:
     def picture(self, name: object) -> StoredPicture:
         """The picture of this path, which is not opened yet. Raises `DataError` for what is no path of a file."""
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"a picture is {_shown(name)}: it must be the path of a file.")
+            raise DataError(f"a picture is {shown(name)}: it must be the path of a file.")
         if _ADDRESS.match(name):
             raise DataError(
-                f"the picture {_shown(name)} is an address, and addresses are not fetched: save it and give its path."
+                f"the picture {shown(name)} is an address, and addresses are not fetched: save it and give its path."
             )
         if name.lower().endswith(_FILMS):
-            raise DataError(f"{_shown(name)} is a film: save its frames as pictures and give them as a list.")
+            raise DataError(f"{shown(name)} is a film: save its frames as pictures and give them as a list.")
         words(name, "a picture's path")
         return StoredPicture(name, self.folder / name)
 
@@ -88,7 +88,7 @@ def only(value: Mapping[str, Any], what: str, known: tuple[str, ...]) -> None:
     """Refuse a key that is not read: what it asks for would be passed over in silence."""
     for key, given in value.items():
         if key not in known and given is not None:
-            raise DataError(f"{what} has the unknown key {_shown(key)}: only {', '.join(map(repr, known))} are read.")
+            raise DataError(f"{what} has the unknown key {shown(key)}: only {', '.join(map(repr, known))} are read.")
 
 
 def turn(role: Role, parts: Iterable[str | StoredPicture]) -> Turn:
@@ -132,6 +132,14 @@ def example(turns: Iterable[Turn], where: Where) -> Example:
     return Example(made, where)
 
 
+def attempt(where: Where, turns: Callable[..., Iterable[Turn]], *arguments: Any) -> Example | Problem:
+    """The example of the turns that `turns(*arguments)` gives, or what is wrong with it."""
+    try:
+        return example(turns(*arguments), where)
+    except DataError as error:
+        return Problem(where, str(error))
+
+
 def kind(value: object) -> str:
     """What a JSON value is, for a person."""
     if value is None:
@@ -140,6 +148,6 @@ def kind(value: object) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value in a sentence: at most a few words of it."""
     return repr(value if not isinstance(value, str) or len(value) <= 80 else value[:77] + "...")

@@ -1,0 +1,131 @@
+"""Each format by its name: what it is, and how it is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from minichat.data.example import Example, Problem, Turn
+from minichat.data.formats import align, folder, llava, messages, pairs, shards, sharegpt
+from minichat.data.formats.columns import Columns
+from minichat.data.formats.instructions import ALIGNMENT, Instructions, read_instructions
+from minichat.data.formats.lines import first_byte, records
+from minichat.data.formats.record import Shelf, attempt
+from minichat.errors import DataError, SettingsError
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a data set is read, beyond its format."""
+
+    #: The folder that pictures' paths start from; None: where the file lies.
+    pictures: str | os.PathLike[str] | None = None
+    #: A file of instructions, one of which is drawn for each picture that comes with a text alone.
+    instructions: str | os.PathLike[str] | None = None
+    #: Columns of a table (or keys of its objects) of pictures, texts and questions; None: found by their usual names.
+    image_column: str | None = None
+    text_column: str | None = None
+    question_column: str | None = None
+    #: What is drawn depends on these two, and on the record, alone.
+    seed: int = 0
+    epoch: int = 0
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.image_column, self.text_column, self.question_column)
+
+    def drawn(self, usual: Path | None = None) -> Instructions:
+        """The instructions to draw from: those named, or `usual`, or none."""
+        if self.instructions is None and usual is not None and not usual.is_file():
+            raise DataError("This format draws its instructions from a file: name one (instructions).")
+        path = self.instructions or usual
+        return Instructions() if path is None else read_instructions(path, self.seed, self.epoch)
+
+    def shelf(self, usual: Path) -> Shelf:
+        """Where pictures lie."""
+        return Shelf(usual if self.pictures is None else Path(self.pictures))
+
+
+Items = Iterator[Example | Problem]
+Scan = Callable[[Path, str, Options], Items]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A format: what it is, in a line; how it is read; which options it has besides `seed` and `epoch`."""
+
+    says: str
+    scan: Scan
+    options: tuple[str, ...] = ()
+
+
+def _json(turns: Callable[[object, Shelf], Iterable[Turn]]) -> Scan:
+    """Reads records of JSON, whose turns `turns` gives."""
+
+    def scan(path: Path, shown: str, options: Options) -> Items:
+        shelf = options.shelf(path.parent)
+        for item in records(path, shown):
+            yield item if isinstance(item, Problem) else attempt(item[0], turns, item[1], shelf)
+
+    return scan
+
+
+def _align(path: Path, shown: str, options: Options) -> Items:
+    file, said = path, shown
+    if path.is_dir():
+        file, said = path / align.CAPTIONS, os.path.join(shown, align.CAPTIONS)
+    shelf, instructions = options.shelf(file.parent / align.PICTURES), options.drawn(ALIGNMENT)
+    for item in records(file, said, align.KEY):
+        yield item if isinstance(item, Problem) else attempt(item[0], align.turns, item[1], shelf, instructions)
+
+
+def _pairs(path: Path, shown: str, options: Options) -> Items:
+    shelf, columns, instructions = options.shelf(path.parent), options.columns, options.drawn()
+    objects = first_byte(path) in (b"{", b"[")
+    for item in records(path, shown) if objects else pairs.rows(path, shown, columns):
+        if isinstance(item, Problem):
+            yield item
+        else:
+            yield attempt(item[0], pairs.turns, item[1], shelf, columns, instructions, item[0])
+
+
+def _folder(path: Path, shown: str, options: Options) -> Items:
+    if not path.is_dir():
+        raise DataError(f"{shown!r} is not a folder: name one that holds pictures and .txt files.")
+    yield from folder.scan(path, shown, options.drawn())
+
+
+def _shards(path: Path, shown: str, options: Options) -> Items:
+    instructions = options.drawn()
+    for file in shards.expand(shown):
+        for record in shards.records(Path(file), file):
+            yield record if isinstance(record, Problem) else record.example(instructions)
+
+
+FORMS: dict[str, Form] = {
+    "messages": Form("Hugging Face messages, JSON lines or a list", _json(messages.turns), ("pictures",)),
+    "llava": Form("LLaVA's JSON: image, conversations of from and value", _json(llava.turns), ("pictures",)),
+    "sharegpt": Form("ShareGPT with images: messages or conversations", _json(sharegpt.turns), ("pictures",)),
+    "cc_sbu_align": Form("MiniGPT-4's folder: filter_cap.json, image/", _align, ("pictures", "instructions")),
+    "pairs": Form(
+        "pictures and texts: CSV, TSV, JSON lines or a list",
+        _pairs,
+        ("pictures", "instructions", "image_column", "text_column", "question_column"),
+    ),
+    "folder": Form("a folder of pictures with .txt files beside them", _folder, ("instructions",)),
+    "webdataset": Form("WebDataset's tars: a file, a folder, a pattern {000..012}.tar", _shards, ("instructions",)),
+}
+
+
+def options_of(form: str, given: dict[str, Any]) -> Options:
+    """The options, if the format has them. Raises `SettingsError` naming one that it has not."""
+    known = FORMS[form].options
+    for name, value in given.items():
+        if name not in {field.name for field in fields(Options)}:
+            raise SettingsError(f"{name} is no option of a data set: use {', '.join(f.name for f in fields(Options))}.")
+        if value is not None and name not in ("seed", "epoch", *known):
+            raise SettingsError(f"{name} is no option of the format {form!r}, which has {', '.join(known)}.")
+    return Options(**given)
