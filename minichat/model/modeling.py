@@ -28,6 +28,8 @@ from minichat.errors import ImageError, ModelError, PromptError
 from minichat.model.bridge import QFormerBridge, build_bridge
 from minichat.model.configuration import MiniChatConfig
 from minichat.model.freezing import rest_frozen_parts
+from minichat.model.loss import only_at, token_loss
+from minichat.prompt.render import IGNORED
 
 
 @dataclass
@@ -204,6 +206,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: int | Tensor | None = None,
+        skip_logits: bool = False,
         **kwargs: Any,
     ) -> MiniChatOutput:
         """One pass: pictures and ids → embeddings → the LLM → logits, and the loss where there are labels.
@@ -213,6 +216,8 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         2. With `past_key_values`, ids are the new tokens alone; `attention_mask` then covers old and new (B, P + T).
         3. `labels` (B, T), −100 = no loss: the next-token cross-entropy, a mean over the supervised tokens or a sum
            divided by `num_items_in_batch`.
+        4. `skip_logits`: only the loss is wanted. The logits (N, V) of the N supervised positions are computed, and
+           none is returned.
 
         Raises `PromptError` where slots and pictures do not match, or embeddings come with pictures.
         """
@@ -220,37 +225,33 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             # Padding on the left must not move a row's positions.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=False if use_cache is None and labels is not None else use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
-        loss = None
+        targets = learnt = None
         if labels is not None:
-            targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]  # the position that predicts each label
-            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            loss = self._loss(outputs.logits, targets[:, keep], num_items_in_batch)
+            targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]  # the position that predicts each label
+            if skip_logits:
+                learnt = targets.ne(IGNORED)  # (B, T)
+                targets = targets[learnt]  # (N,)
+            else:
+                targets = targets[:, _kept(logits_to_keep)]
+        with only_at(self.get_output_embeddings(), learnt):
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=False if use_cache is None and labels is not None else use_cache,
+                logits_to_keep=logits_to_keep if learnt is None else 0,
+                **kwargs,
+            )
+        loss = None if targets is None else token_loss(outputs.logits, targets, num_items_in_batch)
         return MiniChatOutput(
             loss=loss,
-            logits=outputs.logits,
+            logits=None if skip_logits else outputs.logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_features=image_features,
         )
-
-    @staticmethod
-    def _loss(logits: Tensor, targets: Tensor, num_items_in_batch: int | Tensor | None) -> Tensor:
-        """Cross-entropy in float32 of logits (B, T, V) against aligned targets (B, T)."""
-        logits, targets = logits.float().flatten(0, 1), targets.to(logits.device).flatten()
-        if num_items_in_batch is None:
-            return nn.functional.cross_entropy(logits, targets)
-        total = nn.functional.cross_entropy(logits, targets, reduction="sum")
-        return total / torch.as_tensor(num_items_in_batch, device=total.device)
 
     @torch.no_grad()
     def generate(
@@ -301,3 +302,8 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             settings["generation_config"] = copy.deepcopy(given)
             settings["generation_config"].repetition_penalty = settings.pop("repetition_penalty")
         return settings
+
+
+def _kept(logits_to_keep: int | Tensor) -> slice | Tensor:
+    """The positions that `logits_to_keep` names, as transformers' models read it."""
+    return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

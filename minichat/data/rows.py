@@ -1,0 +1,237 @@
+"""Tokenised examples: rendered once, kept small, with their replies' ids marked as what is learnt.
+
+Lengths are in ids, an image slot counting as one. Half a million conversations of 150 ids take about 0.4 GB.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from minichat.data.example import Example, StoredPicture, Where
+from minichat.errors import DataError, MiniChatError
+from minichat.prompt.render import IGNORED
+from minichat.prompt.template import EOS, get_template
+
+if TYPE_CHECKING:
+    from minichat.prompt.processing import MiniChatProcessor
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One example as the model is to see it."""
+
+    ids: Ids  # (T,)
+    labels: Ids  # (T,): the ids where they are learnt, −100 elsewhere
+    pictures: tuple[StoredPicture, ...]  # in the order of their slots
+    where: Where
+    cut: bool = False  # a part of its replies was over a length limit and is left out
+
+    @property
+    def supervised(self) -> int:
+        """How many ids are learnt."""
+        return int((self.labels != IGNORED).sum())
+
+    def muted(self) -> Row:
+        """The same row with nothing to learn."""
+        return replace(self, labels=np.full_like(self.labels, IGNORED))
+
+
+class Renderer:
+    """Examples → rows, each cut to the length limits.
+
+    Args:
+        processor: the model's own.
+        max_length: ids of a whole sample, such as the LLM's context; None: no limit.
+        max_reply_tokens: ids from the first reply's first on, later questions among them (MiniGPT-4's `max_txt_len`,
+            `minigpt4/models/minigpt_base.py`); None: no limit.
+
+    A reply that a limit cuts has no end token: its end is not where the writer ended it. What follows the last id that
+    is learnt could teach nothing and is left out, a picture too.
+    """
+
+    def __init__(
+        self, processor: MiniChatProcessor, *, max_length: int | None = None, max_reply_tokens: int | None = None
+    ) -> None:
+        for name, limit in (("max_length", max_length), ("max_reply_tokens", max_reply_tokens)):
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+                raise DataError(f"{name} is {limit!r}; it must be a whole number of at least 1.")
+        self.processor = processor
+        self.max_length = max_length
+        self.max_reply_tokens = max_reply_tokens
+        self._end_text = get_template(processor.template).reply_end.removesuffix(EOS)
+        self._blank = Image.new("RGB", (1, 1))
+
+    def __call__(self, example: Example) -> Row:
+        """Raises `DataError`, with file and line, for an example that cannot be spelled, or of which nothing is learnt.
+
+        No picture is opened.
+        """
+        conversation = example.conversation(pictures=[self._blank] * len(example.pictures))
+        try:
+            rendered = self.processor.render(conversation)
+        except MiniChatError as error:
+            raise DataError(f"{example.where}: {error}") from None
+        ids, learn = np.array(rendered.ids, np.int32), np.array(rendered.loss_mask, bool)
+        if not learn.any():
+            raise DataError(f"{example.where}: there is no reply to learn from: add one, or remove the record.")
+        kept = self._kept(ids, learn, example.where)
+        labels = np.where(learn, ids, np.int32(IGNORED))[:kept]
+        slots = int((ids[:kept] == self.processor.image_token_id).sum())
+        pictures = example.pictures[: slots // self.processor.num_image_tokens]
+        return Row(ids[:kept], labels, pictures, example.where, cut=bool(learn[kept:].any()))
+
+    def _kept(self, ids: Ids, learn: NDArray[np.bool_], where: Where) -> int:
+        """How many ids of a sample are within the limits, and needed."""
+        first, end = int(learn.argmax()), len(ids)
+        if self.max_length is not None:
+            end = min(end, self.max_length)
+        if self.max_reply_tokens is not None:
+            end = min(end, first + self.max_reply_tokens)
+        if end < len(ids) and learn[end]:
+            end = min(end, self._end_of_words(ids, learn, end))
+        if not learn[:end].any():
+            raise DataError(
+                f"{where}: the first reply begins after {first} tokens, and of it nothing is within the limits "
+                f"(max_length {self.max_length}, max_reply_tokens {self.max_reply_tokens}): shorten what is before it, "
+                "or raise the limit."
+            )
+        return int(learn[:end].nonzero()[0][-1]) + 1
+
+    def _end_of_words(self, ids: Ids, learn: NDArray[np.bool_], inside: int) -> int:
+        """Where the words of the reply that holds the id `inside` end, and its end token begins."""
+        after = (~learn[inside:]).nonzero()[0]
+        end = inside + int(after[0]) if len(after) else len(ids)
+        before = (~learn[:inside]).nonzero()[0]
+        start = int(before[-1]) + 1 if len(before) else 0
+        tokenizer = self.processor.content_tokenizer
+        if ids[end - 1] == tokenizer.eos_id:
+            end -= 1
+        if not self._end_text:
+            return end
+        # The end may share a token with the words, or be several: the last tokens that spell it.
+        for words in range(end - 1, start - 1, -1):
+            if tokenizer.decode(ids[words:end].tolist()).endswith(self._end_text):
+                return words
+        return end
+
+
+class Rows(Sequence[Row]):
+    """The rows of a data set, in a few flat arrays rather than in an object for each id and path."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        ids, learn, ends = array("i"), bytearray(), array("q", [0])
+        files: dict[str, int] = {}
+        places, pictures, picture_ends = array("q"), _Pictures(), array("q", [0])
+        cut = bytearray()
+        for row in rows:
+            ids.frombytes(np.ascontiguousarray(row.ids, np.int32).tobytes())
+            learn += (row.labels != IGNORED).tobytes()
+            ends.append(len(ids))
+            places.extend((files.setdefault(row.where.file, len(files)), row.where.line))
+            for picture in row.pictures:
+                pictures.append(picture)
+            picture_ends.append(len(pictures))
+            cut.append(row.cut)
+        self._ids = np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32)
+        self._learn = np.frombuffer(learn, bool)
+        self._ends, self._picture_ends = np.array(ends), np.array(picture_ends)
+        self._files, self._places = list(files), np.array(places).reshape(-1, 2)
+        self._pictures = pictures
+        self._cut = np.frombuffer(cut, bool)
+        #: (N,): ids of each row.
+        self.lengths: NDArray[np.int64] = np.diff(self._ends)
+        learnt = np.concatenate([[0], np.cumsum(self._learn, dtype=np.int64)])
+        #: (N,): ids of each row that are learnt.
+        self.supervised: NDArray[np.int64] = np.diff(learnt[self._ends])
+        #: (N,): pictures of each row.
+        self.picture_counts: NDArray[np.int64] = np.diff(self._picture_ends)
+
+    @property
+    def cut(self) -> int:
+        """How many rows lost a part of their replies to a length limit."""
+        return int(self._cut.sum())
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        span = slice(self._ends[index], self._ends[index + 1])
+        ids = self._ids[span]
+        file, line = self._places[index]
+        return Row(
+            ids,
+            np.where(self._learn[span], ids, np.int32(IGNORED)),
+            tuple(self._pictures[i] for i in range(self._picture_ends[index], self._picture_ends[index + 1])),
+            Where(self._files[file], int(line)),
+            bool(self._cut[index]),
+        )
+
+    def pictures(self) -> Iterator[StoredPicture]:
+        """Every row's pictures, in order; one that is in several rows comes as often."""
+        return (self._pictures[i] for i in range(len(self._pictures)))
+
+
+class _Pictures:
+    """Names and paths, end to end in one buffer; pictures that are no files of their own stay as they are."""
+
+    def __init__(self) -> None:
+        self._text = bytearray()
+        self._ends = array("q", [0])
+        self._held: dict[int, StoredPicture] = {}
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def append(self, picture: StoredPicture) -> None:
+        if not isinstance(picture.source, Path):
+            self._held[len(self)] = picture
+        else:
+            # No path holds a null; a name that is no Unicode can only have come from a path.
+            self._text += os.fsencode(picture.source) + b"\0" + picture.name.encode("utf-8", "surrogateescape")
+        self._ends.append(len(self._text))
+
+    def __getitem__(self, index: int) -> StoredPicture:
+        if index in self._held:
+            return self._held[index]
+        path, _, name = bytes(self._text[self._ends[index] : self._ends[index + 1]]).partition(b"\0")
+        return StoredPicture(name.decode("utf-8", "surrogateescape"), Path(os.fsdecode(path)))
+
+
+def prepare(
+    examples: Iterable[Example],
+    processor: MiniChatProcessor,
+    *,
+    max_length: int | None = None,
+    max_reply_tokens: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Rows:
+    """Render every example (see `Renderer`); `progress` is told how many are done.
+
+    Raises `DataError`, with file and line, as `Renderer` does, and for a data set without an example.
+    """
+    render = Renderer(processor, max_length=max_length, max_reply_tokens=max_reply_tokens)
+
+    def rendered() -> Iterator[Row]:
+        for number, example in enumerate(examples, start=1):
+            yield render(example)
+            if progress is not None:
+                progress(number)
+
+    rows = Rows(rendered())
+    if not len(rows):
+        raise DataError("The data set holds no conversation: nothing could be learnt from it.")
+    return rows
