@@ -319,6 +319,27 @@ def test_shards_are_whole(published: dict[str, Path], tmp_path: Path, monkeypatc
     assert minichat.load(out, device="cpu").caption([noise_picture()], max_new_tokens=2)
 
 
+def test_control_ids_are_the_tokenizers(files: Path, tmp_path: Path) -> None:
+    """Vicuna v0's own files, as MiniGPT-4 publishes them, say 0, 1 and -1, and its embedding has a row to spare."""
+    wrong = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
+    for name in ("config.json", "generation_config.json"):
+        path = files / LLM / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    config(files, vocab_size=401, max_sequence_length=2048)
+    state = load_file(files / LLM / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = torch.cat([state[name], torch.zeros(1, state[name].shape[1])])
+    save_file(state, files / LLM / "model.safetensors", metadata={"format": "pt"})
+    bot = minichat.load(convert(tmp_path / "out", **arguments(files)), device="cpu")
+    for ids in (bot.model.generation_config, bot.model.config.text_config):
+        assert (ids.bos_token_id, ids.eos_token_id, ids.pad_token_id) == (1, 2, 2)
+    assert bot.caption([noise_picture(1), noise_picture(2, (9, 9))], max_new_tokens=3)
+    several = json.loads((files / LLM / "generation_config.json").read_text()) | {"eos_token_id": [2, 7, 9999]}
+    (files / LLM / "generation_config.json").write_text(json.dumps(several))
+    bot = minichat.load(convert(tmp_path / "several", **arguments(files)), device="cpu")
+    assert bot.model.generation_config.eos_token_id == [2, 7]
+
+
 def test_another_picture_size_resizes_the_positions(published: dict[str, Path], tmp_path: Path) -> None:
     out = convert(tmp_path / "out", image_size=84, **arguments(published["patch_merge"], "patch_merge"))
     bot = minichat.load(out, device="cpu")

@@ -16,6 +16,7 @@ from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.prompt.pixels import MiniChatImageProcessor
 from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
 from minichat.prompt.template import TEMPLATES, get_template
+from minichat.prompt.tokenizer import ContentTokenizer
 from minichat.weights.account import Account
 from minichat.weights.blip2 import add_hugging_face
 from minichat.weights.files import quiet, sentence
@@ -86,6 +87,8 @@ def convert(
     )
     account.check(_wanted(config))
     processor = _processor(words, config)
+    ids = _control_ids(words, processor.content_tokenizer)
+    config.text_config.update(ids)
     entries = [Entry(name, account.bytes(name), _maker(account, name)) for name in sorted(account.names())]
     if merge:
         entries += _copied(words)
@@ -93,7 +96,7 @@ def convert(
         progress("Writing")
         write_tensors(folder, entries)
         config.save_pretrained(folder)
-        _generation(words).save_pretrained(folder)
+        GenerationConfig(**ids).save_pretrained(folder)
         processor.save_pretrained(folder)
         write_json(folder / RECORD, _record(account, words))
     return out
@@ -205,15 +208,25 @@ def _copied(words: Llm) -> list[Entry]:
     ]
 
 
-def _generation(words: Llm) -> GenerationConfig:
-    """The LLM's control ids; how to sample is asked for, never inherited."""
+def _control_ids(words: Llm, tokenizer: ContentTokenizer) -> dict[str, Any]:
+    """Begin, end and padding: the tokenizer's, which spells the prompts, and what else the LLM says ends a reply.
+
+    An LLM's own files may be wrong: Vicuna v0's, as MiniGPT-4 publishes it, name 0, 1 and -1, but its tokenizer has 1
+    and 2. How to sample is asked for, never inherited.
+    """
     with quiet():
         try:
             theirs = GenerationConfig.from_pretrained(words.folder, local_files_only=True)
         except (OSError, ValueError, TypeError):
             theirs = GenerationConfig.from_model_config(words.config)
-    ids = {key: getattr(theirs, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return GenerationConfig(**ids)
+    listed = theirs.eos_token_id if isinstance(theirs.eos_token_id, list) else [theirs.eos_token_id]
+    known = range(words.config.vocab_size)
+    ends = dict.fromkeys([tokenizer.eos_id, *(end for end in listed if end in known and end != tokenizer.bos_id)])
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id if len(ends) == 1 else list(ends),
+        "pad_token_id": theirs.pad_token_id if theirs.pad_token_id in known else tokenizer.pad_id,
+    }
 
 
 def _record(account: Account, words: Llm) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _check(llm: Llm) -> None:
     """Whole, by its headers. Other types than LLaMA may store tensors under names that transformers changes on load."""
     if llm.config.model_type != "llama":
         return
-    with torch.device("meta"):
+    with quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(llm.config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     held = llm.tensors()
