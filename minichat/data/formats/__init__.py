@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from minichat.data.example import Example, Problem
-from minichat.data.formats.reading import FORMS, options_of
-from minichat.data.formats.telling import form_of, listing
+from minichat.data.formats.reading import FORMS, listing, options_of
+from minichat.data.formats.telling import form_of
 from minichat.errors import DataError
 
 __all__ = ["FORMS", "Source", "examples", "read", "scan"]
@@ -56,6 +56,10 @@ def scan(source: Source, form: str | None = None, **options: Any) -> Iterator[Ex
         raise DataError(f"The format {form!r} is not known: use {listing()}.")
     try:
         known = form or form_of(path, shown)
+        if known is None and any(options.get(f"{column}_column") for column in ("image", "text", "question")):
+            known = "pairs"
+        if known is None:
+            raise DataError(f"{shown!r} is in no format that is known. Say which it is (form): {listing()}.")
         yield from FORMS[known].scan(path, shown, options_of(known, options))
     except FileNotFoundError:
         raise DataError(f"{shown!r} was not found: check the path.") from None

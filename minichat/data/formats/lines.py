@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from minichat.data.example import Problem, Where
 
 _DECODER = json.JSONDecoder()
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]*")  # JSON's own
 _UTF16_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's little end begins as UTF-16's
 
 NOT_UTF8 = "the byte 0x{byte:02x} is not UTF-8: save the file as UTF-8."
@@ -153,10 +154,10 @@ def decoded(data: bytes, where: Where) -> str | Problem:
 
 
 def _broken(error: json.JSONDecodeError) -> str:
-    return f"this is not valid JSON ({error.msg}, column {error.colno}): mend it, or write the file again."
+    return f"this is not valid JSON ({error.msg}, column {error.colno}): mend it, or write it again."
 
 
 def _skip(text: str, place: int) -> int:
-    while text[place : place + 1] in _SPACE and place < len(text):
-        place += 1
-    return place
+    """The next place that holds no white space."""
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()

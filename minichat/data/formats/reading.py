@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from minichat.data.example import Example, Problem, Turn
-from minichat.data.formats import align, folder, llava, messages, pairs, shards, sharegpt
+from minichat.data.formats import align, arrow, folder, llava, messages, pairs, shards, sharegpt
 from minichat.data.formats.columns import Columns
 from minichat.data.formats.instructions import ALIGNMENT, Instructions, read_instructions
 from minichat.data.formats.lines import first_byte, records
 from minichat.data.formats.record import Shelf, attempt
+from minichat.data.formats.telling import of_record
 from minichat.errors import DataError, SettingsError
 
 
@@ -62,13 +63,20 @@ class Form:
     options: tuple[str, ...] = ()
 
 
-def _json(turns: Callable[[object, Shelf], Iterable[Turn]]) -> Scan:
-    """Reads records of JSON, whose turns `turns` gives."""
+_TALKS: dict[str, Callable[[object, Shelf], Iterable[Turn]]] = {
+    "messages": messages.turns,
+    "llava": llava.turns,
+    "sharegpt": sharegpt.turns,
+}
+
+
+def _json(form: str) -> Scan:
+    """Reads conversations in JSON."""
 
     def scan(path: Path, shown: str, options: Options) -> Items:
         shelf = options.shelf(path.parent)
         for item in records(path, shown):
-            yield item if isinstance(item, Problem) else attempt(item[0], turns, item[1], shelf)
+            yield item if isinstance(item, Problem) else attempt(item[0], _TALKS[form], item[1], shelf)
 
     return scan
 
@@ -92,6 +100,20 @@ def _pairs(path: Path, shown: str, options: Options) -> Items:
             yield attempt(item[0], pairs.turns, item[1], shelf, columns, instructions, item[0])
 
 
+def _arrow(path: Path, shown: str, options: Options) -> Items:
+    shelf, columns, instructions = options.shelf(path.parent), options.columns, options.drawn()
+    for item in arrow.rows(path, shown):
+        if isinstance(item, Problem):
+            yield item
+            continue
+        where, row = item
+        form = of_record(row)
+        if form in _TALKS:
+            yield attempt(where, _TALKS[form], row, shelf)
+        else:
+            yield attempt(where, pairs.turns, row, shelf, columns, instructions, where)
+
+
 def _folder(path: Path, shown: str, options: Options) -> Items:
     if not path.is_dir():
         raise DataError(f"{shown!r} is not a folder: name one that holds pictures and .txt files.")
@@ -106,13 +128,18 @@ def _shards(path: Path, shown: str, options: Options) -> Items:
 
 
 FORMS: dict[str, Form] = {
-    "messages": Form("Hugging Face messages, JSON lines or a list", _json(messages.turns), ("pictures",)),
-    "llava": Form("LLaVA's JSON: image, conversations of from and value", _json(llava.turns), ("pictures",)),
-    "sharegpt": Form("ShareGPT with images: messages or conversations", _json(sharegpt.turns), ("pictures",)),
+    "messages": Form("Hugging Face messages, JSON lines or a list", _json("messages"), ("pictures",)),
+    "llava": Form("LLaVA's JSON: image, conversations of from and value", _json("llava"), ("pictures",)),
+    "sharegpt": Form("ShareGPT with images: messages or conversations", _json("sharegpt"), ("pictures",)),
     "cc_sbu_align": Form("MiniGPT-4's folder: filter_cap.json, image/", _align, ("pictures", "instructions")),
     "pairs": Form(
         "pictures and texts: CSV, TSV, JSON lines or a list",
         _pairs,
+        ("pictures", "instructions", "image_column", "text_column", "question_column"),
+    ),
+    "arrow": Form(
+        "a Parquet file, or a folder that the library datasets saved, of any of these",
+        _arrow,
         ("pictures", "instructions", "image_column", "text_column", "question_column"),
     ),
     "folder": Form("a folder of pictures with .txt files beside them", _folder, ("instructions",)),
@@ -129,3 +156,8 @@ def options_of(form: str, given: dict[str, Any]) -> Options:
         if value is not None and name not in ("seed", "epoch", *known):
             raise SettingsError(f"{name} is no option of the format {form!r}, which has {', '.join(known)}.")
     return Options(**given)
+
+
+def listing() -> str:
+    """All formats, for an error."""
+    return "; ".join(f"{name} ({form.says})" for name, form in FORMS.items())

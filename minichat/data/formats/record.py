@@ -25,7 +25,13 @@ class Shelf:
     folder: Path
 
     def picture(self, name: object) -> StoredPicture:
-        """The picture of this path, which is not opened yet. Raises `DataError` for what is no path of a file."""
+        """The picture of this path, which is not opened yet, or of `{"bytes", "path"}`, as `datasets` has them.
+
+        Raises `DataError` for what is no path of a file.
+        """
+        if isinstance(name, dict) and isinstance(name.get("bytes"), bytes):
+            return StoredPicture(str(name.get("path") or "picture"), name["bytes"])
+        name = name.get("path") if isinstance(name, dict) else name
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"a picture is {shown(name)}: it must be the path of a file.")
         if _ADDRESS.match(name):

@@ -6,38 +6,33 @@ from pathlib import Path
 from typing import Any
 
 from minichat.data.example import Problem, Where
-from minichat.data.formats import align, folder
-from minichat.data.formats.columns import Columns
+from minichat.data.formats import align, arrow, folder
+from minichat.data.formats.columns import PICTURE
 from minichat.data.formats.lines import first_byte, records
-from minichat.data.formats.reading import FORMS
 from minichat.errors import DataError
 
 _TAR = b"ustar"  # at byte 257 of a tar's first header (POSIX.1-1988)
 
 
-def form_of(path: Path, shown: str) -> str:
-    """The name of the format. Raises `DataError`, which lists all of them, where none is recognised."""
+def form_of(path: Path, shown: str) -> str | None:
+    """The name of the format, or None where none is recognised.
+
+    Raises `DataError` for what is missing or empty, or holds no record that could tell.
+    """
     if path.is_dir():
-        form = _of_folder(path)
-    elif not path.exists():
-        form = "webdataset" if shown.endswith(".tar") else None
-        if form is None:
-            raise DataError(f"{shown!r} was not found: check the path.")
-    else:
-        form = _of_file(path, shown)
-    if form is None:
-        raise DataError(f"{shown!r} is in no format that is known. Say which it is (form): {listing()}.")
-    return form
-
-
-def listing() -> str:
-    """All formats, for an error."""
-    return "; ".join(f"{name} ({form.says})" for name, form in FORMS.items())
+        return _of_folder(path)
+    if path.exists():
+        return _of_file(path, shown)
+    if shown.endswith(".tar"):
+        return "webdataset"  # a pattern
+    raise DataError(f"{shown!r} was not found: check the path.")
 
 
 def _of_folder(path: Path) -> str | None:
     if (path / align.CAPTIONS).is_file():
         return "cc_sbu_align"
+    if (path / arrow.STATE).is_file():
+        return "arrow"
     if any(path.glob("*.tar")):
         return "webdataset"
     return "folder" if folder.has_pairs(path) else None
@@ -48,6 +43,8 @@ def _of_file(path: Path, shown: str) -> str | None:
         head = file.read(512)
     if head[257:262] == _TAR or path.suffix.lower() == ".tar":
         return "webdataset"
+    if head.startswith(arrow.MAGIC):
+        return "arrow"
     first = first_byte(path)
     if not first:
         raise DataError(f"{Where(shown, 1)}: the file is empty: there is no record in it.")
@@ -57,7 +54,7 @@ def _of_file(path: Path, shown: str) -> str | None:
         return "cc_sbu_align"
     for item in records(path, shown):
         if not isinstance(item, Problem):
-            return _of_record(item[1])
+            return of_record(item[1])
     raise DataError(str(next(records(path, shown))))
 
 
@@ -66,7 +63,8 @@ def _of_table(head: bytes) -> str | None:
     return "pairs" if any(mark in line for mark in ",\t;|") else None
 
 
-def _of_record(record: Any) -> str | None:
+def of_record(record: Any) -> str | None:
+    """The format that a record is in: "messages", "sharegpt", "llava", "pairs", or none that is known."""
     if not isinstance(record, dict):
         return None
     for key in ("messages", "conversations"):
@@ -76,11 +74,7 @@ def _of_record(record: Any) -> str | None:
             if key == "conversations":
                 return "llava" if _is_said(record[key]) else "sharegpt"
             return "messages" if record.get("image") is None else "sharegpt"
-    try:
-        Columns().among(record)
-    except DataError:
-        return None
-    return "pairs"
+    return "pairs" if any(key.strip().casefold() in PICTURE for key in record) else None
 
 
 def _is_said(turns: Any) -> bool:
