@@ -61,12 +61,17 @@ def _rows_at_once(logits: Tensor) -> int:
 def only_at(head: nn.Module, positions: Tensor | None) -> Iterator[None]:
     """Meanwhile `head` is given the hidden states (B, T, H) of N positions alone, as (1, N, H); None: all of them.
 
-    Whatever an LLM does between its head and its logits, it does to those. `positions` (B, T) is true N times.
+    Whatever an LLM does between its head and its logits, it does to those. `positions` (B, T) is true N times, or holds
+    the N places (N,) in the flat B · T, which needs no waiting for the device to count them.
     """
     if positions is None:
         yield
         return
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][positions.to(inputs[0].device)].unsqueeze(0),))
+
+    def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (inputs[0].flatten(0, 1)[positions.flatten().to(inputs[0].device)].unsqueeze(0),)
+
+    hook = head.register_forward_pre_hook(select)
     try:
         yield
     finally:

@@ -156,16 +156,23 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return inputs_embeds, None
         if input_ids is None or inputs_embeds is not None:
             raise PromptError("Give either input_ids or inputs_embeds.")
-        slots = torch.eq(input_ids, self.config.image_token_index)  # (B, T)
-        self._count(slots, pixel_values, image_features)
-        # A slot's id need not have a row in the embedding: look up another and overwrite it.
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(slots, 0))  # (B, T, H)
+        self._count(torch.eq(input_ids, self.config.image_token_index), pixel_values, image_features)
         if pixel_values is not None:
             image_features = self.encode_features(pixel_values)  # (I, n, D)
+        return self.splice(input_ids, image_features), image_features
+
+    def splice(self, input_ids: Tensor, image_features: Tensor | None = None) -> Tensor:
+        """`embed` for slots and pictures that were counted on the host before: it waits for no device.
+
+        Ids (B, T) and features (I, n, D) → embeddings (B, T, H).
+        """
+        slots = torch.eq(input_ids, self.config.image_token_index)  # (B, T)
+        # A slot's id need not have a row in the embedding: look up another and overwrite it.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(slots, 0))  # (B, T, H)
         if image_features is None:
-            return embeds, None
+            return embeds
         image_tokens = self._project(image_features).to(embeds)  # (I, n, H)
-        return embeds.masked_scatter(slots.unsqueeze(-1).to(embeds.device), image_tokens), image_features
+        return embeds.masked_scatter(slots.unsqueeze(-1).to(embeds.device), image_tokens)
 
     def _project(self, image_features: Tensor) -> Tensor:
         """(I, n, D) → (I, n, H), computed in the projection's own precision, also under autocast."""
