@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minichat.chat import MiniChat
-from minichat.data.example import Example, StoredPicture, Turn, Where
+from minichat.data.example import Example, Member, StoredPicture, Turn, Where
 from minichat.data.rows import Renderer, Rows, prepare
 from minichat.errors import DataError
 from minichat.prompt.processing import MiniChatProcessor
@@ -135,11 +135,16 @@ def test_rows_are_kept_as_they_were(bot: MiniChat, tmp_path) -> None:
     odd = tmp_path / "Änderung \udce4.png"
     on_disk = Example(
         (Turn("user", (StoredPicture(odd.name, odd), "What?")), Turn("assistant", ("A boat.",))),
-        Where("other.json"),
+        Where("other.json", record=12),
+    )
+    packed = Example(
+        (Turn("user", (StoredPicture("b\0c", Member(odd, 512, 7)),)), Turn("assistant", ("A boat.",))),
+        Where("a.tar", 2),
     )
     samples = [
         SAMPLE,
         on_disk,
+        packed,
         example(("Which?", "A cat."), line=9),
         example((WORDS[1], WORDS[0]), pictures=3, line=4),
     ]
@@ -154,12 +159,12 @@ def test_rows_are_kept_as_they_were(bot: MiniChat, tmp_path) -> None:
         assert (ours.pictures, ours.where, ours.cut) == (theirs.pictures, theirs.where, theirs.cut)
     assert rows.lengths.tolist() == [len(row.ids) for row in expected]
     assert rows.supervised.tolist() == [row.supervised for row in expected]
-    assert rows.picture_counts.tolist() == [2, 1, 0, 3]
-    assert list(rows.pictures()) == [picture for row in expected for picture in row.pictures]
+    assert rows.picture_counts.tolist() == [2, 1, 1, 0, 3]
+    assert list(rows.pictures()) == [(row.where, picture) for row in expected for picture in row.pictures]
     assert rows.cut == sum(row.cut for row in expected) > 0
     assert np.array_equal(rows[-1].ids, expected[-1].ids)
     with pytest.raises(IndexError):
-        rows[4]
+        rows[5]
 
 
 def test_progress_is_told() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from minichat.data.example import Example, StoredPicture, Where
+from minichat.data.example import Example, Member, StoredPicture, Where
 from minichat.errors import DataError, MiniChatError
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import EOS, get_template
@@ -138,7 +138,7 @@ class Rows(Sequence[Row]):
             ids.frombytes(np.ascontiguousarray(row.ids, np.int32).tobytes())
             learn += (row.labels != IGNORED).tobytes()
             ends.append(len(ids))
-            places.extend((files.setdefault(row.where.file, len(files)), row.where.line))
+            places.extend((files.setdefault(row.where.file, len(files)), row.where.line, row.where.record))
             for picture in row.pictures:
                 pictures.append(picture)
             picture_ends.append(len(pictures))
@@ -146,7 +146,7 @@ class Rows(Sequence[Row]):
         self._ids = np.frombuffer(ids, np.int32) if ids else np.empty(0, np.int32)
         self._learn = np.frombuffer(learn, bool)
         self._ends, self._picture_ends = np.array(ends), np.array(picture_ends)
-        self._files, self._places = list(files), np.array(places).reshape(-1, 2)
+        self._files, self._places = list(files), np.array(places).reshape(-1, 3)
         self._pictures = pictures
         self._cut = np.frombuffer(cut, bool)
         #: (N,): ids of each row.
@@ -171,22 +171,28 @@ class Rows(Sequence[Row]):
         index %= len(self)
         span = slice(self._ends[index], self._ends[index + 1])
         ids = self._ids[span]
-        file, line = self._places[index]
         return Row(
             ids,
             np.where(self._learn[span], ids, np.int32(IGNORED)),
-            tuple(self._pictures[i] for i in range(self._picture_ends[index], self._picture_ends[index + 1])),
-            Where(self._files[file], int(line)),
+            tuple(self._pictures_of(index)),
+            self._where(index),
             bool(self._cut[index]),
         )
 
-    def pictures(self) -> Iterator[StoredPicture]:
-        """Every row's pictures, in order; one that is in several rows comes as often."""
-        return (self._pictures[i] for i in range(len(self._pictures)))
+    def _where(self, index: int) -> Where:
+        file, line, record = self._places[index].tolist()
+        return Where(self._files[file], line, record)
+
+    def pictures(self) -> Iterator[tuple[Where, StoredPicture]]:
+        """Every row's pictures, in order, and where the row stands; one that is in several rows comes as often."""
+        return ((self._where(index), picture) for index in range(len(self)) for picture in self._pictures_of(index))
+
+    def _pictures_of(self, index: int) -> Iterator[StoredPicture]:
+        return (self._pictures[i] for i in range(self._picture_ends[index], self._picture_ends[index + 1]))
 
 
 class _Pictures:
-    """Names and paths, end to end in one buffer; pictures that are no files of their own stay as they are."""
+    """Names and places on disk, end to end in one buffer; pictures that are held as bytes stay as they are."""
 
     def __init__(self) -> None:
         self._text = bytearray()
@@ -197,18 +203,25 @@ class _Pictures:
         return len(self._ends) - 1
 
     def append(self, picture: StoredPicture) -> None:
-        if not isinstance(picture.source, Path):
+        source = picture.source
+        if isinstance(source, bytes):
             self._held[len(self)] = picture
         else:
-            # No path holds a null; a name that is no Unicode can only have come from a path.
-            self._text += os.fsencode(picture.source) + b"\0" + picture.name.encode("utf-8", "surrogateescape")
+            # A name that is no Unicode can only have come from a path; no path holds a null, but a name may.
+            place = (source.start, source.size) if isinstance(source, Member) else ()
+            path = source.tar if isinstance(source, Member) else source
+            head = b"\0".join([*(b"%d" % number for number in place), os.fsencode(path)])
+            self._text += b"%d" % len(place) + head + b"\0" + picture.name.encode("utf-8", "surrogateescape")
         self._ends.append(len(self._text))
 
     def __getitem__(self, index: int) -> StoredPicture:
         if index in self._held:
             return self._held[index]
-        path, _, name = bytes(self._text[self._ends[index] : self._ends[index + 1]]).partition(b"\0")
-        return StoredPicture(name.decode("utf-8", "surrogateescape"), Path(os.fsdecode(path)))
+        text = bytes(self._text[self._ends[index] : self._ends[index + 1]])
+        *place, path, name = text[1:].split(b"\0", int(text[:1]) + 1)
+        file = Path(os.fsdecode(path))
+        source = Member(file, int(place[0]), int(place[1])) if place else file
+        return StoredPicture(name.decode("utf-8", "surrogateescape"), source)
 
 
 def prepare(
