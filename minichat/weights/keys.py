@@ -128,5 +128,69 @@ HUGGING_FACE_BLIP2 = KeyMap(
     parts={"vision_model.": "vision_model.", "qformer.": "bridge.qformer."},
 )
 
+# BLIP-2 after stage 1, with all that stage 2 leaves out (lavis/models/blip2_models/blip2_qformer.py).
+BLIP2_STAGE1 = KeyMap(
+    used={
+        **_BRIDGE,
+        "Qformer.bert.embeddings.word_embeddings.weight": "embeddings.word_embeddings.weight",
+        "Qformer.bert.embeddings.position_embeddings.weight": "embeddings.position_embeddings.weight",
+        "Qformer.cls.predictions.bias": "cls.predictions.bias",
+        "temp": "temp",
+        **_modules(
+            {
+                f"{_THEIRS}.intermediate.dense": f"{_OURS}.intermediate.dense",
+                f"{_THEIRS}.output.dense": f"{_OURS}.output.dense",
+                f"{_THEIRS}.output.LayerNorm": f"{_OURS}.output.LayerNorm",
+                "Qformer.cls.predictions.transform.dense": "cls.predictions.transform.dense",
+                "Qformer.cls.predictions.transform.LayerNorm": "cls.predictions.transform.LayerNorm",
+                "Qformer.cls.predictions.decoder": "cls.predictions.decoder",
+                "vision_proj": "vision_projection",
+                "text_proj": "text_projection",
+                "itm_head": "itm_head",
+            }
+        ),
+    },
+    unused=_BUFFERS,
+)
+
+# A Hugging Face Blip2ForImageTextRetrieval, and what it has no place for, which we write beside it.
+HUGGING_FACE_RETRIEVAL = KeyMap(
+    used=HUGGING_FACE_BLIP2.used,
+    unused=_BUFFERS,
+    parts={
+        **HUGGING_FACE_BLIP2.parts,
+        **{f"{part}.": f"{part}." for part in ("embeddings", "vision_projection", "text_projection", "itm_head")},
+    },
+)
+STAGE1_BESIDE = KeyMap(used={"temp": "temp"}, parts={"cls.": "cls."})
+
+# BERT, from which a Q-Former's words and their self-attention start; queries start with the words' feed-forward parts.
+_BERT_LAYER = "bert.encoder.layer.#"
+BERT = KeyMap(
+    used={
+        "bert.embeddings.word_embeddings.weight": "embeddings.word_embeddings.weight",
+        "bert.embeddings.position_embeddings.weight": "embeddings.position_embeddings.weight",
+        "cls.predictions.bias": "cls.predictions.bias",
+        **_modules(
+            {
+                "bert.embeddings.LayerNorm": "bridge.qformer.layernorm",
+                f"{_BERT_LAYER}.attention.self.query": f"{_OURS}.attention.attention.query",
+                f"{_BERT_LAYER}.attention.self.key": f"{_OURS}.attention.attention.key",
+                f"{_BERT_LAYER}.attention.self.value": f"{_OURS}.attention.attention.value",
+                f"{_BERT_LAYER}.attention.output.dense": f"{_OURS}.attention.output.dense",
+                f"{_BERT_LAYER}.attention.output.LayerNorm": f"{_OURS}.attention.output.LayerNorm",
+                f"{_BERT_LAYER}.intermediate.dense": f"{_OURS}.intermediate.dense",
+                f"{_BERT_LAYER}.output.dense": f"{_OURS}.output.dense",
+                f"{_BERT_LAYER}.output.LayerNorm": f"{_OURS}.output.LayerNorm",
+                "cls.predictions.transform.dense": "cls.predictions.transform.dense",
+                "cls.predictions.transform.LayerNorm": "cls.predictions.transform.LayerNorm",
+                "cls.predictions.decoder": "cls.predictions.decoder",
+            }
+        ),
+    },
+    # What the Q-Former has none of: kinds of sentences, and BERT's second objective.
+    unused=("bert.embeddings.token_type_embeddings.*", "bert.pooler.*", "cls.seq_relationship.*", *_BUFFERS),
+)
+
 #: An LLM's own file.
 LLM_UNUSED = ("*.rotary_emb.inv_freq",)

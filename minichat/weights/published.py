@@ -129,12 +129,18 @@ def bridge_sizes(account: Account, vision: dict[str, Any], sizes: Sizes) -> dict
             account.replace("bridge.ln_vision.weight", lambda: torch.ones(patches))
             account.replace("bridge.ln_vision.bias", lambda: torch.zeros(patches))
         return {"kind": "patch_merge", "merge": merge}
-    _, count, width = _shape(account, _QUERIES, 3)
+    _, _, width = _shape(account, _QUERIES, 3)
     if taken != width:
         raise ModelError(
             f"{asked} takes features of width {taken}, but {account.source(_QUERIES)} has the width {width}: they do "
             "not belong together."
         )
+    return qformer_sizes(account, patches, sizes)
+
+
+def qformer_sizes(account: Account, patches: int, sizes: Sizes) -> dict[str, Any]:
+    """The configuration of the Q-Former that was taken in; it must read patches of the width `patches`."""
+    _, count, width = _shape(account, _QUERIES, 3)
     layer = "bridge.qformer.encoder.layer"
     reading = [number for number in range(512) if f"{layer}.{number}.crossattention.attention.key.weight" in account]
     if not reading or f"{layer}.0.intermediate_query.dense.weight" not in account:

@@ -1,0 +1,279 @@
+"""The Q-Former's own training, before any LLM: BLIP-2's first stage (arXiv:2301.12597, section 3.2).
+
+One transformer reads pictures, through learned queries, and words; three objectives train it, each with its own mask:
+image–text contrast (ITC), image–text matching (ITM) and image-grounded text generation (ITG).
+
+Shapes: B pairs of a picture and a text, G pairs of all processes, P patches, W the vision encoder's width, n queries,
+T tokens, D the Q-Former's width, E the width in which pictures and texts are compared, V the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize, pad
+from transformers import Blip2PreTrainedModel, Blip2VisionModel
+from transformers import initialization as init
+from transformers.models.bert.modeling_bert import BertOnlyMLMHead
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+from transformers.utils import ModelOutput
+
+from minichat.errors import ImageError, PromptError
+from minichat.model import masks
+from minichat.model.bridge import QFormerBridge
+from minichat.model.freezing import rest_frozen_parts
+from minichat.model.gathering import first_row, gather, longest, mean
+from minichat.model.negatives import hard_negatives
+from minichat.model.pretraining_config import PretrainingConfig
+
+_TEMPERATURES = (0.001, 0.5)  # what BLIP (arXiv:2201.12086), whose loss this is, keeps its temperature within
+
+
+@dataclass
+class Stage1Losses(ModelOutput):
+    """What `forward` returns. A loss is a scalar; None for an objective that does not train.
+
+    With several processes each loss is this one's share: their mean over the processes is the joined batch's loss.
+    """
+
+    loss: Tensor | None = None  # the sum of the three
+    itc: Tensor | None = None
+    itm: Tensor | None = None
+    itg: Tensor | None = None
+    negatives: tuple[Tensor, Tensor] | None = None  # (B,) pictures and (B,) texts of the joined batch; −1 for none
+
+
+class QFormerPretraining(Blip2PreTrainedModel):
+    """A frozen vision encoder and the Q-Former that learns to read it, with its text branch and three heads.
+
+    `vision_model` and `bridge` are those of `MiniChatForConditionalGeneration`, by the same names; the bridge's layers
+    have a second feed-forward part, for words. `cls` and `temp` are BERT's and BLIP-2's names.
+    """
+
+    config: PretrainingConfig
+    config_class = PretrainingConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    _supports_flash_attn = False  # it takes no mask but padding
+    _no_split_modules = ["Blip2VisionEmbeddings", "Blip2EncoderLayer", "QFormerBridge"]
+    _tied_weights_keys = {
+        "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def __init__(self, config: PretrainingConfig) -> None:
+        super().__init__(config)
+        qformer = config.bridge_config.qformer
+        self.vision_model = Blip2VisionModel(config.vision_config)
+        self.vision_model.post_layernorm = nn.Identity()  # the bridge's ln_vision is in its place
+        self.bridge = QFormerBridge(config.bridge_config, config.vision_config.hidden_size)
+        self.embeddings = Blip2TextEmbeddings(qformer)
+        self.vision_projection = nn.Linear(qformer.hidden_size, config.contrast_size)
+        self.text_projection = nn.Linear(qformer.hidden_size, config.contrast_size)
+        self.itm_head = nn.Linear(qformer.hidden_size, 2)
+        self.cls = BertOnlyMLMHead(qformer)
+        self.temp = nn.Parameter(torch.tensor(float(config.temperature)))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, QFormerBridge):  # equal queries would stay equal for ever
+            init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, QFormerPretraining):
+            init.constant_(module.temp, self.config.temperature)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.word_embeddings
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.cls.predictions.decoder
+
+    def train(self, mode: bool = True) -> QFormerPretraining:
+        """Train mode for what trains; frozen parts (see `set_trainable`) stay in eval mode."""
+        super().train(mode)
+        if mode:
+            rest_frozen_parts(self)
+        return self
+
+    # What is read.
+
+    def encode_patches(self, pixel_values: Tensor) -> Tensor:
+        """Pictures (B, 3, S, S) → patches (B, 1 + P, W), which may be kept while the vision encoder is frozen.
+
+        Raises `ImageError` for pixels of another shape than the vision encoder's.
+        """
+        side = self.config.vision_config.image_size
+        if pixel_values.shape[1:] != (3, side, side):
+            raise ImageError(
+                f"pixel_values has the shape {tuple(pixel_values.shape)}; "
+                f"this model needs (pictures, 3, {side}, {side}): use its own image processor."
+            )
+        return self.vision_model(pixel_values=pixel_values).last_hidden_state
+
+    def query_states(self, patches: Tensor) -> Tensor:
+        """Patches (B, 1 + P, W) → what the queries have read of them (B, n, D)."""
+        return self.bridge(patches)
+
+    def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Word pieces (B, T) that see each other, and no picture → (B, T, D)."""
+        return self._read(masks.unimodal(0, attention_mask), None, input_ids)
+
+    def joint_states(
+        self, mask: Callable[[int, Tensor], Tensor], patches: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Queries (B, n, D) and words (B, T, D) that went through the Q-Former together, under a mask of `masks`."""
+        n = self.config.bridge_config.num_query_tokens
+        states = self._read(mask(n, attention_mask), patches, input_ids)  # (B, n + T, D)
+        return states[:, :n], states[:, n:]
+
+    def _read(self, sees: Tensor, patches: Tensor | None, input_ids: Tensor) -> Tensor:
+        if (length := input_ids.shape[1]) > (most := self.embeddings.position_embeddings.num_embeddings):
+            raise PromptError(f"A text has {length} word pieces, but this Q-Former reads at most {most}: cut it.")
+        queries = None
+        if patches is not None:
+            patches = self.bridge.ln_vision(patches)
+            queries = self.bridge.query_tokens.expand(patches.shape[0], -1, -1)  # (B, n, D)
+        return self.bridge.qformer(
+            query_embeds=self.embeddings(input_ids=input_ids, query_embeds=queries),
+            query_length=0 if queries is None else queries.shape[1],
+            attention_mask=masks.additive(sees, self._compute_dtype(input_ids.device)),
+            encoder_hidden_states=patches,
+        ).last_hidden_state
+
+    def _compute_dtype(self, device: torch.device) -> torch.dtype:
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.bridge.query_tokens.dtype
+
+    # What is compared: retrieval.
+
+    def image_embeddings(self, patches: Tensor) -> Tensor:
+        """Patches (B, 1 + P, W) → one unit vector for each query (B, n, E)."""
+        return self._image_embeddings(self.query_states(patches))
+
+    def _image_embeddings(self, queries: Tensor) -> Tensor:
+        return normalize(self.vision_projection(queries).float(), dim=-1)
+
+    def text_embeddings(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Word pieces (B, T) → a unit vector for each text, from its first token (B, E)."""
+        states = self.text_states(input_ids, attention_mask)
+        return normalize(self.text_projection(states[:, 0]).float(), dim=-1)
+
+    @staticmethod
+    def similarity(images: Tensor, texts: Tensor) -> Tensor:
+        """Embeddings (I, n, E) and (B, E) → the cosine of each text and a picture's best query (I, B)."""
+        return torch.einsum("ine,be->ibn", images, texts).amax(-1)
+
+    def match(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pairs of a picture and a text → logits (B, 2), index 1 for a match: the mean over the queries' answers."""
+        queries, _ = self.joint_states(masks.bidirectional, patches, input_ids, attention_mask)
+        return self.itm_head(queries).float().mean(1)
+
+    # What is learned.
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values: Tensor | None = None,
+        patches: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        negatives: tuple[Tensor, Tensor] | None = None,
+        seed: int = 0,
+    ) -> Stage1Losses:
+        """The losses of B pairs, the other pairs of the joined batch being their negatives.
+
+        Args:
+            input_ids, attention_mask: texts (B, T), `[CLS]` first, padded on the right.
+            pixel_values, patches: their pictures (B, 3, S, S), or what `encode_patches` made of them (B, 1 + P, W).
+            image_ids: (B,) which picture each is; pairs of the same picture are no negatives of each other.
+            negatives: (B,) indices of the joined batch's pictures, the negative of each text, and (B,) of its texts,
+                the negative of each picture. By default they are drawn.
+            seed: what they are drawn with, such as the step's number. The same in all processes.
+
+        Raises `PromptError` unless there are as many pictures as texts, and `ImageError` for pixels of another shape.
+        """
+        if (pixel_values is None) == (patches is None):
+            raise PromptError("Give the pictures once: pixel_values or patches.")
+        patches = self.encode_patches(pixel_values) if pixel_values is not None else patches
+        if patches is None or patches.shape[0] != input_ids.shape[0]:
+            count = 0 if patches is None else patches.shape[0]
+            raise PromptError(f"There are {count} pictures and {input_ids.shape[0]} texts: a pair has one of each.")
+        if self.training:
+            with torch.no_grad():
+                self.temp.clamp_(*_TEMPERATURES)
+        missing = longest(input_ids.shape[1], input_ids.device) - input_ids.shape[1]
+        input_ids = pad(input_ids, (0, missing), value=self.config.bridge_config.qformer.pad_token_id)
+        attention_mask = pad(attention_mask, (0, missing))
+
+        wanted = self.config.objectives
+        itc = itm = itg = None
+        if "itg" in wanted:  # its queries see no word, and so they are the contrast's, too
+            queries, itg = self._generation(patches, input_ids, attention_mask)
+        else:
+            queries = self.query_states(patches)
+        if "itc" in wanted or ("itm" in wanted and negatives is None):
+            to_texts, to_images, own = self._contrast(queries, input_ids, attention_mask, image_ids)
+            if "itc" in wanted:
+                itc = self._contrastive_loss(to_texts, to_images, own)
+            if negatives is None:
+                negatives = hard_negatives(to_texts.detach(), to_images.detach(), own, seed)
+        if "itm" in wanted and negatives is not None:
+            itm = self._matching_loss(patches, input_ids, attention_mask, *negatives)
+        loss = sum(part for part in (itc, itm, itg) if part is not None)
+        return Stage1Losses(loss=loss, itc=itc, itm=itm, itg=itg, negatives=negatives)
+
+    def _contrast(
+        self, queries: Tensor, input_ids: Tensor, attention_mask: Tensor, image_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each picture against all texts, each text against all pictures, and which of them are its own: (B, G).
+
+        As in BLIP-2's program, what a picture or a text is compared with stands still: it learns from its own row.
+        """
+        images, texts = self._image_embeddings(queries), self.text_embeddings(input_ids, attention_mask)
+        all_images, all_texts = gather(images.detach()), gather(texts.detach())  # (G, n, E), (G, E)
+        if image_ids is None:
+            image_ids = first_row(texts) + torch.arange(texts.shape[0], device=texts.device)
+        own = image_ids[:, None] == gather(image_ids)[None, :]
+        return self.similarity(images, all_texts) / self.temp, self.similarity(all_images, texts).T / self.temp, own
+
+    def _contrastive_loss(self, to_texts: Tensor, to_images: Tensor, own: Tensor) -> Tensor:
+        """ITC: find the text of a picture among all texts, and the picture of a text among all pictures."""
+        targets = own / own.sum(1, keepdim=True)  # a picture's texts share its probability
+        total = sum(
+            cross_entropy(logits, targets, reduction="sum", label_smoothing=self.config.label_smoothing)
+            for logits in (to_texts, to_images)
+        )
+        return mean(total / 2, own.shape[0])
+
+    def _matching_loss(
+        self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor, images: Tensor, texts: Tensor
+    ) -> Tensor:
+        """ITM: tell each pair from its text with a like picture, and its picture with a like text."""
+        all_patches, all_ids, all_words = (gather(rows) for rows in (patches, input_ids, attention_mask))
+        images, texts = images.to(input_ids.device), texts.to(input_ids.device)
+        logits = self.match(
+            torch.cat([patches, all_patches[images], patches]),
+            torch.cat([input_ids, input_ids, all_ids[texts]]),
+            torch.cat([attention_mask, attention_mask, all_words[texts]]),
+        )  # (3 · B, 2)
+        labels = torch.cat([torch.ones_like(images), -100 * (images < 0), -100 * (texts < 0)])
+        return mean(cross_entropy(logits, labels, reduction="sum"), (labels >= 0).sum())
+
+    def _generation(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """ITG: `[DEC]` in place of `[CLS]`, then each next word piece. The queries' states (B, n, D), and the loss."""
+        input_ids = input_ids.clone()
+        input_ids[:, 0] = self.config.decoder_start_token_id
+        queries, words = self.joint_states(masks.multimodal_causal, patches, input_ids, attention_mask)
+        targets = input_ids.masked_fill(attention_mask == 0, -100)[:, 1:]
+        total = cross_entropy(
+            self.cls(words[:, :-1]).float().flatten(0, 1),  # (B · (T − 1), V)
+            targets.flatten(),
+            reduction="sum",
+            label_smoothing=self.config.label_smoothing,
+        )
+        return queries, mean(total, (targets >= 0).sum())

@@ -1,0 +1,244 @@
+"""A pre-trained Q-Former with its text branch: BLIP-2's own file, and folders in Hugging Face's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Blip2Config, Blip2QFormerConfig, PreTrainedTokenizerBase
+
+from minichat.disk import new_folder, write_json
+from minichat.errors import ModelError, SettingsError
+from minichat.images import CLIP_MEAN, CLIP_STD
+from minichat.model.configuration import BridgeConfig
+from minichat.model.pretraining import QFormerPretraining
+from minichat.model.pretraining_config import PretrainingConfig
+from minichat.prompt.wordpiece import read_wordpiece
+from minichat.weights.account import Account
+from minichat.weights.files import find_folder, quiet, read_json, sentence, weight_files
+from minichat.weights.keys import BLIP2_STAGE1, HUGGING_FACE_RETRIEVAL, STAGE1_BESIDE
+from minichat.weights.published import Sizes, add_vision, open_part, qformer_sizes
+from minichat.weights.reading import Checkpoint, read_checkpoint
+from minichat.weights.writing import Entry, write_tensors
+
+#: What `Blip2ForImageTextRetrieval` has no place for: `cls.*`, which predicts words, and `temp`.
+BESIDE = "stage1.safetensors"
+_FILES = ["*.json", "*.safetensors", "vocab.txt"]
+_RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "bridge.": ""}
+_PREFIX = "visual_encoder."  # in a file whose vision encoder was trained, too: BLIP-2's for COCO retrieval
+_DECODER = "cls.predictions.decoder.weight"
+_WORDS = "embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class Stage1:
+    """A model, the tokenizer of its texts, and the tensors that no file gave it: they are as they were made."""
+
+    model: QFormerPretraining
+    tokenizer: PreTrainedTokenizerBase
+    made: tuple[str, ...] = ()
+
+
+def read_blip2(
+    checkpoint: Path,
+    *,
+    tokenizer: Path,
+    vit: Path | None = None,
+    vision_heads: int | None = None,
+    vision_layers: int | None = None,
+    qformer_heads: int | None = None,
+    image_size: int | None = None,
+    allow_unused: Iterable[str] = (),
+) -> Stage1:
+    """Read what BLIP-2's first stage saved (lavis/models/blip2_models/blip2_qformer.py), in float32.
+
+    Args:
+        checkpoint: the `.pth` with `Qformer.*`, its `cls` head included, and the heads of the three losses.
+        tokenizer: a folder with BERT's `vocab.txt`.
+        vit: EVA's ViT as it was published, unless the checkpoint holds the vision encoder.
+        vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
+        allow_unused: globs of tensors that may be left out although nothing is known of them.
+
+    Raises:
+        ModelError: for a file that is damaged, unsafe, not whole or not what it should be, and for files that do not
+            belong together.
+        SettingsError: for a size that is impossible, or that nothing tells, and for a vision encoder that is missing.
+    """
+    sizes = Sizes(vision_heads, vision_layers, qformer_heads, image_size)
+    account = Account(allow_unused)
+    needed = ("query_tokens", "vision_proj.weight", "itm_head.weight", "Qformer.bert.embeddings.word_embeddings.weight")
+    trained = open_part(checkpoint, "Q-Former of BLIP-2's first stage", *needed)
+    vision, rest = _split(trained)
+    if len(vision) == 0 and vit is None:
+        raise SettingsError(f"{trained.file} holds no vision encoder: give EVA's file, too.")
+    if len(vision) == 0:
+        names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+        vision = open_part(Path(vit or ""), "EVA vision encoder", *names)
+    elif vision_layers is None:  # it holds no block that is not used
+        layers = sum(name.endswith(".attn.qkv.weight") for name in vision)
+        sizes = Sizes(vision_heads, layers, qformer_heads, image_size)
+    vision_config = add_vision(account, vision, sizes)
+    account.add(rest, BLIP2_STAGE1)
+    bridge = qformer_sizes(account, vision_config["hidden_size"], sizes)
+    bridge["qformer"]["vocab_size"] = account.shape(_WORDS)[0]
+    bridge["qformer"]["max_position_embeddings"] = account.shape("embeddings.position_embeddings.weight")[0]
+    words = read_wordpiece(tokenizer)
+    config = PretrainingConfig(
+        vision_config=vision_config,
+        bridge_config=bridge,
+        contrast_size=account.shape("vision_projection.weight")[0],
+        decoder_start_token_id=words.bos_token_id,
+        tie_word_embeddings=_tied(account),
+    )
+    return _load(account, config, words)
+
+
+def read_stage1(name: str) -> Stage1:
+    """Read a folder or hub id that holds a `Blip2ForImageTextRetrieval`, in float32.
+
+    What Hugging Face's has not, the `cls` head and the temperature, is in `stage1.safetensors` if the folder has it,
+    and else as made, which the result tells. Raises `ModelError`, naming the file, for a folder that is another model
+    or not whole.
+    """
+    folder = find_folder(name, "The stage-1 model", _FILES)
+    stored = read_json(folder, "config.json")
+    if stored.get("model_type") != "blip-2" or stored.get("architectures") != ["Blip2ForImageTextRetrieval"]:
+        what = (stored.get("architectures") or [stored.get("model_type")])[0]
+        raise ModelError(f"{folder.name!r} holds a {what}, not a Blip2ForImageTextRetrieval.")
+    account = Account()
+    for file in weight_files(folder):
+        if not (folder / file).is_file():
+            raise ModelError(f"The stage-1 model {folder.name!r} has no {file}: some of its weights are missing.")
+        account.add(read_checkpoint(folder / file), HUGGING_FACE_RETRIEVAL)
+    beside = (folder / BESIDE).is_file()
+    if beside:
+        account.add(read_checkpoint(folder / BESIDE), STAGE1_BESIDE)
+    words = read_wordpiece(folder)
+    try:
+        theirs = Blip2Config(**stored)
+        config = PretrainingConfig(
+            vision_config=theirs.vision_config,
+            bridge_config=BridgeConfig(
+                num_query_tokens=theirs.num_query_tokens,
+                qformer=theirs.qformer_config,
+                ln_vision_eps=stored.get("ln_vision_eps", BridgeConfig.ln_vision_eps),
+            ),
+            contrast_size=theirs.image_text_hidden_size,
+            decoder_start_token_id=words.bos_token_id,
+            tie_word_embeddings=_tied(account) if beside else True,
+        )
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"config.json in {folder.name!r} cannot be used: {sentence(error)}.") from None
+    return _load(account, config, words, may_lack=() if beside else ("cls.", "temp"))
+
+
+def write_stage1(out: Path, model: QFormerPretraining, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Write a folder that `transformers.Blip2ForImageTextRetrieval` loads, and `read_stage1`, whole or not at all.
+
+    What we call `ln_vision` has transformers' eps of 1e-6 there, not 1e-5. Raises `ModelError` where `out` is there.
+    """
+    config = model.config
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    beside = {name for name in state if name == "temp" or name.startswith("cls.")}
+    theirs = Blip2Config(
+        vision_config=config.vision_config.to_dict(),
+        qformer_config=config.bridge_config.qformer.to_dict(),
+        num_query_tokens=config.bridge_config.num_query_tokens,
+        image_text_hidden_size=config.contrast_size,
+        architectures=["Blip2ForImageTextRetrieval"],
+        ln_vision_eps=config.bridge_config.ln_vision_eps,
+    )
+    with new_folder(out, ModelError) as folder:
+        write_tensors(folder, [_entry(_renamed(name), state[name]) for name in sorted(state.keys() - beside)])
+        write_tensors(folder, [_entry(name, state[name]) for name in sorted(beside)], BESIDE)
+        theirs.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "preprocessor_config.json", _pixels(config.vision_config.image_size))
+    return out
+
+
+def bridge_of(model: QFormerPretraining) -> tuple[BridgeConfig, dict[str, Tensor]]:
+    """What of a pre-trained Q-Former goes on to an LLM: the bridge without its text branch, by the bridge's own names.
+
+    The queries and all that they pass through; the vision encoder is `model.vision_model` as it is.
+    """
+    config = BridgeConfig(**{**model.config.bridge_config.to_dict(), "qformer": None})
+    sizes = model.config.bridge_config.qformer.to_dict() | {"use_qformer_text_input": False}
+    config.qformer = Blip2QFormerConfig(**sizes)
+    text_branch = (".intermediate.dense.", ".output.dense.", ".output.LayerNorm.")
+    state = {}
+    for name, tensor in model.bridge.state_dict().items():
+        part = name.removeprefix("qformer.encoder.layer.").partition(".")[2]
+        if not (name.startswith("qformer.encoder.layer.") and f".{part}".startswith(text_branch)):
+            state[name] = tensor
+    return config, state
+
+
+def shapes(config: PretrainingConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors of a model of these sizes."""
+    with torch.device("meta"):
+        model = QFormerPretraining(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _split(checkpoint: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """The vision encoder that a file may hold, by EVA's names, and the rest."""
+    vision = {name.removeprefix(_PREFIX): value for name, value in checkpoint.raw.items() if name.startswith(_PREFIX)}
+    rest = {name: value for name, value in checkpoint.raw.items() if not name.startswith(_PREFIX)}
+    return Checkpoint(checkpoint.file, vision, {}), Checkpoint(checkpoint.file, rest, {})
+
+
+def _tied(account: Account) -> bool:
+    """Whether words are predicted with their embedding's rows, as BERT does, or by rows of their own."""
+    return _DECODER not in account or torch.equal(account.tensor(_DECODER), account.tensor(_WORDS))
+
+
+def _load(
+    account: Account, config: PretrainingConfig, words: PreTrainedTokenizerBase, may_lack: tuple[str, ...] = ()
+) -> Stage1:
+    rows = config.bridge_config.qformer.vocab_size
+    if (last := max(words.bos_token_id, words.vocab_size - 1)) >= rows:
+        raise ModelError(
+            f"The tokenizer has a word piece {last}, but the Q-Former's vocabulary has {rows}: they do not belong "
+            "together."
+        )
+    wanted = shapes(config)
+    made = {name for name in wanted if may_lack and name.startswith(may_lack)} - account.names()
+    tied = {_DECODER, "cls.predictions.decoder.bias"} - account.names() if config.tie_word_embeddings else set()
+    account.check({name: shape for name, shape in wanted.items() if name not in made | tied})
+    state = {name: account.tensor(name) for name in account.names()}
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = QFormerPretraining.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    return Stage1(model.eval(), words, tuple(sorted(made - tied)))
+
+
+def _entry(name: str, tensor: Tensor) -> Entry:
+    make: Callable[[], Tensor] = lambda: tensor  # noqa: E731
+    return Entry(name, tensor.nbytes, make)
+
+
+def _renamed(name: str) -> str:
+    start = next((old for old in _RENAMED if name.startswith(old)), "")
+    return _RENAMED.get(start, "") + name.removeprefix(start)
+
+
+def _pixels(side: int) -> dict[str, Any]:
+    """How transformers makes pixels of a picture, as we do."""
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": "Blip2Processor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+        "do_convert_rgb": True,
+    }
