@@ -137,10 +137,8 @@ def test_rows_are_kept_as_they_were(bot: MiniChat, tmp_path) -> None:
         (Turn("user", (StoredPicture(odd.name, odd), "What?")), Turn("assistant", ("A boat.",))),
         Where("other.json", record=12),
     )
-    packed = Example(
-        (Turn("user", (StoredPicture("b\0c", Member(odd, 512, 7)),)), Turn("assistant", ("A boat.",))),
-        Where("a.tar", 2),
-    )
+    member = StoredPicture("b\0c", Member(odd, 512, 7))
+    packed = Example((Turn("user", (member,)), Turn("assistant", ("A boat.",))), Where("a.tar", 2))
     samples = [
         SAMPLE,
         on_disk,
