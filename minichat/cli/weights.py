@@ -31,6 +31,9 @@ def convert(
     blip2: Annotated[
         str | None, typer.Option("--blip2", help="Instead of both: a Hugging Face BLIP-2, folder or hub id.")
     ] = None,
+    no_qformer: Annotated[
+        bool, typer.Option("--no-qformer", help="Take the ViT alone from --blip2; patches are joined.")
+    ] = False,
     merge: Annotated[bool, typer.Option("--merge", help="Copy the LLM in; otherwise it is referred to.")] = False,
     vision_heads: Annotated[int | None, typer.Option(help="Attention heads of the ViT; as published: 16.")] = None,
     vision_layers: Annotated[int | None, typer.Option(help="Blocks of the ViT to use; as published: 39.")] = None,
@@ -53,6 +56,7 @@ def convert(
         vit=vit,
         qformer=qformer,
         blip2=blip2,
+        no_qformer=no_qformer,
         merge=merge,
         vision_heads=vision_heads,
         vision_layers=vision_layers,

@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from minichat.errors import ModelError, SettingsError
 from minichat.weights.account import Account
 from minichat.weights.files import WEIGHTS, find_folder, read_json, weight_map
-from minichat.weights.keys import HUGGING_FACE_BLIP2
+from minichat.weights.hub import verify
+from minichat.weights.keys import HUGGING_FACE_BLIP2, HUGGING_FACE_VIT
 from minichat.weights.published import Sizes, resize_positions
 from minichat.weights.reading import read_checkpoint
 
 _INDEX = f"{WEIGHTS}.index.json"
+CONFIGS = ("config.json", _INDEX)
 
 
-def add_hugging_face(account: Account, name: str, sizes: Sizes) -> tuple[dict[str, Any], dict[str, Any]]:
+def add_hugging_face(
+    account: Account, name: str, sizes: Sizes, qformer: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take in a BLIP-2's vision encoder, Q-Former and queries; returns the configurations of the first two.
 
     Its last norm is the originals' `ln_vision`; here it has their eps of 1e-5, as MiniGPT-4 was trained, not the 1e-6
-    that transformers gives it. Raises `ModelError` for a folder that is no BLIP-2 or not whole.
+    that transformers gives it. Without `qformer` the vision encoder alone is taken, and no configuration of the other.
+    Raises `ModelError` for a folder that is no BLIP-2 or not whole, or a file that did not come as it was published.
     """
     what = "The BLIP-2 model"
-    folder = find_folder(name, what, ["config.json", _INDEX])
+    keys = HUGGING_FACE_BLIP2 if qformer else HUGGING_FACE_VIT
+    folder = find_folder(name, what, CONFIGS)
     config = read_json(folder, "config.json")
     if config.get("model_type") != "blip-2":
         raise ModelError(f"{folder.name!r} holds a model of type {config.get('model_type')!r}, not 'blip-2'.")
-    files = [WEIGHTS]
-    if (folder / _INDEX).is_file():
-        needed = weight_map(folder, _INDEX)
-        files = sorted({file for tensor, file in needed.items() if HUGGING_FACE_BLIP2.target(tensor) is not None})
-    folder = find_folder(name, what, ["config.json", _INDEX, *files])
+    files = vision_files(folder, qformer)
+    folder = find_folder(name, what, [*CONFIGS, *files])
     for file in files:
         if not (folder / file).is_file():
             raise ModelError(f"The BLIP-2 model {folder.name!r} has no {file}: some of its weights are missing.")
-        account.add(read_checkpoint(folder / file), HUGGING_FACE_BLIP2)
-    return _configs(account, config, sizes)
+    verify(folder, files)
+    for file in files:
+        account.add(read_checkpoint(folder / file), keys)
+    vision, known = _configs(account, config, sizes)
+    return vision, known if qformer else {}
+
+
+def vision_files(folder: Path, qformer: bool = True) -> list[str]:
+    """The files of a BLIP-2 that hold what is taken of it, by its index. Raises `ModelError` for a damaged one."""
+    if not (folder / _INDEX).is_file():
+        return [WEIGHTS]
+    keys = HUGGING_FACE_BLIP2 if qformer else HUGGING_FACE_VIT
+    return sorted({file for name, file in weight_map(folder, _INDEX).items() if keys.target(name) is not None})
 
 
 def _configs(account: Account, config: dict[str, Any], sizes: Sizes) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -38,6 +38,7 @@ def convert(
     vit: Path | None = None,
     qformer: Path | None = None,
     blip2: str | None = None,
+    no_qformer: bool = False,
     merge: bool = False,
     vision_heads: int | None = None,
     vision_layers: int | None = None,
@@ -55,6 +56,7 @@ def convert(
         template: the prompt template that the weights were trained with.
         vit, qformer: EVA's ViT and BLIP-2's Q-Former as the originals published them; or `blip2`, a Hugging Face
             BLIP-2 that holds both. Without a Q-Former, patches are joined (MiniGPT-4 with Llama-2).
+        no_qformer: take the vision encoder alone from `blip2`.
         vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
         allow_unused: globs of tensors that may be left out although nothing is known of them; recorded in the folder.
         progress: is told what is being done.
@@ -68,15 +70,18 @@ def convert(
     get_template(template)
     if (vit is None) == (blip2 is None):
         raise SettingsError("Give the vision encoder once: --vit for the original file, or --blip2.")
+    if no_qformer and qformer is not None:
+        raise SettingsError("--qformer and --no-qformer contradict each other: drop one of them.")
     sizes = Sizes(vision_heads, vision_layers, qformer_heads, image_size)
     account = Account(allow_unused)
     trained = open_part(projection, "MiniGPT-4 projection", "llama_proj.weight", "llama_proj.bias")
     _check_template(trained, template)
     progress("Reading the vision side")
-    vision, bridge = _vision_side(account, trained, vit, qformer, blip2, sizes)
+    vision, bridge = _vision_side(account, trained, vit, qformer, blip2, sizes, not no_qformer)
     progress("Looking at the LLM")
     words = find_llm(llm)
     _check_width(account, words)
+    words.verify()
     config = MiniChatConfig(
         vision_config=vision,
         bridge_config=bridge,
@@ -103,7 +108,13 @@ def convert(
 
 
 def _vision_side(
-    account: Account, trained: Checkpoint, vit: Path | None, qformer: Path | None, blip2: str | None, sizes: Sizes
+    account: Account,
+    trained: Checkpoint,
+    vit: Path | None,
+    qformer: Path | None,
+    blip2: str | None,
+    sizes: Sizes,
+    read_qformer: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take in everything but the LLM; returns the vision encoder's and the bridge's configuration."""
     queries = ("query_tokens", "ln_vision.weight", "Qformer.bert.embeddings.LayerNorm.weight")
@@ -113,7 +124,7 @@ def _vision_side(
         names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
         vision = add_vision(account, open_part(vit, "EVA vision encoder", *names), sizes)
     else:
-        vision, known = add_hugging_face(account, str(blip2), sizes)
+        vision, known = add_hugging_face(account, str(blip2), sizes, read_qformer)
         sizes = Sizes(sizes.vision_heads, sizes.vision_layers, known.get("num_attention_heads", sizes.qformer_heads))
     add_bridge(account, original, trained)
     bridge = bridge_sizes(account, vision, sizes)

@@ -30,16 +30,13 @@ def find_folder(name: str, what: str, patterns: Sequence[str], revision: str | N
 
 def from_hub(name: str, patterns: Sequence[str], nowhere: str, revision: str | None = None) -> Path:
     """The local copy of a repository's files; from the cache where there is no network. `nowhere` begins the error."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from minichat.weights import hub
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
-    except (RepositoryNotFoundError, HFValidationError):
+        return hub.snapshot(name, patterns, revision)
+    except hub.Absent:
         raise ModelError(f"{nowhere} and the hub has no such repository, or it is private.") from None
-    except HfHubHTTPError as error:
-        raise ModelError(f"The hub did not give {name!r} ({sentence(error)}): try again later.") from None
-    except OSError:  # no network, and LocalEntryNotFoundError
+    except hub.Unreachable:
         raise ModelError(
             f"{nowhere} and as a hub id it is not in the local cache and the hub cannot be reached: go online once."
         ) from None

@@ -128,6 +128,13 @@ HUGGING_FACE_BLIP2 = KeyMap(
     parts={"vision_model.": "vision_model.", "qformer.": "bridge.qformer."},
 )
 
+# Its vision encoder alone, for patches that are joined: ln_vision is then an identity.
+HUGGING_FACE_VIT = KeyMap(
+    used={},
+    unused=("vision_model.post_layernorm.*", "qformer.*", "query_tokens", *HUGGING_FACE_BLIP2.unused),
+    parts={"vision_model.": "vision_model."},
+)
+
 # BLIP-2 after stage 1, with all that stage 2 leaves out (lavis/models/blip2_models/blip2_qformer.py).
 BLIP2_STAGE1 = KeyMap(
     used={

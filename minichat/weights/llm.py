@@ -15,11 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from minichat.errors import ModelError
 from minichat.weights.files import WEIGHTS, find_folder, quiet, sentence, some, weight_files
+from minichat.weights.hub import verify
 from minichat.weights.keys import LLM_UNUSED
 from minichat.weights.reading import Checkpoint, read_checkpoint
 
 _PICKLES = "pytorch_model.bin"
-_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]  # of a repository on the hub; nothing that could run
+#: Of a repository on the hub: nothing that could run. Where there are no safetensors, `PICKLED` too.
+FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
+PICKLED = "pytorch_model*.bin"
 _SAMPLE = 64 * 1024  # bytes of each tensor in a fingerprint
 
 
@@ -49,6 +52,10 @@ class Llm:
             where = {"id": self.name, "revision": self.folder.name}
         return {**where, "fingerprint": self.fingerprint()}
 
+    def verify(self) -> None:
+        """Hash what came from the hub. Raises `ModelError` for a file that is not what was published."""
+        verify(self.folder, [checkpoint.file for checkpoint in self.checkpoints])
+
     def fingerprint(self) -> str:
         return fingerprint((name, checkpoint.plain(name)) for name, checkpoint in self.tensors().items())
 
@@ -58,10 +65,10 @@ def find_llm(name: str, revision: str | None = None) -> Llm:
 
     Raises `ModelError` for one that is missing, not whole, or no decoder-only LLM of transformers'.
     """
-    folder = find_folder(name, "The LLM", _FILES, revision)
+    folder = find_folder(name, "The LLM", FILES, revision)
     base = _base(folder)
-    if base is None and not Path(name).expanduser().is_dir():  # a repository that has pickles alone
-        folder = find_folder(name, "The LLM", [*_FILES, "*.bin"], revision)
+    if base != WEIGHTS and not Path(name).expanduser().is_dir():  # a repository that has pickles alone
+        folder = find_folder(name, "The LLM", [*FILES, PICKLED], revision)
         base = _base(folder)
     config = _config(folder)
     files = weight_files(folder, base or WEIGHTS)
@@ -144,5 +151,5 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
         count = min(tensor.numel(), _SAMPLE // tensor.element_size())
         sample = tensor.flatten()[:count].contiguous().view(torch.uint8) if count else torch.empty(0, dtype=torch.uint8)
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        whole.update(sample.numpy().tobytes())
+        whole.update(sample.cpu().numpy().tobytes())
     return whole.hexdigest()
