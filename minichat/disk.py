@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import IO, Any
 
 from minichat.errors import MiniChatError
 
@@ -112,6 +112,32 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
             except OSError:  # a file system without locks
                 pass
         yield
+
+
+@contextmanager
+def new_file(out: Path, error: type[MiniChatError]) -> Iterator[IO[bytes]]:
+    """A temporary file beside `out` that becomes `out` at the end, and is removed if anything fails before.
+
+    Raises `error` if `out` is there already, or cannot be written.
+    """
+    out = out.expanduser().absolute()
+    if out.exists():
+        raise error(f"{out.name!r} exists already: remove it, or name another file.")
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as failure:
+        raise error(f"{out.name!r} cannot be made ({failure.strerror}): check the folder it is to be in.") from None
+    try:
+        with open(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _open_to_others(Path(temporary))
+        os.replace(temporary, out)
+    except OSError as failure:
+        raise error(f"{out.name!r} cannot be written ({failure.strerror}): nothing was left behind.") from failure
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def replace_file(path: Path, content: bytes) -> None:

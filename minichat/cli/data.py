@@ -2,14 +2,145 @@
 
 from __future__ import annotations
 
+import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minichat.cli.shared import commands
+from minichat.cli.shared import DEFAULT_MODEL, FAILED, SOME_FAILED, Model, commands, given
+
+if TYPE_CHECKING:
+    from minichat.data.example import Problem
 
 app = commands(help="Data sets.")
+
+
+class To(StrEnum):
+    messages = "messages"
+    llava = "llava"
+
+
+Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder, or tars: 'shards/{000..012}.tar'.")]
+Form = Annotated[str | None, typer.Option("--form", help="Its format; default: told from the content.")]
+Images = Annotated[Path | None, typer.Option("--images", help="The folder that pictures' paths start from.")]
+Instructions = Annotated[
+    Path | None, typer.Option("--instructions", help="Lines to draw a question from where there is only a text.")
+]
+ImageColumn = Annotated[str | None, typer.Option("--image-column", help="Of a table: the pictures.")]
+TextColumn = Annotated[str | None, typer.Option("--text-column", help="Of a table: the texts.")]
+QuestionColumn = Annotated[str | None, typer.Option("--question-column", help="Of a table: the questions.")]
+
+
+@app.command()
+def check(
+    source: Source,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Count tokens as this model does, and compare with its context.")
+    ] = None,
+    form: Form = None,
+    images: Images = None,
+    instructions: Instructions = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    question_column: QuestionColumn = None,
+) -> None:
+    """Read all, open every picture, and say by file and line what is wrong; then the lengths."""
+    from minichat.data.check import check
+
+    options = _options(form, images, instructions, image_column, text_column, question_column)
+    processor = context = None
+    if model is not None:
+        processor, context = _processor(model)
+
+    def tell(problem: Problem) -> None:
+        typer.echo(str(problem))
+
+    report = check(source, processor=processor, context=context, found=tell, progress=_progress, **options)
+    if sys.stderr.isatty():
+        typer.echo("\r", nl=False, err=True)
+    typer.echo(report.summary())
+    if report.wrong:
+        raise typer.Exit(FAILED if report.wrong == report.records else SOME_FAILED)
+
+
+@app.command()
+def preview(
+    source: Source,
+    model: Model = DEFAULT_MODEL,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many records.")] = 5,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page, with pictures: a new file.")] = None,
+    colour: Annotated[bool | None, typer.Option("--colour/--no-colour", help="Default: colour on a terminal.")] = None,
+    form: Form = None,
+    images: Images = None,
+    instructions: Instructions = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    question_column: QuestionColumn = None,
+) -> None:
+    """Show records as the model is to see them, with what it learns from marked."""
+    from itertools import islice
+
+    from minichat.data import preview as previews
+    from minichat.data.formats import read
+    from minichat.disk import new_file
+    from minichat.errors import DataError
+
+    options = _options(form, images, instructions, image_column, text_column, question_column)
+    processor, _ = _processor(model)
+    samples = (previews.sample(example, processor) for example in islice(read(source, **options), count))
+    if html is None:
+        for text in previews.to_terminal(samples, sys.stdout.isatty() if colour is None else colour):
+            typer.echo(text, color=True)
+        return
+    with new_file(html, DataError) as file:
+        file.write(previews.to_html(samples).encode())
+    typer.echo(f"The page is {html}.", err=True)
+
+
+@app.command()
+def convert(
+    source: Source,
+    to: Annotated[To, typer.Option("--to", help="The format to write.")],
+    out: Annotated[Path, typer.Option("--out", help="A new file.")],
+    form: Form = None,
+    images: Images = None,
+    instructions: Instructions = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    question_column: QuestionColumn = None,
+) -> None:
+    """Write a data set as JSON lines of messages, or as LLaVA's JSON."""
+    from minichat.data.formats import read
+    from minichat.data.write import write
+
+    options = _options(form, images, instructions, image_column, text_column, question_column)
+    count = write(read(source, **options), out, to.value)
+    typer.echo(f"{count:,} records are in {out}.", err=True)
+
+
+@app.command()
+def split(
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    validation: Annotated[float, typer.Option("--validation", help="Share of the records.")] = 0.1,
+    test: Annotated[float, typer.Option("--test", help="Share of the records.")] = 0.1,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed divides alike.")] = 0,
+    form: Form = None,
+    images: Images = None,
+    instructions: Instructions = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    question_column: QuestionColumn = None,
+) -> None:
+    """Write train, validation and test sets, no picture of one of which is in another."""
+    from minichat.data.formats import examples
+    from minichat.data.split import split
+
+    options = _options(form, images, instructions, image_column, text_column, question_column)
+    sizes = split(examples(source, **options), out, validation, test, seed)
+    typer.echo(f"{', '.join(f'{name} {size:,}' for name, size in sizes.items())}: in {out}.", err=True)
 
 
 @app.command()
@@ -24,3 +155,33 @@ def scenes(
 
     dataset.write(out, count, seed=seed, size=size)
     typer.echo(f"{count} samples are in {out}.", err=True)
+
+
+def _options(
+    form: str | None,
+    images: Path | None,
+    instructions: Path | None,
+    image_column: str | None,
+    text_column: str | None,
+    question_column: str | None,
+) -> dict[str, Any]:
+    return given(
+        form=form,
+        pictures=images,
+        instructions=instructions,
+        image_column=image_column,
+        text_column=text_column,
+        question_column=question_column,
+    )
+
+
+def _processor(model: str) -> Any:
+    """A model's processor, and how many tokens it can read; its weights stay where they are."""
+    from minichat.load import load_processor
+
+    return load_processor(model)
+
+
+def _progress(done: int) -> None:
+    if sys.stderr.isatty() and done % 100 == 0:
+        typer.echo(f"\r{done:,} records", nl=False, err=True)
