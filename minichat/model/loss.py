@@ -46,7 +46,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (saved,) = ctx.saved_tensors
         # In half precision the factor itself would be rounded, and every gradient with it.
         scaled = [(some.float() * gradient).to(some.dtype) for some in saved.split(_rows_at_once(saved))]
