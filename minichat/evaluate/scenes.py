@@ -1,19 +1,21 @@
-"""How much of a drawn scene a model sees: questions about held-out scenes, with the picture and with a blank one.
+"""Held-out scenes: none that a training draws, drawn in many ways, and questions about them.
 
-A model that has learned the wordings but not to look does as well with the blank picture as with the real one, so each
+A model that has learned the wordings but not to look does as well with a blank picture as with the real one, so each
 figure stands beside the blank one's.
 """
 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from PIL import Image
 
+from minichat.evaluate.figures import by_kind
+from minichat.evaluate.redrawn import MANNERS
+from minichat.evaluate.replies import Ask, Blank, Shown, Teller
 from minichat.scenes.draw import Style, draw
 from minichat.scenes.questions import KINDS, Question, questions
 from minichat.scenes.scoring import score
@@ -22,17 +24,26 @@ from minichat.scenes.world import Scene, random_scene
 if TYPE_CHECKING:
     from minichat.chat import MiniChat
 
-BLANK = Image.new("RGB", (96, 96), (128, 128, 128))
+BLANK = Blank().open()
+
+
+class Drawer(Protocol):
+    """A way to draw a scene; hashable."""
+
+    def draw(self, scene: Scene, seed: int) -> Image.Image: ...
 
 
 class Drawing(NamedTuple):
-    """A way to draw the same scenes: the side in pixels and the style."""
+    """The training's own drawer: the side in pixels and the style."""
 
     size: int = 96
     style: Style = Style()
 
+    def draw(self, scene: Scene, seed: int) -> Image.Image:
+        return draw(scene, self.size, seed, self.style)
 
-DRAWINGS = {
+
+DRAWINGS: dict[str, Drawing] = {
     "as in training": Drawing(),
     "hard edges": Drawing(style=Style(oversample=1)),
     "all outlined": Drawing(style=Style(outline=True, edge=0.24)),
@@ -44,6 +55,22 @@ DRAWINGS = {
     "400 pixels": Drawing(400),
     "1,000 pixels, JPEG": Drawing(1000, Style(jpeg=60)),
 }
+WAYS: dict[str, Drawer] = {**DRAWINGS, **MANNERS}  # all ways to draw a scene
+
+
+PLAIN = DRAWINGS["as in training"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A scene as one drawer draws it."""
+
+    scene: Scene
+    seed: int
+    drawer: Drawer = PLAIN
+
+    def open(self) -> Image.Image:
+        return self.drawer.draw(self.scene, self.seed)
 
 
 @dataclass(frozen=True)
@@ -55,32 +82,30 @@ class Asked:
     question: Question
 
 
-def held_out(scenes: int, seed: int = 0) -> list[Asked]:
-    """One question of each kind about each of `scenes` scenes that no training draws (their seeds are other words)."""
+def held_out_scene(index: int, seed: int = 0) -> tuple[Scene, random.Random]:
+    """A scene that no training draws (their seeds are other words), and the randomness for what is asked of it."""
+    rng = random.Random(f"held out {seed} {index}")
+    return random_scene(rng), rng
+
+
+def held_out(scenes: int, seed: int = 0, kinds: Sequence[str] = KINDS) -> list[Asked]:
+    """One question of each kind about each of `scenes` held-out scenes, where the scene allows it."""
     asked = []
     for index in range(scenes):
-        rng = random.Random(f"held out {seed} {index}")
-        scene = random_scene(rng)
-        for kind in KINDS:
+        scene, rng = held_out_scene(index, seed)
+        for kind in kinds:
             asked += [Asked(scene, index, question) for question in questions(scene, rng, 1, (kind,))]
     return asked
 
 
 def accuracy(
-    bot: MiniChat, asked: Sequence[Asked], drawing: Drawing | None = DRAWINGS["as in training"], batch_size: int = 32
+    bot: MiniChat, asked: Sequence[Asked], drawing: Drawer | None = PLAIN, batch_size: int = 32
 ) -> dict[str, float]:
     """The share of right replies for each kind of question and `overall`; `drawing=None`: a blank picture."""
-    pictures: dict[int, Image.Image] = {}
-    if drawing is not None:
-        pictures = {a.seed: draw(a.scene, drawing.size, a.seed, drawing.style) for a in asked}
-    replies = bot.caption(
-        [pictures.get(a.seed, BLANK) for a in asked],
-        [a.question.text for a in asked],
-        max_new_tokens=32,
-        batch_size=batch_size,
-    )
-    right = defaultdict(list)
-    for a, reply in zip(asked, replies, strict=True):
-        right[a.question.kind].append(score(a.question, reply))
-    figures = {kind: sum(right[kind]) / len(right[kind]) for kind in KINDS if right[kind]}
-    return figures | {"overall": sum(map(sum, right.values())) / len(asked)}
+
+    def shown(a: Asked) -> Shown:
+        return Blank() if drawing is None else Drawn(a.scene, a.seed, drawing)
+
+    replies = Teller(bot, batch_size=batch_size).replies([Ask(a.question.text, (shown(a),)) for a in asked])
+    right = [(a.question.kind, score(a.question, reply.text)) for a, reply in zip(asked, replies, strict=True)]
+    return {name: figure.value for name, figure in by_kind(right).items() if figure.value is not None}

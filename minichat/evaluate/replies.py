@@ -1,0 +1,176 @@
+"""Many questions about many pictures → replies, in batches; a picture is encoded once, however much is asked of it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from PIL import Image
+
+from minichat.errors import SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minichat.chat import MiniChat
+    from minichat.prompt.conversation import Conversation
+
+KEPT = 1024  # so many pictures' features are held at once
+_DOT = Image.new("RGB", (1, 1))  # stands in a conversation for a picture whose features are known
+
+
+class Shown(Hashable, Protocol):
+    """A picture that is drawn or read when it is needed; equal ones show the same."""
+
+    def open(self) -> Image.Image: ...
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A picture in which there is nothing to see: what is answered of it is guessed from the words."""
+
+    side: int = 96
+
+    def open(self) -> Image.Image:
+        return Image.new("RGB", (self.side, self.side), (128, 128, 128))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What was said, the ids that spelled it, and whether it came to its end within the limit of tokens."""
+
+    text: str
+    ids: tuple[int, ...] | None = None
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class Said:
+    """An earlier turn: a question with the pictures that came with it, and its reply."""
+
+    text: str
+    pictures: tuple[Shown, ...]
+    reply: Reply
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question with its pictures, after what was said before."""
+
+    text: str
+    pictures: tuple[Shown, ...] = ()
+    before: tuple[Said, ...] = ()
+
+    def all_pictures(self) -> tuple[Shown, ...]:
+        """In the order in which the model is shown them."""
+        return (*(picture for said in self.before for picture in said.pictures), *self.pictures)
+
+    def then(self, reply: Reply, text: str, pictures: tuple[Shown, ...] = ()) -> Ask:
+        """The next question of the same conversation."""
+        return Ask(text, pictures, (*self.before, Said(self.text, self.pictures, reply)))
+
+
+class Teller:
+    """Asks a bot, greedily. `blind`: it is shown a blank picture in place of every picture.
+
+    Equal questions about equal pictures are answered once.
+
+    Args:
+        batch_size: questions at a time.
+        progress: called after each batch with the number of questions answered so far, over all calls.
+    """
+
+    def __init__(
+        self,
+        bot: MiniChat,
+        *,
+        batch_size: int = 32,
+        blind: bool = False,
+        progress: Callable[[int], None] = lambda answered: None,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 4096:
+            raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number from 1 to 4096.")
+        self.bot, self.batch_size, self.blind = bot, batch_size, blind
+        self.answered = 0
+        self._progress = progress
+        self._features: OrderedDict[Shown, Tensor] = OrderedDict()
+
+    def replies(self, asks: Sequence[Ask], max_new_tokens: int = 32) -> list[Reply]:
+        """A reply for each question, in order.
+
+        Raises ContextError for a question that does not fit into the model's context, ImageError or DataError for a
+        picture that cannot be opened.
+        """
+        wanted = [_blinded(ask) for ask in asks] if self.blind else list(asks)
+        different = list(dict.fromkeys(wanted))
+        found: dict[Ask, Reply] = {}
+        for start in range(0, len(different), self.batch_size):
+            batch = different[start : start + self.batch_size]
+            found |= zip(batch, self._answer(batch, max_new_tokens), strict=True)
+            self.answered += len(batch)
+            self._progress(self.answered)
+        return [found[ask] for ask in wanted]
+
+    def _answer(self, asks: Sequence[Ask], max_new_tokens: int) -> list[Reply]:
+        import torch
+
+        from minichat.generation import GenerationSettings, generate_rows
+        from minichat.history import check_fits
+
+        bot = self.bot
+        settings = GenerationSettings(max_new_tokens=max_new_tokens)
+        conversations = [_conversation(ask) for ask in asks]
+        rendered = [bot.processor.render(c, add_generation_prompt=True) for c in conversations]
+        for conversation, prompt in zip(conversations, rendered, strict=True):
+            check_fits(conversation, len(prompt.ids), max_new_tokens, bot.context)
+        batch = bot.processor.batch([replace(prompt, pictures=()) for prompt in rendered]).to(bot.device)
+        features = self._look([picture for ask in asks for picture in ask.all_pictures()])
+        with bot.turnstile, torch.inference_mode():
+            embeds = bot.model.embed(batch["input_ids"], image_features=features)  # (B, T, H)
+        rows = generate_rows(
+            bot.model,
+            embeds,
+            batch["attention_mask"],
+            settings,
+            bot.processor.content_tokenizer,
+            bot.stops,
+            turnstile=bot.turnstile,
+        )
+        return [Reply(row.text, row.ids(), row.finished) for row in rows]
+
+    def _look(self, pictures: Sequence[Shown]) -> Tensor | None:
+        """The features (I, n, D) of pictures; those seen lately are not encoded again."""
+        import torch
+
+        if not pictures:
+            return None
+        new = [picture for picture in dict.fromkeys(pictures) if picture not in self._features]
+        if new:
+            self._features |= zip(new, self.bot.encode([picture.open() for picture in new]), strict=True)
+        for picture in pictures:
+            self._features.move_to_end(picture)
+        features = torch.stack([self._features[picture] for picture in pictures])
+        while len(self._features) > KEPT:
+            self._features.popitem(last=False)
+        return features
+
+
+def _blinded(ask: Ask) -> Ask:
+    before = tuple(replace(said, pictures=(Blank(),) * len(said.pictures)) for said in ask.before)
+    return Ask(ask.text, (Blank(),) * len(ask.pictures), before)
+
+
+def _conversation(ask: Ask) -> Conversation:
+    from minichat.prompt.conversation import Conversation, Message, Picture, Text
+
+    conversation = Conversation()
+    for text, pictures in [*((s.text, s.pictures) for s in ask.before), (ask.text, ask.pictures)]:
+        parts = (*(Picture(_DOT) for _ in pictures), *((Text(text),) if text else ()))
+        conversation = Conversation((*conversation.messages, Message("user", parts)))
+        said = len(conversation.messages) // 2
+        if said < len(ask.before):
+            reply = ask.before[said].reply
+            conversation = conversation.assistant(reply.text, reply.ids)
+    return conversation
