@@ -6,6 +6,7 @@ so that precision and quantization do not change them, nor whether the base hold
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 TENSORS, FACTS = "projection.safetensors", "minichat.json"
 FROZEN = ("vision_model", "bridge", "language_model")
 _FORMAT = "minichat-projection"
+_PARCEL = ".projection"
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,23 @@ def read_projection(folder: Path) -> Projection:
     return Projection(folder.name, base, facts["template"], (shape[0], shape[1]), prints, checkpoint)
 
 
-def write_projection(out: Path, tensors: Mapping[str, Tensor], base: str, *, template: str | None = None) -> Path:
+def write_projection(
+    out: Path,
+    tensors: Mapping[str, Tensor],
+    base: str,
+    *,
+    template: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+    into: bool = False,
+) -> Path:
     """Write `weight` and `bias`, trained on the model `base`, to a new folder, whole or not at all.
 
-    `template`: the one it was trained with, where that is not the base's. Raises `ModelError` where `out` is there, or
-    the shapes are not the base's.
+    Args:
+        template: the one it belongs to, where that is not the base's.
+        facts: what else is recorded in `minichat.json`.
+        into: the folder is there already, and is a projection's once its `minichat.json` is written, which is last.
+
+    Raises `ModelError` where `out` is there against expectation, or the shapes are not the base's.
     """
     from minichat.weights.writing import Entry, write_tensors
 
@@ -123,19 +137,30 @@ def write_projection(out: Path, tensors: Mapping[str, Tensor], base: str, *, tem
     bias = tensors["bias"].detach().float().cpu()
     if tuple(weight.shape) != wanted or tuple(bias.shape) != wanted[:1]:
         raise ModelError(f"The projection has the shape {tuple(weight.shape)}, but {folder.name!r} needs {wanted}.")
-    facts: dict[str, Any] = {
+    about: dict[str, Any] = {
         "format": _FORMAT,
         "base": _reference(base, folder),
         "template": template or read_json(folder, "config.json").get("template"),
         "shape": list(weight.shape),
         "fingerprints": fingerprints(folder),
     }
-    with new_folder(out, ModelError) as made:
+    if into:
+        shutil.rmtree(out / _PARCEL, ignore_errors=True)  # left by a run that was killed here
+    with new_folder(out / _PARCEL if into else out, ModelError) as made:
         write_tensors(
             made, [Entry("weight", weight.nbytes, lambda: weight), Entry("bias", bias.nbytes, lambda: bias)], TENSORS
         )
-        write_json(made / FACTS, facts)
+        write_json(made / FACTS, {**(facts or {}), **about})
+    if into:
+        unpack(out / _PARCEL, out, last=FACTS)
     return out
+
+
+def unpack(parcel: Path, out: Path, last: str) -> None:
+    """Move a folder's files to `out`; `last`, which tells what they are, after all others."""
+    for file in sorted(parcel.iterdir(), key=lambda file: file.name == last):
+        file.replace(out / file.name)
+    parcel.rmdir()
 
 
 def export_projection(model: str, out: Path) -> Path:

@@ -1,0 +1,273 @@
+"""What a training run is told: one YAML file for each stage and model, with `key.sub=value` overrides.
+
+Everything that changes the result is here. The configuration as run is written beside the result, and reads back equal.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from minichat.errors import SettingsError
+from minichat.train.typed import build, override, plain, read_yaml, write_yaml
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ReportConfig",
+    "RunConfig",
+    "Source",
+    "plain",
+    "read_config",
+    "write_yaml",
+]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model that is trained, and how it is held in memory."""
+
+    name: str = "minichat-tiny"
+    """A known name, a folder (a whole model or a trained projection), or a hub id."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it runs; `auto` takes what is there. One device of several: CUDA_VISIBLE_DEVICES."""
+    dtype: Dtype = "auto"
+    """Precision of the frozen parts, and of the arithmetic; what trains is kept in float32."""
+    quantize: Literal["8bit", "4bit"] | None = None
+    """Hold the LLM's matrices in 8 or 4 bits (bitsandbytes)."""
+    checkpoint_llm: bool = False
+    """Gradient checkpointing of the LLM: about a third more time for much less memory."""
+    vision_dtype: Dtype | None = None
+    """Precision of the vision encoder where it is not `dtype`."""
+    vision_drop_path: float = 0.0
+    """Share of the vision encoder's residual branches that are left out, rising with depth; only where it trains."""
+    vision_checkpoint: bool = False
+    """Gradient checkpointing of the vision encoder; only where it trains."""
+
+    def __post_init__(self) -> None:
+        _need(bool(self.name), "model.name", self.name, "a model")
+        _need(0 <= self.vision_drop_path < 1, "model.vision_drop_path", self.vision_drop_path, "from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set."""
+
+    source: str
+    """A file or a folder, or a pattern of tars."""
+    form: str | None = None
+    """Its format, where it is not to be told from its content."""
+    ratio: float = 1.0
+    """Of streams: how often this one is drawn from, relative to the others."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the format's reader takes, such as the names of columns."""
+
+    def __post_init__(self) -> None:
+        _need(bool(self.source), "data: source", self.source, "a file or a folder")
+        _need(0 < self.ratio < math.inf, "data: ratio", self.ratio, "above 0")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What it learns from, and how that is spelled."""
+
+    train: tuple[Source, ...] = ()
+    """The data sets, one after another; streams are drawn from by their ratios."""
+    validation: tuple[Source, ...] = ()
+    """Held out: its loss chooses the best checkpoint, and its pictures are in the report."""
+    stream: bool = False
+    """Read as the run goes, in the order of the files, for sets too large to be listed first; needs run.steps."""
+    template: str | None = None
+    """The prompt template that it is trained with; none: the model's own, which it is served with."""
+    max_tokens: int | None = None
+    """A row's length is cut here; none: at the LLM's context."""
+    max_reply_tokens: int | None = None
+    """After the first question, so many tokens are kept of a row; a reply that is cut has no end."""
+    features: str | None = None
+    """A folder that keeps the frozen parts' output for each picture; made on first use. None: computed each time."""
+    workers: int = 0
+    """Processes that prepare batches ahead; 0: the program itself does."""
+
+    def __post_init__(self) -> None:
+        _need(self.max_tokens is None or self.max_tokens > 1, "data.max_tokens", self.max_tokens, "at least 2")
+        limit = self.max_reply_tokens
+        _need(limit is None or limit > 0, "data.max_reply_tokens", limit, "at least 1")
+        _need(0 <= self.workers <= 256, "data.workers", self.workers, "from 0 to 256")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, and a cosine schedule with a linear warm-up and a floor."""
+
+    rate: float = 3e-5
+    """The learning rate that the schedule comes down from."""
+    floor: float = 0.0
+    """The learning rate at the end."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises; they are counted among all."""
+    warmup_rate: float = 0.0
+    """The rate at the first of them."""
+    weight_decay: float = 0.05
+    """Of matrices; biases and other one-dimensional tensors have none."""
+    beta1: float = 0.9
+    """Memory of the gradient's mean."""
+    beta2: float = 0.999
+    """Memory of the gradient's square."""
+    clip: float | None = 1.0
+    """The longest gradient, as a norm; none: as it is."""
+
+    def __post_init__(self) -> None:
+        _need(0 < self.rate < math.inf, "optimizer.rate", self.rate, "above 0")
+        for name in ("floor", "warmup_rate"):
+            value = getattr(self, name)
+            _need(0 <= value <= self.rate, f"optimizer.{name}", value, f"from 0 to optimizer.rate ({self.rate})")
+        _need(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        _need(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        for name in ("beta1", "beta2"):
+            _need(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "from 0 to below 1")
+        _need(self.clip is None or 0 < self.clip < math.inf, "optimizer.clip", self.clip, "above 0, or none")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, and in what portions."""
+
+    epochs: int | None = None
+    """Times over the data set; or give steps."""
+    steps: int | None = None
+    """Optimizer steps, over the data set as often as that takes; or give epochs."""
+    batch_size: int = 12
+    """Rows of one optimizer step, over all devices."""
+    device_batch_size: int | None = None
+    """Rows at once on one device; a step's others follow, and gradients add up. None: the device's share at once."""
+    validate_every: int | None = None
+    """Steps between validations; none: after each epoch, or at the end where steps are given."""
+    patience: int | None = None
+    """Stop after so many validations without a better loss; none: never."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            given = "neither is given" if self.epochs is None else "both are given"
+            raise SettingsError(f"run.epochs and run.steps: {given}; give one of the two, and null for the other.")
+        for name in ("epochs", "steps", "batch_size", "device_batch_size", "validate_every", "patience", "save_every"):
+            value = getattr(self, name)
+            _need(value is None or value > 0, f"run.{name}", value, "at least 1")
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What is told of it."""
+
+    log_every: int = 10
+    """Steps between lines of progress."""
+    pictures: int = 8
+    """Validation samples whose replies before and after are shown side by side."""
+    max_new_tokens: int = 100
+    """The longest reply among those."""
+    tensorboard: bool = True
+    """Keep curves for TensorBoard."""
+    wandb: bool = False
+    """Send curves to Weights & Biases; it must be installed."""
+    project: str = "minichat"
+    """What they are filed under there."""
+
+    def __post_init__(self) -> None:
+        _need(self.log_every > 0, "report.log_every", self.log_every, "at least 1")
+        _need(0 <= self.pictures <= 1000, "report.pictures", self.pictures, "from 0 to 1000")
+        _need(self.max_new_tokens > 0, "report.max_new_tokens", self.max_new_tokens, "at least 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    stage: str = "replies"
+    """What is learnt: the name of a loss and of what it is computed from (`minichat.train.stages`)."""
+    out: str = "runs/finetune"
+    """The folder of checkpoints, metrics and the result."""
+    seed: int = 0
+    """The same seed gives the same run."""
+    trainable: tuple[str, ...] = ()
+    """The parts that train, by name; none: the stage's own."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(epochs=1))
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def __post_init__(self) -> None:
+        _need(bool(self.out), "out", self.out, "a folder")
+        _need(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2147483647")
+        _need(bool(self.data.train), "data.train", list(self.data.train), "a list of data sets")
+        if self.model.quantize and any(part.split(".")[0] == "language_model" for part in self.trainable):
+            raise SettingsError(
+                f"model.quantize is {self.model.quantize!r}, but trainable names the language_model: "
+                "what is quantized cannot train."
+            )
+        trained_sight = [part for part in self.trainable if part.split(".")[0] in ("vision_model", "bridge")]
+        if self.data.features and trained_sight:
+            raise SettingsError(
+                f"data.features keeps what the frozen parts see, but trainable names {trained_sight[0]}: drop one."
+            )
+        if not any(part.split(".")[0] == "vision_model" for part in self.trainable):
+            for name in ("vision_drop_path", "vision_checkpoint"):
+                if getattr(self.model, name):
+                    raise SettingsError(f"model.{name} is for a vision_model that trains, but trainable has none.")
+        if self.data.stream and self.run.steps is None:
+            raise SettingsError("data.stream has no end, so an epoch has none: give run.steps, not run.epochs.")
+        if self.run.patience and not self.data.validation:
+            raise SettingsError("run.patience waits for a better validation loss, but data.validation is empty.")
+
+
+#: What may differ between a run and its resumption: no result depends on it.
+FREE = ("out", "model.device", "data.features", "data.workers", "run.save_every", "report")
+
+
+def read_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
+    """A YAML file with overrides, checked. Raises `SettingsError`, naming the field, for anything that is not right."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SettingsError(f"There is no configuration {os.fspath(path)!r}: check the path.") from None
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(f"The configuration {file.name!r} cannot be read as text: check the path.") from None
+    content = read_yaml(text, file.name)
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file.name} is no configuration: it must hold keys and their values.")
+    for assignment in overrides:
+        override(content, assignment)
+    return build(Config, content)
+
+
+def difference(run: Any, asked: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first key in which two configurations, as plain dicts, differ, with both values; None where none does.
+
+    Keys that change no result (`FREE`) may differ.
+    """
+    if name in FREE or run == asked:
+        return None
+    if isinstance(run, dict) and isinstance(asked, dict):
+        for key in [*run, *(key for key in asked if key not in run)]:
+            inner = f"{name}.{key}" if name else key
+            if found := difference(run.get(key), asked.get(key), inner):
+                return found
+        return None
+    return name, run, asked
+
+
+def _need(held: bool, name: str, value: object, wanted: str) -> None:
+    if not held:
+        raise SettingsError(f"{name} is {value!r}; it must be {wanted}.")

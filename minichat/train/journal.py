@@ -1,0 +1,116 @@
+"""The figures of a run: `metrics.jsonl`, a line for each step, and trackers beside it.
+
+Losses stay on the device until they are asked for: reading one makes the program wait for all that comes before it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minichat.disk import replace_file
+from minichat.errors import ModelError
+from minichat.train.together import Together
+
+Track = Callable[[Mapping[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One step, not yet read from the device. `losses`: this process's share, part by part."""
+
+    step: int
+    losses: list[Tensor]
+    norm: Tensor
+    rate: float
+    items: int
+    tokens: int
+
+
+class Journal:
+    """Writes what the steps gave, and finds the one whose loss is no number."""
+
+    def __init__(self, path: Path, together: Together, track: Track, *, norms_may_overflow: bool = False) -> None:
+        """`norms_may_overflow`: with a gradient scaler they do now and then, and such a step is left out."""
+        self._path = path
+        self._together = together
+        self._track = track
+        self._overflow = norms_may_overflow
+        self._waiting: list[Entry] = []
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written after `step`: it will be done again. A torn last line goes too."""
+        if not self._together.first or not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        replace_file(self._path, "".join(line + "\n" for line in kept).encode())
+
+    def add(self, entry: Entry) -> None:
+        self._waiting.append(entry)
+
+    def flush(self, where: Callable[[int], list[list[str]]]) -> list[dict[str, float]]:
+        """Read the figures of the steps since the last time from the device, write them, and return them.
+
+        `where` gives the places of a step's rows. Raises `ModelError`, naming those, for a step whose loss or gradient
+        is not finite.
+        """
+        entries, self._waiting = self._waiting, []
+        if not entries:
+            return []
+        local = [torch.stack(e.losses).sum() if e.losses else torch.zeros_like(e.norm) for e in entries]
+        losses = self._together.add(torch.stack(local)).tolist()
+        norms = torch.stack([e.norm for e in entries]).tolist()
+        for entry, loss, norm in zip(entries, losses, norms, strict=True):
+            if not math.isfinite(loss) or not (math.isfinite(norm) or self._overflow):
+                raise ModelError(self._culprit(entry, loss, where))
+        lines = [
+            {"step": e.step, "loss": loss, "rate": e.rate, "norm": norm, "items": e.items, "tokens": e.tokens}
+            for e, loss, norm in zip(entries, losses, norms, strict=True)
+        ]
+        self.write(*lines)
+        return lines
+
+    def write(self, *lines: Mapping[str, float]) -> None:
+        """Append lines, and hand their figures to the trackers."""
+        if not self._together.first:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        for line in lines:
+            self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
+
+    def _culprit(self, entry: Entry, loss: float, where: Callable[[int], list[list[str]]]) -> str:
+        places = [
+            place
+            for some, part in zip(where(entry.step - 1), entry.losses, strict=False)
+            if not math.isfinite(part.item())
+            for place in some
+        ]
+        named = [place for some in self._together.from_all(places) for place in some]
+        what = f"The loss is {loss}" if not math.isfinite(loss) else "The gradient is not finite"
+        from_there = f", from {', '.join(named[:12])}{' and more' if len(named) > 12 else ''}" if named else ""
+        return (
+            f"{what} at step {entry.step}{from_there}: look at these records, or lower optimizer.rate; the checkpoints "
+            "are from before it."
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; none where there is no such file."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,162 @@
+"""A training run, from a configuration to a folder with the result. It is the same for every stage.
+
+One step: this process's share of the global batch, part by part; the sum of the losses over the number of things that
+the whole global batch learns; gradients added over processes; one update. So the result depends neither on the number
+of processes nor on the parts, save for rounding. All randomness follows from the seed and the step, so that a run that
+goes on from a checkpoint is the run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minichat.errors import DataError, SettingsError
+from minichat.train.config import Config
+from minichat.train.data import read_data
+from minichat.train.interruption import Interruption
+from minichat.train.journal import Entry
+from minichat.train.network import precision
+from minichat.train.optimizer import set_rate
+from minichat.train.run import (
+    Run,
+    Say,
+    alone_in,
+    begin,
+    finish,
+    introduce,
+    places,
+    restore,
+    save,
+    seed_step,
+    tell_progress,
+    to_device,
+    tokens_of,
+    validate,
+    validate_every,
+)
+from minichat.train.schedule import rate_of
+from minichat.train.stages import stage_of
+from minichat.train.together import Together
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: where, and how far. A `signal` stopped it, or it is finished where that is None."""
+
+    out: Path
+    step: int
+    signal: int | None = None
+
+
+def train(config: Config, *, resume: bool = False, say: Say = lambda text: None) -> Outcome:
+    """Run a configuration to its end, or until SIGTERM or Ctrl-C, after which the same call goes on.
+
+    Args:
+        resume: there must be a run to go on with; otherwise one is begun where there is none.
+        say: is given the opening table and the lines of progress.
+
+    Raises:
+        SettingsError: for a setting that cannot be, and for a folder that holds a run of another configuration.
+        DataError: for data that cannot be learnt from, naming file and line.
+        ModelError: for a model that cannot be loaded, and where the loss is no number, naming the batch.
+    """
+    out = Path(config.out).expanduser()
+    stage_class = stage_of(config.stage)
+    accelerator = make_accelerator(config, stage_class.trainable, out)
+    together = Together(accelerator.process_index, accelerator.num_processes)
+    if not together.first:
+        say = _nobody
+    with alone_in(out, together):
+        if together.from_first(begin(out, config, resume) if together.first else None):
+            say(f"The run in {out} is finished.")
+            return Outcome(out, 0)
+        stage = stage_class(config, accelerator.device)
+        run = Run(config, out, accelerator, together, stage, read_data(config, stage, together, say), say)
+        restore(run)
+        introduce(run)
+        stopped = loop(run)
+        if stopped is None:
+            finish(run)
+        accelerator.end_training()
+        return Outcome(out, run.standing.step, stopped)
+
+
+def loop(run: Run) -> int | None:
+    """Step after step to the end. Returns the signal that stopped it, if one did."""
+    config, stage, standing, together, accelerator = run.config, run.stage, run.standing, run.together, run.accelerator
+    stage.model.train()
+    began, since = time.monotonic() - standing.seconds, time.monotonic()
+    with Interruption() as interruption:
+        for batches in run.data.feed.load(standing.step, config.data.workers):
+            here = sum(stage.count(batch) for batch in batches), sum(tokens_of(batch) for batch in batches)
+            items, tokens, stopping = together.agree(*here, int(interruption.signal is not None))
+            if stopping or standing.ended:
+                break
+            if items == 0:
+                raise DataError(f"Nothing can be learnt at step {standing.step + 1}: {places(run, standing.step)}.")
+
+            seed_step(config.seed, standing.step, together.rank)
+            losses = []
+            for batch in batches:
+                with accelerator.autocast():
+                    loss = stage.loss(to_device(batch, accelerator.device)) / items
+                if loss.requires_grad:  # not where only the projection trains and the batch has no picture
+                    accelerator.backward(loss)
+                losses.append(loss.detach())
+            together.add_gradients(run.weights.values())
+            norm = accelerator.clip_grad_norm_(run.weights.values(), config.optimizer.clip or math.inf)
+            rate = set_rate(run.optimizer, rate_of(standing.step, run.steps, config.optimizer))
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            standing.step += 1
+            run.journal.add(Entry(standing.step, losses, norm, rate, items, tokens))
+
+            last = standing.step == run.steps
+            if last or standing.step % config.report.log_every == 0:
+                since = tell_progress(run, since)
+            if last or standing.step % validate_every(run) == 0:
+                validate(run)
+            standing.seconds = time.monotonic() - began
+            if last or standing.ended or standing.step % config.run.save_every == 0:
+                save(run)
+        (stopping,) = together.agree(int(interruption.signal is not None))
+    if not stopping:
+        return None
+    save(run)
+    run.say(f"Stopped after step {standing.step} of {run.steps}: the same command goes on from there.")
+    return interruption.signal or signal.SIGTERM
+
+
+def make_accelerator(config: Config, trainable: tuple[str, ...], out: Path) -> Any:
+    """Accelerate's view of devices, processes and precision. Raises `SettingsError` for what is not here."""
+    from accelerate import Accelerator, PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import ProjectConfiguration
+
+    AcceleratorState._reset_state()  # a run before this one in the same program may have had another precision
+    device = PartialState(cpu=config.model.device == "cpu").device
+    if config.model.device not in ("auto", device.type):
+        raise SettingsError(f"model.device is {config.model.device!r}, but here is {device.type!r}: use auto.")
+    trackers = [name for name in ("tensorboard", "wandb") if getattr(config.report, name)]
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise SettingsError(f"report.{name} is true, but {name} is not installed: install it, or set it to false.")
+    dtype = str(precision(config.model.dtype, device)).removeprefix("torch.")
+    # The projection alone takes care of itself; a larger part in float32 would be slow without autocast.
+    mixed = dtype == "float16" or set(config.trainable or trainable) != {"projection"}
+    return Accelerator(
+        mixed_precision={"float16": "fp16", "bfloat16": "bf16"}.get(dtype, "no") if mixed else "no",
+        cpu=config.model.device == "cpu",
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(str(out), logging_dir=str(out / "curves")),
+    )
+
+
+def _nobody(text: str) -> None:
+    """All but the first process keep silent."""

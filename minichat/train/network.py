@@ -1,0 +1,107 @@
+"""The model as a run holds it: what trains in float32, the rest frozen in the precision that was asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from minichat.errors import SettingsError
+from minichat.model.freezing import set_trainable
+from minichat.train.config import ModelConfig
+
+if TYPE_CHECKING:
+    from minichat.chat import MiniChat
+
+_PROJECTION = "projection"
+
+
+def top(part: str) -> str:
+    """The part of the model that a dotted name is in."""
+    return part.split(".")[0]
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of this name; "auto": bfloat16 on CUDA where it can, float16 where it cannot, float32 elsewhere.
+
+    Raises `SettingsError` for float16 off CUDA: its small gradients need a scaler, which PyTorch has for CUDA alone.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if name == "float16" and device.type != "cuda":
+        raise SettingsError(f"model.dtype is float16, which trains on CUDA alone, not on {device.type}: use bfloat16.")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def open_bot(config: ModelConfig, trainable: tuple[str, ...], device: torch.device) -> MiniChat:
+    """Load a model to train the named parts of it.
+
+    A part of which anything trains is in float32 as a whole; the others are in `config.dtype`. Raises what
+    `minichat.load` raises, and `SettingsError` for a part that the model does not have.
+    """
+    from minichat.load import load
+
+    dtype = precision(config.dtype, device)
+    others = sorted({top(part) for part in trainable} - {_PROJECTION})
+    options: dict[str, Any] = {} if config.quantize is None else {"quantize": config.quantize}
+    # What trains must begin as it is stored, not rounded.
+    exact = bool(others) and config.quantize is None
+    bot = load(config.name, device=device, dtype=torch.float32 if exact else dtype, **options)
+    model = bot.model
+    set_trainable(model, trainable)
+    for name, part in model.named_children():
+        if name in others:
+            part.float()
+        elif exact and name != _PROJECTION:
+            part.to(dtype)
+    if config.vision_dtype is not None:
+        model.vision_model.to(precision(config.vision_dtype, device))
+    model.bridge.register_forward_pre_hook(_as_the_bridge)
+    _save_memory(model, config)
+    return bot
+
+
+def _as_the_bridge(bridge: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Patches in the bridge's own precision; the vision encoder may be in another."""
+    dtype = next((weight.dtype for weight in bridge.parameters()), inputs[0].dtype)
+    return (inputs[0].to(dtype), *inputs[1:])
+
+
+def _save_memory(model: nn.Module, config: ModelConfig) -> None:
+    """Gradient checkpointing and drop path; both are marked on layers, so they come before `model.train()`."""
+    wanted = (("language_model", config.checkpoint_llm), ("vision_model", config.vision_checkpoint))
+    for name in (name for name, checkpointed in wanted if checkpointed):
+        part: Any = model.get_submodule(name)
+        if not getattr(part, "supports_gradient_checkpointing", False):
+            raise SettingsError(f"The {name} of this model cannot be checkpointed: leave that setting out.")
+        part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.vision_drop_path:
+        drop_path(model.get_submodule("vision_model.encoder.layers"), config.vision_drop_path)
+
+
+def drop_path(layers: nn.Module, share: float) -> None:
+    """Leave whole residual branches out while training, picture by picture (arXiv:1603.09382).
+
+    The share rises from 0 at the first layer to `share` at the last, as in EVA's ViT.
+    """
+    blocks = list(layers.children())
+    for depth, block in enumerate(blocks):
+        rate = share * depth / max(1, len(blocks) - 1)
+        for branch in (block.get_submodule("self_attn"), block.get_submodule("mlp")):
+            branch.register_forward_hook(_dropping(rate))
+
+
+def _dropping(rate: float) -> Any:
+    def hook(branch: nn.Module, inputs: Any, output: Any) -> Any:
+        if not branch.training or rate == 0:
+            return output
+        hidden = output[0] if isinstance(output, tuple) else output  # (I, P, W)
+        kept = torch.rand(len(hidden), 1, 1, device=hidden.device) >= rate
+        hidden = hidden * (kept / (1 - rate)).to(hidden.dtype)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    return hook

@@ -1,0 +1,83 @@
+"""What is said before a run: what trains, on what, for how long."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from minichat.train.config import Config
+
+GIB = 1024**3
+
+
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Two columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def parts(model: nn.Module) -> list[tuple[str, str]]:
+    """What trains and what is frozen, with its parameters and precision."""
+    trains, frozen = [], []
+    for name, part in model.named_children():
+        weights = list(part.parameters())
+        learnt = [weight for weight in weights if weight.requires_grad]
+        if learnt:
+            trains.append(_line(name, learnt, whole=len(learnt) == len(weights)))
+        if len(learnt) < len(weights):
+            frozen.append(_line(name, [w for w in weights if not w.requires_grad], whole=not learnt))
+    return [("trains", "; ".join(trains)), ("frozen", "; ".join(frozen) or "nothing")]
+
+
+def _line(name: str, weights: Sequence[nn.Parameter], whole: bool) -> str:
+    types = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
+    count = sum(weight.numel() for weight in weights)
+    return f"{name}{'' if whole else ' in part'} {count:,} ({', '.join(types)})"
+
+
+def samples(facts: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The data set, as its feed knows it."""
+    if facts["samples"] is None:
+        rows = [("samples", "a stream")]
+    else:
+        share = facts["supervised_tokens"] / max(1, facts["tokens"])
+        rows = [
+            ("samples", f"{facts['samples']:,} with {facts['pictures']:,} pictures"),
+            ("supervised", f"{facts['supervised_tokens']:,} of {facts['tokens']:,} tokens ({share:.0%})"),
+            ("cut", f"{facts['replies_cut']:,} samples lose a part of their replies to the length limit, and its end"),
+        ]
+    if held_out:
+        rows.append(("validation", f"{held_out['samples']:,} samples, {held_out['supervised_tokens']:,} tokens"))
+    return rows
+
+
+def portions(config: Config, steps: int, of_an_epoch: int | None, processes: int, at_once: int) -> tuple[str, str]:
+    """The steps, and how one is divided."""
+    epochs = "" if of_an_epoch is None else f" ({steps / of_an_epoch:.3g} epochs of {of_an_epoch:,})"
+    batch = config.run.batch_size
+    divided = f"batch {batch} = {processes} process{'es' if processes > 1 else ''}, {at_once} rows at once on each"
+    return "steps", f"{steps:,}{epochs}; {divided}"
+
+
+def duration(seconds: float) -> str:
+    """In words, to two places."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def memory_used(device: torch.device) -> int:
+    """The most bytes held at any time so far: on the accelerator, or by this process on the CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

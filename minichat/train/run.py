@@ -1,0 +1,332 @@
+"""A run's parts, and what is done to them around the loop: begin, restore, save, validate, tell, finish."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minichat.disk import locked, replace_file
+from minichat.errors import SettingsError
+from minichat.train import opening, replies
+from minichat.train.checkpoint import Checkpoints
+from minichat.train.config import Config, difference, plain, read_config, write_yaml
+from minichat.train.data import Data, division
+from minichat.train.journal import Journal, read_metrics
+from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
+from minichat.train.result import versions
+from minichat.train.stages import Stage
+from minichat.train.together import Together
+from minichat.weights.projection import FACTS
+
+Say = Callable[[str], None]
+CONFIG, METRICS, BEFORE, CURVE, PAGE = "config.yaml", "metrics.jsonl", "before.json", "curve.png", "report.html"
+
+
+@dataclass
+class Standing:
+    """Where a run stands; a checkpoint holds it."""
+
+    step: int = 0  # optimizer steps that are done
+    best: float = math.inf  # the lowest validation loss …
+    best_step: int = 0  # … and after which step
+    waited: int = 0  # validations since then
+    seconds: float = 0.0  # of training so far
+    ended: bool = False  # before all steps, for want of a better validation loss
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    config: Config
+    out: Path
+    accelerator: Any
+    together: Together
+    stage: Stage
+    data: Data
+    say: Say
+    standing: Standing = field(default_factory=Standing)
+
+    def __post_init__(self) -> None:
+        self.weights: dict[str, nn.Parameter] = trained(self.stage.model)
+        self.optimizer = self.accelerator.prepare(make_optimizer(self.weights, self.config.optimizer))
+        self.checkpoints = Checkpoints(self.out / "checkpoints")
+        self.journal = Journal(
+            self.out / METRICS,
+            self.together,
+            self.accelerator.log,
+            norms_may_overflow=self.accelerator.scaler is not None,
+        )
+
+    @property
+    def steps(self) -> int:
+        return self.data.feed.steps
+
+
+# --- before
+
+
+@contextmanager
+def alone_in(out: Path, together: Together) -> Iterator[None]:
+    """Keep other runs out of the folder. Raises `SettingsError` where one is at work in it."""
+
+    def busy() -> None:
+        raise SettingsError(f"Another run is at work in {out.name!r}: wait for its end, or give another out.")
+
+    if not together.first:
+        yield
+        return
+    lock = locked(out / ".lock", busy)
+    try:
+        lock.__enter__()
+    except OSError as error:
+        reason = error.strerror or error
+        raise SettingsError(f"The folder {out.name!r} cannot be written ({reason}): give another out.") from None
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
+
+
+def begin(out: Path, config: Config, resume: bool) -> bool:
+    """Take the folder for a run, new or to go on with; whether that run is finished.
+
+    Raises `SettingsError` where the folder holds a run of another configuration, naming the key that differs, or files
+    of another kind; and where there is no run to resume.
+    """
+    if (out / CONFIG).exists():
+        run = plain(read_config(out / CONFIG))
+        if found := difference(run, plain(config)):
+            key, there, asked = found
+            raise SettingsError(
+                f"{out.name!r} holds a run with {key} {there!r}, but {asked!r} is asked for: give another out, or the "
+                "same configuration to go on with it."
+            )
+        return (out / FACTS).exists() or (out / "config.json").exists()
+    if resume:
+        raise SettingsError(f"There is no run in {out.name!r} to resume: leave --resume out to begin one.")
+    if any(not file.name.startswith(".") for file in out.iterdir()):
+        raise SettingsError(f"{out.name!r} holds files, but no run: give a new or empty folder as out.")
+    replace_file(out / CONFIG, write_yaml(config).encode())
+    return False
+
+
+def restore(run: Run) -> None:
+    """Put everything back as the last checkpoint has it, if there is one.
+
+    Raises `SettingsError` where the data set is not the one that the run began with.
+    """
+    saved = run.together.from_first(run.checkpoints.last() if run.together.first else None)
+    if saved is not None:
+        if saved.facts["data"] != (now := run.data.feed.facts()["fingerprint"]):
+            raise SettingsError(
+                f"The data set has changed since the run in {run.out.name!r} began ({saved.facts['data'][:12]} is now "
+                f"{now[:12]}): give another out to begin a new run."
+            )
+        load_weights(run.weights, saved.tensors)
+        load_optimizer(run.optimizer, run.weights, saved.tensors)
+        if run.accelerator.scaler is not None:
+            run.accelerator.scaler.load_state_dict(saved.facts["scaler"])
+        run.standing = Standing(**saved.facts["standing"])
+        run.say(f"Going on after step {run.standing.step}.")
+    run.journal.rewind(run.standing.step)
+    start_trackers(run)
+
+
+def load_weights(weights: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(tensors[name])
+
+
+def start_trackers(run: Run) -> None:
+    run.accelerator.init_trackers(
+        run.config.report.project,
+        init_kwargs={"tensorboard": {"purge_step": run.standing.step + 1}, "wandb": {"dir": str(run.out)}},
+    )
+
+
+def introduce(run: Run) -> None:
+    """Say what is about to happen, and keep what the model says before it."""
+    config, stage, data = run.config, run.stage, run.data
+    _, at_once = division(config, run.together.count)
+    rows = opening.parts(stage.model)
+    rows += opening.samples(data.feed.facts(), data.held_out.facts() if data.held_out else None)
+    rows.append(opening.portions(config, run.steps, data.of_an_epoch, run.together.count, at_once))
+    rows += stage.memory(at_once)
+    if run.standing.step < run.steps:
+        rows.append(("time", opening.duration(seconds_left(run)) + " expected, from a trial"))
+    run.say(opening.table(rows))
+    if run.together.first and data.shown and replies.kept(run.out / BEFORE) is None and run.standing.step == 0:
+        replies.keep(run.out / BEFORE, stage.answer(data.shown))
+
+
+def seconds_left(run: Run) -> float:
+    """How long the steps that are left will take, by a trial of the first of them, which changes nothing.
+
+    Raises `SettingsError` where it does not fit into memory.
+    """
+    batches = next(run.data.feed.load(run.standing.step))
+    batch = to_device(batches[-1], run.accelerator.device)
+    run.stage.model.train()
+    try:
+        for _ in range(2):  # the first time is slower
+            settle(run.accelerator.device)
+            began = time.monotonic()
+            with run.accelerator.autocast():
+                loss = run.stage.loss(batch) / max(1, run.stage.count(batch))
+            if loss.requires_grad:
+                run.accelerator.backward(loss)
+            settle(run.accelerator.device)
+            seconds = time.monotonic() - began
+    except torch.OutOfMemoryError:
+        raise SettingsError(
+            f"{len(batch['input_ids'])} rows of {batch['input_ids'].shape[1]} tokens do not fit into memory at once: "
+            "lower run.device_batch_size, or set model.checkpoint_llm to true, or model.quantize."
+        ) from None
+    finally:
+        run.optimizer.zero_grad()
+    share = sum(tokens_of(some) for some in batches) / max(1, tokens_of(batches[-1]))
+    return seconds * share * (run.steps - run.standing.step)
+
+
+# --- meanwhile
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """What is random in a step follows from these three, so that nothing needs to be remembered of it."""
+    torch.manual_seed(((seed * 2**20 + step) * 2**10 + rank) % 2**63)
+
+
+def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def tokens_of(batch: dict[str, Tensor]) -> int:
+    """Tokens of a batch on the host, without padding."""
+    return int(batch["attention_mask"].sum())
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def validate_every(run: Run) -> int:
+    if run.config.run.validate_every is not None:
+        return run.config.run.validate_every
+    return run.data.of_an_epoch if run.config.run.epochs is not None and run.data.of_an_epoch else run.steps
+
+
+def places(run: Run, step: int) -> str:
+    """Where the rows of a step are from."""
+    return ", ".join(place for some in run.data.feed.where(step) for place in some)
+
+
+def tell_progress(run: Run, since: float) -> float:
+    """Write the figures of the last steps, and a line about them. Returns the time now."""
+    lines = run.journal.flush(run.data.feed.where)
+    now = time.monotonic()
+    if lines:
+        loss = sum(line["loss"] for line in lines) / len(lines)
+        per_second = sum(line["tokens"] for line in lines) / max(1e-9, now - since)
+        left = (now - since) / len(lines) * (run.steps - run.standing.step)
+        memory = opening.memory_used(run.accelerator.device) / opening.GIB
+        run.say(
+            f"step {run.standing.step}/{run.steps}  loss {loss:.4f}  rate {lines[-1]['rate']:.2e}  "
+            f"{per_second:,.0f} tokens/s  {memory:.1f} GiB  {opening.duration(left)} left"
+        )
+    return now
+
+
+@torch.no_grad()
+def validate(run: Run) -> None:
+    """The loss per token on what was held out; the best weights are kept, and patience is counted."""
+    run.journal.flush(run.data.feed.where)
+    if run.data.held_out is None:
+        return
+    stage, standing = run.stage, run.standing
+    stage.model.eval()
+    total, count = torch.zeros((), device=run.accelerator.device), 0
+    for batches in run.data.held_out.load():
+        for batch in batches:
+            with run.accelerator.autocast():
+                total += stage.loss(to_device(batch, run.accelerator.device))
+            count += stage.count(batch)
+    stage.model.train()
+    (items,) = run.together.agree(count)
+    loss = float(run.together.add(total)) / items
+    run.journal.write({"step": standing.step, "validation_loss": loss})
+    run.say(f"step {standing.step}/{run.steps}  validation loss {loss:.4f}")
+    if loss < standing.best:
+        standing.best, standing.best_step, standing.waited = loss, standing.step, 0
+        if run.together.first:
+            run.checkpoints.save_best(standing.step, run.weights, {"validation_loss": loss})
+        return
+    standing.waited += 1
+    if run.config.run.patience is not None and standing.waited >= run.config.run.patience:
+        standing.ended = True
+        run.say(f"No better validation loss for {standing.waited} times: the run ends here.")
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint, after a look at the losses so far: what is no number must not be kept."""
+    run.journal.flush(run.data.feed.where)
+    if not run.together.first:
+        return
+    tensors = {**run.weights, **optimizer_tensors(run.optimizer, run.weights)}
+    facts: dict[str, Any] = {"standing": asdict(run.standing), "data": run.data.feed.facts()["fingerprint"]}
+    if run.accelerator.scaler is not None:
+        facts["scaler"] = run.accelerator.scaler.state_dict()
+    run.checkpoints.save(run.standing.step, tensors, facts)
+
+
+# --- after
+
+
+def finish(run: Run) -> None:
+    """Leave the result, the curve and the page of replies; the result is that of the best validation loss, if any."""
+    if run.together.first:
+        best = run.checkpoints.best()
+        if best is not None:
+            load_weights(run.weights, best.tensors)
+        metrics = read_metrics(run.out / METRICS)
+        replies.curve(run.out / CURVE, metrics)
+        facts = facts_of(run, metrics)
+        before = replies.kept(run.out / BEFORE)
+        if run.data.shown and before is not None:
+            said = [(name, str(facts[name])) for name in ("steps", "validation_loss", "seconds") if name in facts]
+            after = run.stage.answer(run.data.shown)
+            replies.page(run.out / PAGE, run.data.shown, before, after, said)
+        run.stage.write(run.out, run.config.model.name, {"training": facts})
+        run.say(f"The result is in {run.out}.")
+    run.together.wait()
+
+
+def facts_of(run: Run, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is recorded of a run beside its result."""
+    data = run.data
+    facts: dict[str, Any] = {
+        "config": plain(run.config),
+        "versions": versions(),
+        "data": data.feed.facts(),
+        "steps": run.standing.best_step or run.standing.step,
+        "seconds": round(run.standing.seconds, 1),
+        "processes": run.together.count,
+        "device": str(run.accelerator.device),
+    }
+    if data.held_out is not None:
+        facts |= {"validation_data": data.held_out.facts(), "validation_loss": run.standing.best}
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    return facts | ({"loss": losses[-1]} if losses else {})

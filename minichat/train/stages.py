@@ -1,0 +1,163 @@
+"""What can be learnt: a stage is a `loss(batch)`, a list of what trains, and what its batches are made of.
+
+The loop is the same for all stages. A loss is a *sum*, over `count(batch)` things, so that a step's mean is over all
+processes and all the parts in which its gradient is accumulated.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minichat.data.batches import Collator
+from minichat.data.rows import Renderer
+from minichat.errors import PromptError, SettingsError
+from minichat.model.loss import only_at, token_loss
+from minichat.prompt.render import IGNORED
+from minichat.prompt.template import get_template
+from minichat.train.config import Config
+from minichat.train.network import open_bot
+from minichat.train.optimizer import trained
+from minichat.train.replies import ask
+from minichat.train.result import write_result
+
+if TYPE_CHECKING:
+    from minichat.chat import MiniChat
+    from minichat.data.example import Example
+    from minichat.data.features import FeatureCache
+    from minichat.data.rows import Row
+    from minichat.prompt.processing import MiniChatProcessor
+
+Batch = dict[str, Tensor]
+
+
+class Stage(Protocol):
+    """What the loop asks of a stage."""
+
+    trainable: ClassVar[tuple[str, ...]]
+    """What trains unless the configuration says otherwise."""
+    model: nn.Module
+    """The network, its frozen parts among it."""
+
+    def render(self, example: Example) -> Row:
+        """An example as ids, pictures and what is learnt of it."""
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Rows as tensors on the host, with all that can be worked out there."""
+
+    def count(self, batch: Batch) -> int:
+        """Over how many things the loss is a sum; known on the host."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of the losses of a batch that is on the device; waits for nothing."""
+
+    def memory(self, at_once: int) -> list[tuple[str, str]]:
+        """Lines of the opening table about memory, for so many rows at once."""
+
+    def answer(self, examples: Sequence[Example]) -> list[str]:
+        """What the model says to each, for people to compare before and after."""
+
+    def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
+        """Put the trained model into the folder `out`."""
+
+
+class Replies:
+    """The next token of replies, as in both stages of MiniGPT-4 (arXiv:2304.10592, section 3)."""
+
+    trainable: ClassVar[tuple[str, ...]] = ("projection",)
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        """Load the model that the configuration names. Raises what loading raises."""
+        self.bot: MiniChat = open_bot(config.model, config.trainable or self.trainable, device)
+        self.model = self.bot.model
+        self._processor = _with_template(self.bot.processor, config.data.template)
+        limits = [limit for limit in (config.data.max_tokens, self.bot.context) if limit is not None]
+        self.render = Renderer(
+            self._processor, max_length=min(limits, default=None), max_reply_tokens=config.data.max_reply_tokens
+        )
+        self._collator = Collator(self._processor)
+        self._max_new_tokens = config.report.max_new_tokens
+
+    def keep_features(self, cache: FeatureCache) -> None:
+        """From now on, batches hold what the frozen parts see, and no picture is opened."""
+        self._collator = Collator(self._processor, cache)
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Rows → `input_ids` (B, T), their pictures, and what is learnt: `targets` (N,) at `positions` (N,) of B · T.
+
+        Raises `PromptError` where slots and pictures do not match.
+        """
+        batch = self._collator(rows)
+        after = nn.functional.pad(batch.pop("labels"), (0, 1), value=IGNORED)[:, 1:].flatten()
+        positions = after.ne(IGNORED).nonzero()[:, 0]
+        self._count_slots(batch)
+        return batch | {"positions": positions, "targets": after[positions]}
+
+    def _count_slots(self, batch: Batch) -> None:
+        slots = int(batch["input_ids"].eq(self.model.config.image_token_index).sum())
+        pictures = len(batch.get("pixel_values", batch.get("image_features", ())))
+        if slots != pictures * self.model.config.num_image_tokens:
+            raise PromptError(
+                f"There are {slots} image slots and {pictures} pictures, which need "
+                f"{pictures * self.model.config.num_image_tokens}: the data set was prepared for another model."
+            )
+
+    def count(self, batch: Batch) -> int:
+        """The tokens of replies and their ends."""
+        return len(batch["targets"])
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of the next-token cross-entropies of the targets. No other position's logits are computed.
+
+        Rows are padded on the right, where a causal model needs no mask: no token sees what comes after it.
+        """
+        model, ids = self.model, batch["input_ids"]  # (B, T)
+        features = batch.get("image_features")  # (I, n, D)
+        if "pixel_values" in batch:
+            features = model.encode_features(batch["pixel_values"])
+        embeds = model.splice(ids, features)  # (B, T, H)
+        with only_at(model.get_output_embeddings(), batch["positions"]):
+            logits = model.language_model(inputs_embeds=embeds, use_cache=False).logits  # (1, N, V)
+        return token_loss(logits, batch["targets"], 1)
+
+    def memory(self, at_once: int) -> list[tuple[str, str]]:
+        """What a step needs of the longest rows there may be."""
+        return []
+
+    def answer(self, examples: Sequence[Example]) -> list[str]:
+        """Greedy replies to first questions, spelled as in chat."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            return ask(self.bot, examples, self._max_new_tokens)
+        finally:
+            self.model.train(training)
+
+    def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
+        """A projection's folder, or a whole model's where other parts trained."""
+        write_result(out, base, trained(self.model), facts)
+
+
+def _with_template(processor: MiniChatProcessor, template: str | None) -> MiniChatProcessor:
+    """The same processor, spelling prompts by another template."""
+    if template is None or template == processor.template:
+        return processor
+    get_template(template)
+    other = copy.copy(processor)
+    other.template = template
+    return other
+
+
+STAGES: dict[str, Any] = {"replies": Replies}
+
+
+def stage_of(name: str) -> Any:
+    """The stage of this name. Raises `SettingsError` for one that does not exist."""
+    if name not in STAGES:
+        raise SettingsError(f"stage is {name!r}; it must be one of {', '.join(STAGES)}.")
+    return STAGES[name]
