@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,54 @@ def publish(folder: Path, kind: str = "qformer", seed: int = 0) -> MiniChat:
     bot.model.language_model.save_pretrained(folder / LLM)
     (folder / LLM / "tokenizer.model").write_bytes(tokenizer_model())
     return bot
+
+
+def publish_blip2(bot: MiniChat, folder: Path) -> set[str]:
+    """Write a Hugging Face BLIP-2 in shards with the bot's vision side, as far as it has one, and an LLM of its own.
+
+    Returns the files that hold nothing but the LLM and the projection to it.
+    """
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    parts = bot.model.config
+    qformer = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    if parts.bridge_config.kind == "qformer":
+        qformer = parts.bridge_config.qformer.to_dict()
+    config = Blip2Config(
+        vision_config=parts.vision_config.to_dict(),
+        qformer_config={**qformer, "encoder_hidden_size": parts.vision_config.hidden_size},
+        text_config={"model_type": "opt", "vocab_size": 20, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1}
+        | {"num_attention_heads": 2, "word_embed_proj_dim": 16},
+        num_query_tokens=4,
+    )
+    blip2 = Blip2ForConditionalGeneration(config)
+    state = {n: t for n, t in bot.model.state_dict().items() if not n.startswith(("language_model.", "projection."))}
+    renamed = {
+        n.replace("bridge.ln_vision", "vision_model.post_layernorm").replace("bridge.", ""): t for n, t in state.items()
+    }
+    assert not blip2.load_state_dict(renamed, strict=False).unexpected_keys
+    blip2.save_pretrained(folder, max_shard_size="20KB")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {file for name, file in index.items() if name.startswith(("vision_model", "qformer", "query_tokens"))}
+    return set(index.values()) - needed
+
+
+def publish_pickled(bot: MiniChat, folder: Path) -> None:
+    """Write the bot's LLM as MiniGPT-4 publishes Vicuna: pickles in shards, with buffers, and wrong control ids."""
+    bot.model.language_model.save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(tokenizer_model())
+    (folder / "model.safetensors").unlink()
+    state = dict(bot.model.language_model.state_dict())
+    state |= {f"model.layers.{number}.self_attn.rotary_emb.inv_freq": torch.ones(10) for number in range(2)}
+    names = sorted(state)
+    shards = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+    for file, held in shards.items():
+        torch.save({name: state[name].clone() for name in held}, folder / file)
+    index = {name: file for file, held in shards.items() for name in held}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    for name in ("config.json", "generation_config.json"):
+        wrong = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **wrong}))
 
 
 def arguments(folder: Path, kind: str = "qformer") -> dict[str, Any]:

@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Blip2Config, Blip2ForConditionalGeneration
 
 import minichat
-from minichat.errors import MiniChatError, ModelError
+from minichat.errors import MiniChatError, ModelError, SettingsError
 from minichat.model import MiniChatForConditionalGeneration
 from minichat.weights import writing
 from minichat.weights.convert import convert
-from tests.published_files import LLM, PROJECTION, QFORMER, VIT, arguments, publish
+from tests.published_files import LLM, PROJECTION, QFORMER, VIT, arguments, publish, publish_blip2
 from tests.tiny import noise_picture, tiny_bot, tokenizer_model
 
 KINDS = ("qformer", "patch_merge")
@@ -67,31 +66,28 @@ def _umask() -> int:
 def test_a_hugging_face_blip2_gives_the_vision_side(published: dict[str, Path], tmp_path: Path) -> None:
     """Only the shards that hold it are opened; the same network comes out as from the originals' files."""
     bot = publish(tmp_path / "files")
-    parts = bot.model.config
-    config = Blip2Config(
-        vision_config=parts.vision_config.to_dict(),
-        qformer_config=parts.bridge_config.qformer.to_dict(),
-        text_config={"model_type": "opt", "vocab_size": 20, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1}
-        | {"num_attention_heads": 2, "word_embed_proj_dim": 16},
-        num_query_tokens=4,
-    )
-    blip2 = Blip2ForConditionalGeneration(config)
-    state = {n: t for n, t in bot.model.state_dict().items() if not n.startswith(("language_model.", "projection."))}
-    renamed = {
-        n.replace("bridge.ln_vision", "vision_model.post_layernorm").replace("bridge.", ""): t for n, t in state.items()
-    }
-    assert not blip2.load_state_dict(renamed, strict=False).unexpected_keys
-    blip2.save_pretrained(tmp_path / "blip2", max_shard_size="20KB")
-    index = json.loads((tmp_path / "blip2" / "model.safetensors.index.json").read_text())["weight_map"]
-    needed = {file for name, file in index.items() if name.startswith(("vision_model", "qformer", "query_tokens"))}
-    for file in set(index.values()) - needed:
+    for file in publish_blip2(bot, tmp_path / "blip2"):
         (tmp_path / "blip2" / file).unlink()
     given = {**arguments(tmp_path / "files"), "vit": None, "qformer": None, "blip2": str(tmp_path / "blip2")}
     out = minichat.load(convert(tmp_path / "out", **given), device="cpu")
     assert all(torch.equal(t, out.model.state_dict()[n]) for n, t in bot.model.state_dict().items())
-    (tmp_path / "blip2" / sorted(needed)[0]).unlink()
-    with pytest.raises(ModelError, match=sorted(needed)[0]):
+    gone = min((tmp_path / "blip2").glob("model-*.safetensors"))
+    gone.unlink()
+    with pytest.raises(ModelError, match=gone.name):
         convert(tmp_path / "other", **given)
+
+
+def test_the_vision_encoder_alone_from_a_hugging_face_blip2(tmp_path: Path) -> None:
+    """For patches that are joined: ln_vision is then an identity, whatever the BLIP-2 holds."""
+    bot = publish(tmp_path / "files", "patch_merge")
+    publish_blip2(bot, tmp_path / "blip2")
+    given = {**arguments(tmp_path / "files", "patch_merge"), "vit": None, "blip2": str(tmp_path / "blip2")}
+    with pytest.raises(ModelError, match="takes features of width 128, but query_tokens"):
+        convert(tmp_path / "out", **given)
+    out = minichat.load(convert(tmp_path / "out", no_qformer=True, **given), device="cpu")
+    assert all(torch.equal(t, out.model.state_dict()[n]) for n, t in bot.model.state_dict().items())
+    with pytest.raises(SettingsError, match="--qformer and --no-qformer"):
+        convert(tmp_path / "other", no_qformer=True, **{**given, "qformer": tmp_path / "files" / QFORMER})
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
