@@ -224,7 +224,7 @@ class QFormerPretraining(Blip2PreTrainedModel):
                 negatives = hard_negatives(to_texts.detach(), to_images.detach(), own, seed)
         if "itm" in wanted and negatives is not None:
             itm = self._matching_loss(patches, input_ids, attention_mask, *negatives)
-        loss = sum(part for part in (itc, itm, itg) if part is not None)
+        loss = torch.stack([part for part in (itc, itm, itg) if part is not None]).sum()
         return Stage1Losses(loss=loss, itc=itc, itm=itm, itg=itg, negatives=negatives)
 
     def _contrast(
@@ -232,10 +232,12 @@ class QFormerPretraining(Blip2PreTrainedModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Each picture against all texts, each text against all pictures, and which of them are its own: (B, G).
 
-        As in BLIP-2's program, what a picture or a text is compared with stands still: it learns from its own row.
+        As in BLIP-2's program, what a picture or a text is compared with stands still: it learns from its own row
+        alone, unless `config.compared_learn`.
         """
         images, texts = self._image_embeddings(queries), self.text_embeddings(input_ids, attention_mask)
-        all_images, all_texts = gather(images.detach()), gather(texts.detach())  # (G, n, E), (G, E)
+        compared = (images, texts) if self.config.compared_learn else (images.detach(), texts.detach())
+        all_images, all_texts = map(gather, compared)  # (G, n, E), (G, E)
         if image_ids is None:
             image_ids = first_row(texts) + torch.arange(texts.shape[0], device=texts.device)
         own = image_ids[:, None] == gather(image_ids)[None, :]
@@ -244,10 +246,9 @@ class QFormerPretraining(Blip2PreTrainedModel):
     def _contrastive_loss(self, to_texts: Tensor, to_images: Tensor, own: Tensor) -> Tensor:
         """ITC: find the text of a picture among all texts, and the picture of a text among all pictures."""
         targets = own / own.sum(1, keepdim=True)  # a picture's texts share its probability
-        total = sum(
-            cross_entropy(logits, targets, reduction="sum", label_smoothing=self.config.label_smoothing)
-            for logits in (to_texts, to_images)
-        )
+        smoothing = self.config.label_smoothing
+        total = cross_entropy(to_texts, targets, reduction="sum", label_smoothing=smoothing)
+        total = total + cross_entropy(to_images, targets, reduction="sum", label_smoothing=smoothing)
         return mean(total / 2, own.shape[0])
 
     def _matching_loss(

@@ -32,6 +32,7 @@ class PretrainingConfig(PreTrainedConfig):
     temperature: float = 0.07  # of the contrast, before training
     label_smoothing: float = 0.1  # of contrast and generation
     objectives: Any = OBJECTIVES  # which of the three train
+    compared_learn: bool = False  # contrast: also what a pair is compared with learns; not so in BLIP-2's program
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
