@@ -93,7 +93,8 @@ class StoredPicture:
         try:
             return images.load(self.read())
         except ImageError as error:
-            raise DataError(f"the picture {self.name!r} cannot be used. {error}") from None
+            reason = str(error).removeprefix("The picture ")
+            raise DataError(f"the picture {self.name!r} cannot be used: it {reason}") from None
 
 
 @dataclass(frozen=True)

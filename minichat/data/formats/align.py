@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from minichat.data.example import Turn
-from minichat.data.formats.instructions import Instructions
+from minichat.data.formats.asking import Asking
 from minichat.data.formats.record import Shelf, fields, kind, words
 from minichat.errors import DataError
 
@@ -17,11 +17,11 @@ PICTURES = "image"
 KEY = "annotations"
 
 
-def turns(record: object, shelf: Shelf, instructions: Instructions) -> Iterator[Turn]:
+def turns(record: object, shelf: Shelf, asking: Asking) -> Iterator[Turn]:
     """The turns of one annotation. Raises `DataError` for what is not understood."""
     read = fields(record, "the annotation", ("image_id", "caption"))
     number = read["image_id"]
     if isinstance(number, bool) or not isinstance(number, str | int):
         raise DataError(f"'image_id' is {kind(number)}: it must be the name of a picture, without its ending.")
     caption = words(read["caption"], "'caption'")
-    yield from instructions.turns(str(number), [shelf.picture(f"{number}.jpg")], caption)
+    yield from asking.turns(str(number), [shelf.picture(f"{number}.jpg")], caption)

@@ -14,8 +14,10 @@ from minichat.data.example import Problem, Where
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")  # JSON's own
-_UTF16_32 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's little end begins as UTF-16's
+#: How a file in UTF-16 or UTF-32 begins; UTF-32's little end begins as UTF-16's.
+BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
+OTHER_UNICODE = "the file is in UTF-16 or UTF-32: save it as UTF-8."
 NOT_UTF8 = "the byte 0x{byte:02x} is not UTF-8: save the file as UTF-8."
 
 Value = tuple[Where, Any]  # a JSON value and where it begins
@@ -118,10 +120,9 @@ def _items(text: str, place: int, file: str, key: str | None) -> Iterator[Value 
             return
         if after != ",":
             line += text.count("\n", counted, place)
-            end = "the file ends within the list" if not after else f"{after!r} stands where ',' or ']' is expected"
-            yield Problem(
-                Where(file, line, number), f"this is not valid JSON: {end}. Mend it, or write the file again."
-            )
+            ends = {"": "the file ends within the list", "]": "something follows the list's end"}
+            end = ends.get(after, f"{after!r} stands where ',' or ']' is expected")
+            yield Problem(Where(file, line, number), f"this is not valid JSON ({end}): mend it, or write it again.")
             return
 
 
@@ -144,8 +145,8 @@ def _find(text: str, where: Where, key: str) -> int | Problem:
 
 def decoded(data: bytes, where: Where) -> str | Problem:
     """UTF-8, with or without a byte order mark; a `Problem` names the line of a bad byte, counted on from `where`."""
-    if data.startswith(_UTF16_32):
-        return Problem(where, "the file is in UTF-16 or UTF-32: save it as UTF-8.")
+    if data.startswith(BOMS):
+        return Problem(where, OTHER_UNICODE)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

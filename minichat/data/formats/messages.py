@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from minichat.data.example import StoredPicture, Turn
@@ -49,14 +49,14 @@ def read_part(part: object, what: str, shelf: Shelf) -> Parts:
         only(read, what, ("type", "text"))
         return [words(read.get("text"), f"{what}, 'text',")]
     if sort == "image":
-        return [_picture(read, what, shelf)]
+        return [*_pictures(read, what, shelf)]
     if sort == "video":
         only(read, what, ("type", "video"))
         return [*shelf.frames(listed(read.get("video"), f"{what}, 'video',"))]
     raise DataError(f"{what} has the unknown type {sort!r}: use 'text', 'image' or 'video'.")
 
 
-def _picture(part: dict[str, Any] | Any, what: str, shelf: Shelf) -> StoredPicture:
+def _pictures(part: Mapping[str, Any], what: str, shelf: Shelf) -> list[StoredPicture]:
     if part.get("url") is not None:
         raise DataError(f"{what} gives a picture by its address, which is not fetched: save it and give its path.")
     only(part, what, ("type", *PICTURE_KEYS))
@@ -64,8 +64,8 @@ def _picture(part: dict[str, Any] | Any, what: str, shelf: Shelf) -> StoredPictu
     if len(given) != 1:
         raise DataError(f"{what} is a picture: give exactly one of {', '.join(PICTURE_KEYS)}, not {len(given)}.")
     if given[0] != "base64":
-        return shelf.picture(part[given[0]])
-    return StoredPicture(f"base64 of {what}", _decoded(part["base64"], what))
+        return shelf.frames(part[given[0]])
+    return [StoredPicture(f"base64 of {what}", _decoded(part["base64"], what))]
 
 
 def _decoded(data: object, what: str) -> bytes:

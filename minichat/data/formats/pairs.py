@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from minichat.data.example import Problem, Turn, Where
+from minichat.data.formats.asking import Asking
 from minichat.data.formats.columns import Columns
-from minichat.data.formats.instructions import Instructions
-from minichat.data.formats.lines import NOT_UTF8, Value
+from minichat.data.formats.lines import BOMS, NOT_UTF8, OTHER_UNICODE, Value
 from minichat.data.formats.record import Shelf, fields, words
 from minichat.errors import DataError
 
 _DELIMITERS = ",\t;|"
 
 
-def turns(record: object, shelf: Shelf, columns: Columns, instructions: Instructions, where: Where) -> list[Turn]:
+def turns(record: object, shelf: Shelf, columns: Columns, asking: Asking, where: Where) -> list[Turn]:
     """The turns of one pair. Raises `DataError` for what is not understood."""
     read = fields(record, "the record", ())
     named = columns.among(key for key, value in read.items() if value is not None)
@@ -26,7 +26,7 @@ def turns(record: object, shelf: Shelf, columns: Columns, instructions: Instruct
     pictures = shelf.pictures(read[str(named.picture)])
     if not pictures:
         raise DataError(f"{named.picture!r} is an empty list: a pair needs a picture.")
-    return instructions.turns(str(where.line), pictures, text, question)
+    return asking.turns(str(where.line), pictures, text, question)
 
 
 def rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Problem]:
@@ -35,6 +35,9 @@ def rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Problem]:
         # A byte that is no UTF-8 becomes a half surrogate, which the row is refused for.
         lines = (line.decode("utf-8", "surrogateescape") for line in opened)
         first = next(lines, "").removeprefix("\ufeff")
+        if first.encode("utf-8", "surrogateescape").startswith(BOMS):
+            yield Problem(Where(file, 1), OTHER_UNICODE)
+            return
         if not first.strip():
             yield Problem(Where(file, 1), "the file is empty: its first line must name the columns.")
             return

@@ -10,8 +10,8 @@ from typing import Any
 
 from minichat.data.example import Example, Problem, Turn
 from minichat.data.formats import align, arrow, folder, llava, messages, pairs, shards, sharegpt
+from minichat.data.formats.asking import ALIGNMENT, Asking, read_instructions
 from minichat.data.formats.columns import Columns
-from minichat.data.formats.instructions import ALIGNMENT, Instructions, read_instructions
 from minichat.data.formats.lines import first_byte, records
 from minichat.data.formats.record import Shelf, attempt
 from minichat.data.formats.telling import of_record
@@ -26,6 +26,8 @@ class Options:
     pictures: str | os.PathLike[str] | None = None
     #: A file of instructions, one of which is drawn for each picture that comes with a text alone.
     instructions: str | os.PathLike[str] | None = None
+    #: "verbatim", or "blip": as MiniGPT-4's first stage changes the captions of such pictures.
+    captions: str = "verbatim"
     #: Columns of a table (or keys of its objects) of pictures, texts and questions; None: found by their usual names.
     image_column: str | None = None
     text_column: str | None = None
@@ -38,12 +40,12 @@ class Options:
     def columns(self) -> Columns:
         return Columns(self.image_column, self.text_column, self.question_column)
 
-    def drawn(self, usual: Path | None = None) -> Instructions:
-        """The instructions to draw from: those named, or `usual`, or none."""
+    def asking(self, usual: Path | None = None) -> Asking:
+        """How a picture and its text become turns; `usual` is the file of instructions where none is named."""
         if self.instructions is None and usual is not None and not usual.is_file():
             raise DataError("This format draws its instructions from a file: name one (instructions).")
         path = self.instructions or usual
-        return Instructions() if path is None else read_instructions(path, self.seed, self.epoch)
+        return Asking(() if path is None else read_instructions(path), self.captions, self.seed, self.epoch)
 
     def shelf(self, usual: Path) -> Shelf:
         """Where pictures lie."""
@@ -85,23 +87,23 @@ def _align(path: Path, shown: str, options: Options) -> Items:
     file, said = path, shown
     if path.is_dir():
         file, said = path / align.CAPTIONS, os.path.join(shown, align.CAPTIONS)
-    shelf, instructions = options.shelf(file.parent / align.PICTURES), options.drawn(ALIGNMENT)
+    shelf, asking = options.shelf(file.parent / align.PICTURES), options.asking(ALIGNMENT)
     for item in records(file, said, align.KEY):
-        yield item if isinstance(item, Problem) else attempt(item[0], align.turns, item[1], shelf, instructions)
+        yield item if isinstance(item, Problem) else attempt(item[0], align.turns, item[1], shelf, asking)
 
 
 def _pairs(path: Path, shown: str, options: Options) -> Items:
-    shelf, columns, instructions = options.shelf(path.parent), options.columns, options.drawn()
+    shelf, columns, asking = options.shelf(path.parent), options.columns, options.asking()
     objects = first_byte(path) in (b"{", b"[")
     for item in records(path, shown) if objects else pairs.rows(path, shown, columns):
         if isinstance(item, Problem):
             yield item
         else:
-            yield attempt(item[0], pairs.turns, item[1], shelf, columns, instructions, item[0])
+            yield attempt(item[0], pairs.turns, item[1], shelf, columns, asking, item[0])
 
 
 def _arrow(path: Path, shown: str, options: Options) -> Items:
-    shelf, columns, instructions = options.shelf(path.parent), options.columns, options.drawn()
+    shelf, columns, asking = options.shelf(path.parent), options.columns, options.asking()
     for item in arrow.rows(path, shown):
         if isinstance(item, Problem):
             yield item
@@ -111,39 +113,42 @@ def _arrow(path: Path, shown: str, options: Options) -> Items:
         if form in _TALKS:
             yield attempt(where, _TALKS[form], row, shelf)
         else:
-            yield attempt(where, pairs.turns, row, shelf, columns, instructions, where)
+            yield attempt(where, pairs.turns, row, shelf, columns, asking, where)
 
 
 def _folder(path: Path, shown: str, options: Options) -> Items:
     if not path.is_dir():
         raise DataError(f"{shown!r} is not a folder: name one that holds pictures and .txt files.")
-    yield from folder.scan(path, shown, options.drawn())
+    yield from folder.scan(path, shown, options.asking())
 
 
 def _shards(path: Path, shown: str, options: Options) -> Items:
-    instructions = options.drawn()
+    asking = options.asking()
     for file in shards.expand(shown):
         for record in shards.records(Path(file), file):
-            yield record if isinstance(record, Problem) else record.example(instructions)
+            yield record if isinstance(record, Problem) else record.example(asking)
 
+
+_ASKING = ("instructions", "captions")
+_COLUMNS = ("image_column", "text_column", "question_column")
 
 FORMS: dict[str, Form] = {
     "messages": Form("Hugging Face messages, JSON lines or a list", _json("messages"), ("pictures",)),
     "llava": Form("LLaVA's JSON: image, conversations of from and value", _json("llava"), ("pictures",)),
     "sharegpt": Form("ShareGPT with images: messages or conversations", _json("sharegpt"), ("pictures",)),
-    "cc_sbu_align": Form("MiniGPT-4's folder: filter_cap.json, image/", _align, ("pictures", "instructions")),
+    "cc_sbu_align": Form("MiniGPT-4's folder: filter_cap.json, image/", _align, ("pictures", *_ASKING)),
     "pairs": Form(
         "pictures and texts: CSV, TSV, JSON lines or a list",
         _pairs,
-        ("pictures", "instructions", "image_column", "text_column", "question_column"),
+        ("pictures", *_ASKING, *_COLUMNS),
     ),
     "arrow": Form(
         "a Parquet file, or a folder that the library datasets saved, of any of these",
         _arrow,
-        ("pictures", "instructions", "image_column", "text_column", "question_column"),
+        ("pictures", *_ASKING, *_COLUMNS),
     ),
-    "folder": Form("a folder of pictures with .txt files beside them", _folder, ("instructions",)),
-    "webdataset": Form("WebDataset's tars: a file, a folder, a pattern {000..012}.tar", _shards, ("instructions",)),
+    "folder": Form("a folder of pictures with .txt files beside them", _folder, _ASKING),
+    "webdataset": Form("WebDataset's tars: a file, a folder, a pattern {000..012}.tar", _shards, _ASKING),
 }
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import IO
 
 from minichat.data.example import Example, Member, Problem, StoredPicture, Turn, Where
+from minichat.data.formats.asking import Asking
 from minichat.data.formats.columns import TEXT
-from minichat.data.formats.instructions import Instructions
 from minichat.data.formats.lines import decoded, parse
 from minichat.data.formats.record import attempt, words
 from minichat.errors import DataError
@@ -38,11 +38,11 @@ class Record:
     where: Where
     files: tuple[tuple[str, Member], ...]
 
-    def example(self, instructions: Instructions) -> Example | Problem:
+    def example(self, asking: Asking) -> Example | Problem:
         """The picture or pictures and their text; reads the text alone."""
-        return attempt(self.where, self._turns, instructions)
+        return attempt(self.where, self._turns, asking)
 
-    def _turns(self, instructions: Instructions) -> list[Turn]:
+    def _turns(self, asking: Asking) -> list[Turn]:
         name = f"{self.key!r}"
         endings = [ending for ending, _ in self.files]
         for ending in endings:
@@ -55,7 +55,7 @@ class Record:
         ]
         if not pictures:
             raise DataError(f"{name} has no picture ({', '.join(endings)}): it needs one of {', '.join(SUFFIXES)}.")
-        return instructions.turns(self.key, pictures, self._text(dict(self.files)))
+        return asking.turns(self.key, pictures, self._text(dict(self.files)))
 
     def _text(self, files: dict[str, Member]) -> str:
         if "txt" in files:
@@ -122,17 +122,17 @@ def records(path: Path, file: str) -> Iterator[Record | Problem]:
     key, files, count = "", list[tuple[str, Member]](), 0
     seen: set[str] = set()
     for member in _members(path, file):
-        if isinstance(member, Problem):
-            yield Problem(Where(file, count + 1), member.text)
-            continue
-        name, content = member
-        stem, ending = _split(name)
-        if stem != key and files:
+        stem, ending = ("", "") if isinstance(member, Problem) else _split(member[0])
+        if files and stem != key:
             count += 1
             yield _record(key, files, Where(file, count), seen)
             files = []
+        if isinstance(member, Problem):
+            count += 1
+            yield Problem(Where(file, count), member.text)
+            continue
         key = stem
-        files.append((ending, content))
+        files.append((ending, member[1]))
     if files:
         count += 1
         yield _record(key, files, Where(file, count), seen)

@@ -11,14 +11,14 @@ import itertools
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from minichat.data.example import Example, Problem
-from minichat.data.formats.instructions import Instructions, read_instructions
+from minichat.data.formats.asking import Asking, read_instructions
 from minichat.data.formats.shards import Record, expand, records
-from minichat.errors import SettingsError
+from minichat.errors import DataError, SettingsError
 
 Divide = Literal["records", "shards"]
 
@@ -33,7 +33,11 @@ class Source:
     def files(self) -> list[str]:
         """Every shard. Raises `DataError` where there is none."""
         named = [os.fspath(self.shards)] if isinstance(self.shards, str | os.PathLike) else list(self.shards)
-        return [file for pattern in named for file in expand(pattern)]
+        files = [file for pattern in named for file in expand(pattern)]
+        for file in files:
+            if not os.path.isfile(file):
+                raise DataError(f"{file} was not found: check the path.")
+        return files
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Stream:
         shuffle: how many records are held back to draw the next from; 1: in the order of the shards.
         passes: how often each source is read; None: without end.
         instructions: a file of instructions to draw from; None: the picture is shown without a word.
+        captions: how texts are changed, "verbatim" or "blip" (`minichat.data.formats.captions`).
 
     Raises `DataError` for a source without a tar, `SettingsError` for a value out of range.
     """
@@ -77,6 +82,7 @@ class Stream:
         shuffle: int = 1000,
         passes: int | None = None,
         instructions: str | os.PathLike[str] | None = None,
+        captions: str = "verbatim",
     ) -> None:
         if not sources:
             raise SettingsError("sources is empty: name one at least.")
@@ -92,7 +98,7 @@ class Stream:
         self._seed = seed
         self._shuffle = shuffle
         self._passes = passes
-        self._said = Instructions() if instructions is None else read_instructions(instructions, seed)
+        self._asking = Asking(() if instructions is None else read_instructions(instructions), captions, seed)
 
     def scan(self, part: Part = Part(), skip: int = 0) -> Iterator[Example | Problem]:
         """The part's records from number `skip` on; a `Problem` in place of one that is wrong, which counts too.
@@ -103,8 +109,8 @@ class Stream:
         first = part.index if part.by == "records" else 0
         chosen = itertools.islice(self._mixed(part), first + skip * stride, None, stride)
         for epoch, record in chosen:
-            said = Instructions(self._said.lines, self._said.seed, epoch)
-            yield record if isinstance(record, Problem) else record.example(said)
+            asking = replace(self._asking, epoch=epoch)
+            yield record if isinstance(record, Problem) else record.example(asking)
 
     def _mixed(self, part: Part) -> Iterator[tuple[int, Record | Problem]]:
         draw = random.Random(f"mix {self._seed}" + (f" {part.index}" if part.by == "shards" else ""))

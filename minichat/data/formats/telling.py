@@ -8,7 +8,7 @@ from typing import Any
 from minichat.data.example import Problem, Where
 from minichat.data.formats import align, arrow, folder
 from minichat.data.formats.columns import PICTURE
-from minichat.data.formats.lines import first_byte, records
+from minichat.data.formats.lines import BOMS, OTHER_UNICODE, first_byte, records
 from minichat.errors import DataError
 
 _TAR = b"ustar"  # at byte 257 of a tar's first header (POSIX.1-1988)
@@ -48,8 +48,10 @@ def _of_file(path: Path, shown: str) -> str | None:
     first = first_byte(path)
     if not first:
         raise DataError(f"{Where(shown, 1)}: the file is empty: there is no record in it.")
+    if head.startswith(BOMS):
+        raise DataError(f"{Where(shown, 1)}: {OTHER_UNICODE}")
     if first not in (b"{", b"["):
-        return _of_table(head)
+        return "pairs" if path.suffix.lower() in (".csv", ".tsv") else _of_table(head)
     if path.name == align.CAPTIONS:
         return "cc_sbu_align"
     for item in records(path, shown):
@@ -59,8 +61,8 @@ def _of_file(path: Path, shown: str) -> str | None:
 
 
 def _of_table(head: bytes) -> str | None:
-    line = head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode("utf-8", "replace")
-    return "pairs" if any(mark in line for mark in ",\t;|") else None
+    line = head.split(b"\n", 1)[0]
+    return "pairs" if b"\0" not in line and any(mark in line for mark in (b",", b"\t", b";", b"|")) else None
 
 
 def of_record(record: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""What the user says to a picture that comes with a text alone: one of a file's lines, drawn anew in each epoch."""
+"""What the user says to a picture that comes with a text alone, and what of the text is the reply."""
 
 from __future__ import annotations
 
@@ -8,42 +8,54 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minichat.data.example import Problem, StoredPicture, Turn, Where
+from minichat.data.formats.captions import CAPTIONS
 from minichat.data.formats.lines import read_text
 from minichat.data.formats.record import turn, words
-from minichat.errors import DataError
+from minichat.errors import DataError, SettingsError
 
 #: MiniGPT-4's own instructions for its second stage.
 ALIGNMENT = Path(__file__).parents[3] / "prompts" / "alignment.txt"
 
 
 @dataclass(frozen=True)
-class Instructions:
-    """The lines to draw from; none: the picture is shown without a word, as in MiniGPT-4's first stage."""
+class Asking:
+    """How a picture and its text become a question and a reply.
 
-    lines: tuple[str, ...] = ()
+    Args:
+        instructions: what is asked, one of them drawn for each record and epoch; none: the picture is shown without a
+            word, as in MiniGPT-4's first stage.
+        captions: how the text is changed, by its name in `CAPTIONS`.
+    """
+
+    instructions: tuple[str, ...] = ()
+    captions: str = "verbatim"
     seed: int = 0
     epoch: int = 0
 
+    def __post_init__(self) -> None:
+        if self.captions not in CAPTIONS:
+            raise SettingsError(f"captions is {self.captions!r}: use {' or '.join(map(repr, CAPTIONS))}.")
+
     def draw(self, record: str) -> str:
-        """The line for a record: the same for equal seed, epoch and record, whatever else is read."""
-        if not self.lines:
+        """The instruction for a record: the same for equal seed, epoch and record, whatever else is read."""
+        if not self.instructions:
             return ""
-        return random.Random(f"instruction {self.seed} {self.epoch} {record}").choice(self.lines)
+        return random.Random(f"instruction {self.seed} {self.epoch} {record}").choice(self.instructions)
 
     def turns(self, record: str, pictures: list[StoredPicture], text: str, question: str | None = None) -> list[Turn]:
-        """The two turns of a picture and its text: the picture with `question` or a drawn line, and the text."""
+        """The picture or pictures with `question` or a drawn instruction, and the text."""
         asked = self.draw(record) if question is None else question
-        return [turn("user", [*pictures, asked]), turn("assistant", [text])]
+        return [turn("user", [*pictures, asked]), turn("assistant", [CAPTIONS[self.captions](text)])]
 
 
-def read_instructions(path: str | os.PathLike[str], seed: int = 0, epoch: int = 0) -> Instructions:
+def read_instructions(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Read a file of one instruction a line; lines that begin with `#` are remarks.
 
     Raises `DataError`, naming file and line, for a file without one, or with one that marks the picture's place.
     """
-    file, shown = Path(path), os.fspath(path)
+    shown = os.fspath(path)
     try:
-        text = read_text(file, Where(shown, 1))
+        text = read_text(Path(path), Where(shown, 1))
     except OSError as error:
         raise DataError(f"The instructions {shown!r} cannot be read ({error.strerror}): name another file.") from None
     if isinstance(text, Problem):
@@ -58,4 +70,4 @@ def read_instructions(path: str | os.PathLike[str], seed: int = 0, epoch: int = 
         lines.append(words(line.strip(), f"{where}: the instruction"))
     if not lines:
         raise DataError(f"{Where(shown, 1)}: the file is empty: write one instruction in every line.")
-    return Instructions(tuple(lines), seed, epoch)
+    return tuple(lines)
