@@ -214,6 +214,7 @@ def _load(
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = QFormerPretraining.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    model.config.name_or_path = ""
     return Stage1(model.eval(), words, tuple(sorted(made - tied)))
 
 
