@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from minichat import __version__
-from minichat.cli import data, talk, train, weights
+from minichat.cli import data, evaluate, talk, train, weights
 from minichat.cli.shared import TERMINATED, commands
 
 app = commands()
@@ -31,7 +31,7 @@ def root(
         raise typer.Exit()
 
 
-for group in (talk, train, weights):
+for group in (talk, train, evaluate, weights):
     app.registered_commands += group.app.registered_commands
 app.add_typer(data.app, name="data")
 

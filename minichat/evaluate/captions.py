@@ -125,9 +125,10 @@ def fails(reply: Reply, references: Sequence[str] = ()) -> bool:
     """
     said = _sentences(reply.text)
     repeated = Counter({sentence: number for sentence, number in said.items() if number > 1})
+    allowed: Counter[str] = Counter()
     for reference in references:
-        repeated -= _sentences(reference)
-    return not said or not reply.whole or bool(repeated)
+        allowed |= _sentences(reference)
+    return not said or not reply.whole or bool(repeated - allowed)
 
 
 def _sentences(text: str) -> Counter[str]:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from minichat.evaluate.figures import Figure, Outcome, share
+from minichat.evaluate.figures import Figure, Outcome, mean, share
 from minichat.evaluate.replies import Ask, Reply, Shown, Teller
 from minichat.evaluate.scenes import Drawn, held_out_scene
+from minichat.evaluate.vqa import accuracy
+from minichat.evaluate.wording import rouge_l, tokens
 from minichat.scenes.dialogues import Talk
 from minichat.scenes.questions import Question
 from minichat.scenes.scoring import score
 from minichat.scenes.world import Scene
 
 TURNS = 5
+TOLD = 500  # so many dialogues are gone through again with true replies
 MAX_NEW_TOKENS = 32
+MAX_OWN_TOKENS = 200
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,12 @@ class SceneDialogues:
             yield json.dumps([scene.to_dict(), [(t.question.text, t.question.answer, t.leans) for t in turns]])
 
     def take(self, teller: Teller) -> Outcome:
-        own = self._play(teller, told=False)
-        told = self._play(teller, told=True)
+        own = self._play(teller, self.dialogues, told=False)
+        told = self._play(teller, self.dialogues[:TOLD], told=True)
         records = [
             {"picture": index, "turn": number + 1, "kind": turn.question.kind, "leans": turn.leans,
              "question": turn.question.text, "answer": turn.question.answer, "reply": own[index][number],
-             "right": score(turn.question, own[index][number]),
-             "right when told": score(turn.question, told[index][number])}
+             "right": score(turn.question, own[index][number])}
             for index, (_, turns) in enumerate(self.dialogues)
             for number, turn in enumerate(turns)
         ]  # fmt: skip
@@ -82,22 +85,61 @@ class SceneDialogues:
         later = [r for r in records if int(str(r["turn"])) > 1]
         figures["all later turns"] = share(bool(r["right"]) for r in later)
         figures["turns that need earlier ones, after true replies"] = share(
-            bool(r["right when told"]) for r in records if r["leans"]
+            score(turn.question, reply)
+            for (_, turns), replies in zip(self.dialogues, told, strict=False)
+            for turn, reply in zip(turns, replies, strict=True)
+            if turn.leans
         )
         return Outcome(figures, records, "turn 1")
 
-    def _play(self, teller: Teller, told: bool) -> list[list[str]]:
+    @staticmethod
+    def _play(teller: Teller, dialogues: Sequence[tuple[Scene, tuple[Turn, ...]]], told: bool) -> list[list[str]]:
         """The replies of each dialogue, all dialogues turn by turn together. `told`: after true replies."""
         asks: list[Ask] = []
-        for index, (scene, turns) in enumerate(self.dialogues):
+        for index, (scene, turns) in enumerate(dialogues):
             shown: tuple[Shown, ...] = (Drawn(scene, index),)
             asks.append(Ask(turns[0].question.text, shown))
-        said: list[list[str]] = [[] for _ in self.dialogues]
+        said: list[list[str]] = [[] for _ in dialogues]
         for number in range(TURNS):
             replies = teller.replies(asks, MAX_NEW_TOKENS)
-            for index, (_, turns) in enumerate(self.dialogues):
+            for index, (_, turns) in enumerate(dialogues):
                 said[index].append(replies[index].text)
                 if number + 1 < TURNS:
                     reply = Reply(turns[number].question.reply) if told else replies[index]
                     asks[index] = asks[index].then(reply, turns[number + 1].question.text)
         return said
+
+
+@dataclass(frozen=True)
+class OwnDialogue:
+    """A user's dialogue: what is asked with what was said before, and the replies it is to have, turn by turn."""
+
+    turns: tuple[tuple[Ask, str], ...]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class OwnDialogues:
+    """A user's dialogues. Each reply is asked for after the replies that the file has for the turns before."""
+
+    dialogues: tuple[OwnDialogue, ...]
+
+    def content(self) -> Iterator[str]:
+        for dialogue in self.dialogues:
+            yield json.dumps([dialogue.name, [(ask.text, reply) for ask, reply in dialogue.turns]])
+
+    def take(self, teller: Teller) -> Outcome:
+        asked = [(d.name, number, *turn) for d in self.dialogues for number, turn in enumerate(d.turns, start=1)]
+        replies = [reply.text for reply in teller.replies([ask for _, _, ask, _ in asked], MAX_OWN_TOKENS)]
+        records = [
+            {"dialogue": name, "turn": number, "question": ask.text, "answer": wanted, "reply": reply,
+             "same": accuracy(reply, [wanted]), "ROUGE-L": rouge_l(tokens(reply), [tokens(wanted)])}
+            for (name, number, ask, wanted), reply in zip(asked, replies, strict=True)
+        ]  # fmt: skip
+        figures: dict[str, Figure] = {}
+        for number in sorted({number for _, number, _, _ in asked}):
+            here = [r for r in records if r["turn"] == number]
+            figures[f"turn {number}: ROUGE-L"] = mean([float(str(r["ROUGE-L"])) for r in here])
+            figures[f"turn {number}: the same answer"] = share(float(str(r["same"])) for r in here)
+        figures["ROUGE-L"] = mean([float(str(r["ROUGE-L"])) for r in records])
+        return Outcome(figures, records, "ROUGE-L")

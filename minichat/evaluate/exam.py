@@ -10,19 +10,21 @@ from minichat.evaluate.figures import Outcome
 from minichat.evaluate.replies import Teller
 
 
-class Exam(Protocol):
+class Content(Protocol):
+    def content(self) -> Iterable[str]:
+        """All that is asked and what is true, as text: what makes two exams the same."""
+        ...
+
+
+class Exam(Content, Protocol):
     """Equal exams ask the same of every bot."""
 
     def take(self, teller: Teller) -> Outcome:
         """Ask, and score what is replied."""
         ...
 
-    def content(self) -> Iterable[str]:
-        """All that is asked and what is true, as text: what makes two exams the same."""
-        ...
 
-
-def fingerprint(exam: Exam) -> str:
+def fingerprint(exam: Content) -> str:
     """A hash of what is asked: figures can be compared where it is the same."""
     whole = hashlib.sha256()
     for text in exam.content():

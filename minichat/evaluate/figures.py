@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Z = 1.96  # the normal distribution's 97.5 % point: intervals hold 95 %
+HARDLY = 0.1  # a smaller difference to the blank picture may be none
 
 
 Kind = Literal["share", "rate", "score"]
@@ -63,6 +64,11 @@ def share(values: Iterable[float]) -> Figure:
     return Figure(sum(listed) / len(listed) if listed else None, len(listed))
 
 
+def mean(values: Sequence[float], kind: Kind = "rate") -> Figure:
+    """The mean of scores."""
+    return Figure(sum(values) / len(values) if values else None, len(values), kind)
+
+
 def ratio(part: int, whole: int) -> Figure:
     """`part` of `whole`."""
     return Figure(part / whole if whole else None, whole)
@@ -83,8 +89,9 @@ def lines(task: str, seen: Mapping[str, Figure], blank: Mapping[str, Figure] | N
 
 
 def is_blind(line: Line) -> bool:
-    """Whether the pictures made no difference that could not be chance."""
-    if line.blank is None or line.blank.value is None:
+    """Whether the pictures made hardly any difference, and none that could not be chance."""
+    if line.blank is None or line.blank.value is None or line.seen.value is None:
         return False
     interval = line.seen.interval()
-    return interval is None or interval[0] <= line.blank.value
+    by_chance = interval is None or interval[0] <= line.blank.value
+    return by_chance and line.seen.value < line.blank.value + HARDLY

@@ -48,9 +48,9 @@ class SceneQuestions:
             part = [a for a in self.asked if a.seed < self.redrawn]
             every: list[bool] = []
             for name, manner in MANNERS.items():
-                right = [score(a.question, r) for a, r in zip(part, _replies(teller, part, manner), strict=True)]
-                figures[f"drawn by {name}"] = share(right)
-                every += right
+                here = [score(a.question, r) for a, r in zip(part, _replies(teller, part, manner), strict=True)]
+                figures[f"drawn by {name}"] = share(here)
+                every += here
             figures["drawn by another program, overall"] = share(every)
         return Outcome(figures, records, "overall")
 

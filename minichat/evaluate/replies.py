@@ -62,6 +62,7 @@ class Ask:
     text: str
     pictures: tuple[Shown, ...] = ()
     before: tuple[Said, ...] = ()
+    system: str = ""  # what the conversation is told before all else
 
     def all_pictures(self) -> tuple[Shown, ...]:
         """In the order in which the model is shown them."""
@@ -69,7 +70,7 @@ class Ask:
 
     def then(self, reply: Reply, text: str, pictures: tuple[Shown, ...] = ()) -> Ask:
         """The next question of the same conversation."""
-        return Ask(text, pictures, (*self.before, Said(self.text, self.pictures, reply)))
+        return Ask(text, pictures, (*self.before, Said(self.text, self.pictures, reply)), self.system)
 
 
 class Teller:
@@ -159,18 +160,17 @@ class Teller:
 
 def _blinded(ask: Ask) -> Ask:
     before = tuple(replace(said, pictures=(Blank(),) * len(said.pictures)) for said in ask.before)
-    return Ask(ask.text, (Blank(),) * len(ask.pictures), before)
+    return replace(ask, pictures=(Blank(),) * len(ask.pictures), before=before)
 
 
 def _conversation(ask: Ask) -> Conversation:
     from minichat.prompt.conversation import Conversation, Message, Picture, Text
 
-    conversation = Conversation()
-    for text, pictures in [*((s.text, s.pictures) for s in ask.before), (ask.text, ask.pictures)]:
-        parts = (*(Picture(_DOT) for _ in pictures), *((Text(text),) if text else ()))
-        conversation = Conversation((*conversation.messages, Message("user", parts)))
-        said = len(conversation.messages) // 2
-        if said < len(ask.before):
-            reply = ask.before[said].reply
-            conversation = conversation.assistant(reply.text, reply.ids)
-    return conversation
+    def user(text: str, pictures: Sequence[Shown]) -> Message:
+        return Message("user", (*(Picture(_DOT) for _ in pictures), *((Text(text),) if text else ())))
+
+    messages = [Message("system", (Text(ask.system),))] if ask.system else []
+    for said in ask.before:
+        reply = Message("assistant", (Text(said.reply.text),), said.reply.ids)
+        messages += [user(said.text, said.pictures), reply]
+    return Conversation((*messages, user(ask.text, ask.pictures)))

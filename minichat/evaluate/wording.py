@@ -35,7 +35,7 @@ def wording(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     said = [tokens(caption) for caption in captions]
     wanted = [[tokens(reference) for reference in group] for group in references]
     bleu = bleu_score([" ".join(words) for words in said], [[" ".join(r) for r in group] for group in wanted], n_gram=4)
-    rouge = [_rouge_l(words, group) for words, group in zip(said, wanted, strict=True)]
+    rouge = [rouge_l(words, group) for words, group in zip(said, wanted, strict=True)]
     cider = cider_d(said, wanted)
     return {
         "BLEU-4": float(bleu),
@@ -44,7 +44,8 @@ def wording(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     }
 
 
-def _rouge_l(words: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+def rouge_l(words: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """ROUGE-L of one caption's words against those of its references."""
     from torchmetrics.functional.text import rouge_score
 
     found = [

@@ -1,0 +1,107 @@
+"""`minichat evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from minichat.cli.shared import DEFAULT_MODEL, Device, Dtype, Model, Precision, commands, given, load_bot
+
+if TYPE_CHECKING:
+    from minichat.evaluate.report import Report
+    from minichat.evaluate.run import Plan
+
+app = commands()
+
+
+class Task(StrEnum):
+    questions = "questions"
+    captions = "captions"
+    hallucination = "hallucination"
+    dialogue = "dialogue"
+    pairs = "pairs"
+    stories = "stories"
+    outside = "outside"
+    retrieval = "retrieval"
+    all = "all"
+
+
+@app.command()
+def evaluate(
+    task: Annotated[Task | None, typer.Argument(help="What to measure; all: whatever the model can.")] = None,
+    model: Model = DEFAULT_MODEL,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write JSON, table, plots and replies: a new folder.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", help="How many scenes (2,000; to retrieve 1,000) or records (all).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the held-out scenes.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Your own file instead of scenes: COCO, VQAv2, POPE, JSONL.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Where its pictures are; default: beside it.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="How your captions or questions are asked for: '... {question}'.")
+    ] = None,
+    rerank: Annotated[int | None, typer.Option("--rerank", help="Retrieval: how many candidates are matched.")] = None,
+    blank: Annotated[bool, typer.Option("--blank/--no-blank", help="Ask everything of a blank picture, too.")] = True,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Questions at a time.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", help="Set two folders of --out side by side instead.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Precision = Dtype.auto,
+) -> None:
+    """Measure a model, on held-out drawn scenes or on your own files; the table goes to stdout."""
+    if (task is None) == (compare is None):
+        raise typer.BadParameter("name a task, or two folders with --compare.")
+    if compare is not None:
+        from minichat.evaluate.compare import compare as side_by_side
+
+        comparison = side_by_side(*compare)
+        if out is not None:
+            comparison.write(out)
+        typer.echo(comparison.to_markdown(), nl=False)
+        return
+    if task is Task.all and data:
+        raise typer.BadParameter("--data is for one task: name it.")
+    from minichat.evaluate.run import CHAT_TASKS, Plan
+
+    tasks = CHAT_TASKS if task in (Task.all, None) else (task.value,)
+    options = given(count=count, batch_size=batch_size, prompt=prompt, seed=seed, reranked=rerank)
+    plan = Plan(tasks, blank=blank, **options)
+    if out is None:
+        report = _measure(model, plan, tuple(data or ()), images, device, dtype)
+    else:
+        from minichat.disk import new_folder
+        from minichat.errors import DataError
+
+        with new_folder(out, DataError) as folder:  # made first: what stands in its way is told before hours of work
+            report = _measure(model, plan, tuple(data or ()), images, device, dtype)
+            report.write_into(folder)
+    typer.echo(report.to_markdown(), nl=False)
+    for line in report.blind:
+        typer.echo(f"minichat: the pictures make no difference to {line.task}: is the model's vision intact?", err=True)
+
+
+def _measure(model: str, plan: Plan, data: tuple[Path, ...], images: Path | None, device: str, dtype: Dtype) -> Report:
+    from minichat.evaluate.files import Files
+    from minichat.evaluate.retrieval import can_retrieve, load_finder
+    from minichat.evaluate.run import CHAT_TASKS, evaluate, search
+
+    files = Files(data, images, plan.count) if data else None
+    if plan.tasks == ("retrieval",) or (plan.tasks == CHAT_TASKS and can_retrieve(model)):
+        return search(load_finder(model, device, plan.batch_size), model, plan, files)
+    return evaluate(load_bot(model, device, dtype), plan, files, source=model, progress=_progress)
+
+
+def _progress(task: str, answered: int) -> None:
+    """A line on a terminal that overwrites itself; nothing in a log file."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{task}: {answered:,} questions answered ")
+        sys.stderr.flush()

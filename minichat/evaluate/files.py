@@ -1,0 +1,226 @@
+"""Users' files: captions in COCO's form, questions in VQAv2's, polls in POPE's, and all of them as JSONL.
+
+A record names its picture, in the folder that is given for pictures or else beside the file:
+
+    captions       {"image": "a.png", "caption": "…"}    or "captions": ["…", "…"]
+    questions      {"image": "a.png", "question": "…", "answer": "…"}    or "answers": ["…", …], "images": ["…", "…"]
+    hallucination  {"image": "a.png", "text": "Is there a dog in the image?", "label": "no"}
+
+Captions and dialogues are also read from whatever `minichat.data` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minichat.caption import find_pictures
+from minichat.data import formats
+from minichat.data.example import Example, Problem, StoredPicture, Where
+from minichat.data.formats.lines import records
+from minichat.data.formats.record import Shelf
+from minichat.errors import DataError
+from minichat.evaluate.captions import OwnCaption
+from minichat.evaluate.dialogue import OwnDialogue
+from minichat.evaluate.hallucination import SETTINGS, Poll
+from minichat.evaluate.questions import OwnQuestion
+from minichat.evaluate.replies import Ask, Reply
+from minichat.evaluate.retrieval import RERANKED, Gallery
+
+Record = tuple[Where, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a user gave: files, the folder of their pictures, and how many records to take (None: all)."""
+
+    data: tuple[Path, ...]
+    images: Path | None = None
+    count: int | None = None
+
+    def captions(self) -> tuple[OwnCaption, ...]:
+        """Pictures with all the captions that the files have for them."""
+        told: dict[StoredPicture, list[str]] = {}
+        for path in self.data:
+            for picture, texts in self._captions(path):
+                if picture in told or self._room(len(told)):
+                    told.setdefault(picture, []).extend(texts)
+        return tuple(OwnCaption(picture, tuple(texts), picture.name) for picture, texts in told.items())
+
+    def _captions(self, path: Path) -> Iterator[tuple[StoredPicture, list[str]]]:
+        document = _document(path, ("images", "annotations"))
+        if document is not None:
+            where = Where(path.name)
+            names = {_field(where, image, "id"): _field(where, image, "file_name") for image in document["images"]}
+            for note in document["annotations"]:
+                picture = names.get(_field(where, note, "image_id"))
+                if picture is None:
+                    raise DataError(f"{where}: a caption is of the image {note['image_id']!r}, which is not listed.")
+                yield self._picture(where, path, picture), [_text(where, note, "caption")]
+        elif path.is_dir() or path.suffix.lower() not in (".json", ".jsonl"):
+            for example in formats.read(path):
+                yield _pair(example)
+        else:
+            for where, record in _records(path):
+                key = next((key for key in ("captions", "references", "caption") if key in record), "text")
+                yield self._picture(where, path, _field(where, record, "image")), _texts(where, record, key)
+
+    def questions(self) -> tuple[OwnQuestion, ...]:
+        """Questions with people's answers."""
+        documents = {path: _document(path, ()) or {} for path in self.data}
+        asked: list[OwnQuestion] = []
+        notes = [note for document in documents.values() for note in document.get("annotations", ())]
+        answers = {note.get("question_id"): note for note in notes if isinstance(note, dict)}
+        for path, document in documents.items():
+            if isinstance(document.get("questions"), list):
+                asked += self._vqa(path, document, answers)
+            elif not isinstance(document.get("annotations"), list):
+                asked += self._own_questions(path)
+        return tuple(asked[: self.count])
+
+    def _vqa(self, path: Path, document: dict[str, Any], answers: dict[Any, dict[str, Any]]) -> Iterator[OwnQuestion]:
+        where, part = Where(path.name), document.get("data_subtype")
+        for question in document["questions"]:
+            number = _field(where, question, "question_id")
+            note = answers.get(number)
+            if note is None:
+                raise DataError(f"{where}: the question {number!r} has no answers: give VQAv2's annotations file, too.")
+            name = f"COCO_{part}_{int(_field(where, question, 'image_id')):012d}.jpg"
+            given = tuple(_text(where, answer, "answer") for answer in _field(where, note, "answers"))
+            picture = self._picture(where, path, name)
+            yield OwnQuestion(
+                _text(where, question, "question"), (picture,), given, str(note.get("answer_type", "")), name
+            )
+
+    def _own_questions(self, path: Path) -> Iterator[OwnQuestion]:
+        for where, record in _records(path):
+            names = record["images"] if isinstance(record.get("images"), list) else [_field(where, record, "image")]
+            pictures = tuple(self._picture(where, path, name) for name in names)
+            given = tuple(_texts(where, record, "answers" if "answers" in record else "answer"))
+            text, kind = _text(where, record, "question"), str(record.get("kind", ""))
+            yield OwnQuestion(text, pictures, given, kind, ", ".join(map(str, names)))
+
+    def polls(self) -> tuple[Poll, ...]:
+        """POPE's questions; a file's setting is told by its name ("coco_pope_popular.json")."""
+        polls: list[Poll] = []
+        for path in self.data:
+            setting = next((name for name in SETTINGS if name in path.stem), path.stem)
+            found: list[Poll] = []
+            for where, record in _records(path):
+                label = _text(where, record, "label").strip().lower()
+                if label not in ("yes", "no"):
+                    raise DataError(f"{where}: label is {label!r}; it must be 'yes' or 'no'.")
+                name = _text(where, record, "image")
+                picture = self._picture(where, path, name)
+                found.append(Poll(setting, picture, _text(where, record, "text"), label == "yes", name))
+            polls += found[: self.count]
+        return tuple(polls)
+
+    def dialogues(self) -> tuple[OwnDialogue, ...]:
+        """Dialogues in any form that `minichat.data` reads."""
+        return tuple(_dialogue(example) for path in self.data for example in formats.read(path))[: self.count]
+
+    def pictures(self) -> tuple[tuple[str, StoredPicture], ...]:
+        """All pictures of files and folders."""
+        return tuple((path.name, StoredPicture(path.name, path)) for path in find_pictures(self.data)[: self.count])
+
+    def _room(self, taken: int) -> bool:
+        return self.count is None or taken < self.count
+
+    def _picture(self, where: Where, path: Path, name: object) -> StoredPicture:
+        folder = path.parent if self.images is None else self.images
+        try:
+            picture = Shelf(folder).picture(name)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        if not os.path.isfile(folder / picture.name):
+            raise DataError(f"{where}: the picture {picture.name!r} is missing: say with --images where pictures are.")
+        return picture
+
+
+def _document(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
+    """The file as one JSON object with lists under these keys; None where it is not that."""
+    if path.is_dir():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{path.name!r} was not found: check the path.") from None
+    except OSError as error:
+        raise DataError(f"{path.name!r} cannot be read ({error.strerror}): check it.") from None
+    except (ValueError, RecursionError):  # JSON lines, or another format: their reader says what is wrong with them
+        return None
+    whole = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in keys)
+    return content if whole else None
+
+
+def _records(path: Path) -> Iterator[Record]:
+    """The objects of JSON lines or of a JSON list, each with its line."""
+    for record in records(path, path.name):
+        if isinstance(record, Problem):
+            raise DataError(str(record))
+        where, value = record
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: this is no JSON object: a record is one, with names before its values.")
+        yield where, value
+
+
+def _field(where: Where, record: Any, key: str) -> Any:
+    if not isinstance(record, dict) or key not in record:
+        raise DataError(f"{where}: a record has no {key!r}.")
+    return record[key]
+
+
+def _text(where: Where, record: Any, key: str) -> str:
+    value = _field(where, record, key)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {key} is {value!r}; it must be text.")
+    return value
+
+
+def _texts(where: Where, record: dict[str, Any], key: str) -> list[str]:
+    """One text or a list of them."""
+    value = _field(where, record, key)
+    if not isinstance(value, list):
+        return [_text(where, record, key)]
+    if not value:
+        raise DataError(f"{where}: {key} is an empty list: there must be one at least.")
+    return [_text(where, {key: one}, key) for one in value]
+
+
+def _pair(example: Example) -> tuple[StoredPicture, list[str]]:
+    """The picture of a record and what is said of it."""
+    said = [part for turn in example.turns if turn.role == "assistant" for part in turn.parts if isinstance(part, str)]
+    if len(example.pictures) != 1 or not said:
+        count = len(example.pictures)
+        raise DataError(
+            f"{example.where}: this record has {count} pictures and {len(said)} replies: captions need one."
+        )
+    return example.pictures[0], [said[0]]
+
+
+def _dialogue(example: Example) -> OwnDialogue:
+    system, asked = "", list[tuple[Ask, str]]()
+    ask: Ask | None = None
+    for turn in example.turns:
+        text = "".join(part for part in turn.parts if isinstance(part, str))
+        pictures = tuple(part for part in turn.parts if isinstance(part, StoredPicture))
+        if turn.role == "system":
+            system = text
+        elif turn.role == "user":
+            ask = asked[-1][0].then(Reply(asked[-1][1]), text, pictures) if asked else Ask(text, pictures, (), system)
+        elif ask is not None:
+            asked.append((ask, text))
+    return OwnDialogue(tuple(asked), str(example.where))
+
+
+def as_gallery(captions: Sequence[OwnCaption], reranked: int = RERANKED) -> Gallery:
+    """The same pictures and texts, to be found by each other."""
+    texts = tuple((index, text) for index, item in enumerate(captions) for text in item.references)
+    return Gallery(tuple(item.picture for item in captions), texts, reranked)

@@ -1,0 +1,193 @@
+"""Retrieval: find a picture's text among all texts, and a text's picture among all pictures (recall at 1, 5 and 10).
+
+As BLIP-2 does (arXiv:2301.12597, section 4.4): contrast compares all with all, matching re-ranks the best of each.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from minichat.errors import DataError
+from minichat.evaluate.figures import Figure, Outcome, share
+from minichat.evaluate.replies import Blank, Shown
+from minichat.evaluate.scenes import Drawn, held_out_scene
+from minichat.scenes.captions import short
+from minichat.scenes.truth import background_words
+from minichat.scenes.world import Scene
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from minichat.weights.stage1 import Stage1
+
+PAIRS = 1000
+AT = (1, 5, 10)
+TEXT, PICTURE = "text of a picture", "picture of a text"
+RERANKED = 32  # so many of the most similar are matched; BLIP-2 takes 128 among COCO's 5,000 pictures
+
+
+class Comparison(Protocol):
+    """Pictures and texts that a model has read."""
+
+    def similarity(self) -> Tensor:
+        """Each picture and each text (I, T), by contrast."""
+        ...
+
+    def match(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """Indices of pictures (M,) and texts (M,) → logits (M, 2), index 1 for a match."""
+        ...
+
+
+class Finder(Protocol):
+    """A model that can retrieve."""
+
+    def compare(self, pictures: Sequence[Shown], texts: Sequence[str]) -> Comparison: ...
+
+
+class Stage1Finder:
+    """A Q-Former that was pre-trained, as `minichat.weights.stage1` reads it."""
+
+    def __init__(self, stage1: Stage1, device: str | torch.device = "cpu", batch_size: int = 32) -> None:
+        self.model, self.tokenizer, self.batch_size = stage1.model.to(device), stage1.tokenizer, batch_size
+
+    def compare(self, pictures: Sequence[Shown], texts: Sequence[str]) -> Comparison:
+        return _Stage1Comparison(self, pictures, texts)
+
+
+def can_retrieve(name: str) -> bool:
+    """Whether a folder holds what `Stage1Finder` needs, not a chat model."""
+    from minichat.errors import ModelError
+    from minichat.weights.files import read_json
+    from minichat.weights.zoo import find
+
+    try:
+        return read_json(find(name), "config.json").get("architectures") == ["Blip2ForImageTextRetrieval"]
+    except ModelError:  # whoever loads it says what is wrong with it
+        return False
+
+
+def load_finder(name: str, device: str = "auto", batch_size: int = 32) -> Stage1Finder:
+    """A folder's model, ready to retrieve, in float32. Raises `ModelError` for a folder that holds another model."""
+    from minichat.weights.placement import choose_device
+    from minichat.weights.stage1 import read_stage1
+
+    return Stage1Finder(read_stage1(name), choose_device(device), batch_size)
+
+
+class _Stage1Comparison:
+    """What the Q-Former has read; patches stay in the machine's memory, off the accelerator."""
+
+    def __init__(self, finder: Stage1Finder, pictures: Sequence[Shown], texts: Sequence[str]) -> None:
+        import torch
+
+        from minichat.images import to_pixels
+        from minichat.prompt.wordpiece import tokenize
+
+        self._model, self._device, size = finder.model, finder.model.device, finder.batch_size
+        self._words = tokenize(finder.tokenizer, texts)
+        side = self._model.config.vision_config.image_size
+        patches, images, words = [], [], []
+        with torch.inference_mode():
+            for start in range(0, len(pictures), size):
+                opened = [picture.open() for picture in pictures[start : start + size]]
+                some = self._model.encode_patches(to_pixels(opened, side).to(self._device))
+                patches.append(some.cpu())
+                images.append(self._model.image_embeddings(some))
+            for start in range(0, len(texts), size):
+                part = {name: ids[start : start + size].to(self._device) for name, ids in self._words.items()}
+                words.append(self._model.text_embeddings(**part))
+        self._patches, self._images, self._texts = torch.cat(patches), torch.cat(images), torch.cat(words)
+
+    def similarity(self) -> Tensor:
+        return self._model.similarity(self._images, self._texts)
+
+    def match(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        words = {name: ids[texts.cpu()].to(self._device) for name, ids in self._words.items()}
+        return self._model.match(self._patches[pictures.cpu()].to(self._device), **words)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures, and texts with the index of the picture that each tells of."""
+
+    pictures: tuple[Shown, ...] = field(repr=False)
+    texts: tuple[tuple[int, str], ...] = field(repr=False)
+    reranked: int = RERANKED
+
+    def __post_init__(self) -> None:
+        lacking = set(range(len(self.pictures))) - {owner for owner, _ in self.texts}
+        if lacking:
+            raise DataError(f"Picture {min(lacking) + 1} has no text: each needs at least one to be found by.")
+
+    @classmethod
+    def of_scenes(cls, count: int = PAIRS, seed: int = 0, reranked: int = RERANKED) -> Gallery:
+        """Held-out scenes with a short caption each, no two of which name the same things on the same background."""
+        pictures: list[Shown] = []
+        texts: list[tuple[int, str]] = []
+        told: set[tuple[Any, ...]] = set()
+        index = 0
+        while len(pictures) < count:
+            scene, _ = held_out_scene(index, seed)
+            if (tale := _tale(scene)) not in told:
+                told.add(tale)
+                texts.append((len(pictures), short(scene, random.Random(f"held out caption {seed} {index}"))))
+                pictures.append(Drawn(scene, index))
+            index += 1
+        return cls(tuple(pictures), tuple(texts), reranked)
+
+    def content(self) -> Iterator[str]:
+        for picture in self.pictures:
+            yield json.dumps(picture.scene.to_dict()) if isinstance(picture, Drawn) else str(picture)
+        yield from (json.dumps(text) for text in self.texts)
+
+    def search(self, finder: Finder, blind: bool = False) -> Outcome:
+        """Recall both ways, by contrast alone and with the best re-ranked (which blank pictures are spared)."""
+        from minichat.model.retrieval import rerank
+
+        shown = (Blank(),) * len(self.pictures) if blind else self.pictures
+        found = finder.compare(shown, [text for _, text in self.texts])
+        similarity = found.similarity().cpu()  # (I, T)
+        texts_of: list[set[int]] = [set() for _ in self.pictures]
+        for index, (owner, _) in enumerate(self.texts):
+            texts_of[owner].add(index)
+        picture_of = [{owner} for owner, _ in self.texts]
+        figures: dict[str, Figure] = {}
+        ranks: dict[str, list[int]] = {}
+        for manner, k in ((", re-ranked", self.reranked), ("", 0)):
+            if k and blind:
+                continue
+            ranks[TEXT + manner] = first_ranks(rerank(similarity, found.match, k), texts_of)
+            pictures = rerank(similarity.T, lambda text, picture: found.match(picture, text), k)
+            ranks[PICTURE + manner] = first_ranks(pictures, picture_of)
+        for way, found_at in ranks.items():
+            figures |= recalls(found_at, f"{way}: ")
+        records: list[dict[str, Any]] = [
+            {
+                "text": text,
+                "picture": owner,
+                "ranks": [ranks[way][index] + 1 for way in ranks if way.startswith(PICTURE)],
+            }
+            for index, (owner, text) in enumerate(self.texts)
+        ]
+        return Outcome(figures, records, f"{PICTURE}: R@1")
+
+
+def _tale(scene: Scene) -> tuple[Any, ...]:
+    """What a short caption of the scene tells, in whatever order."""
+    return tuple(sorted((thing.colour, thing.shape) for thing in scene.things)), background_words(scene.background)
+
+
+def first_ranks(order: Tensor, wanted: Sequence[set[int]]) -> list[int]:
+    """For each query the place, from 0, of the first wanted candidate in its order (Q, N)."""
+    rows = order.tolist()
+    return [next(i for i, found in enumerate(row) if found in right) for row, right in zip(rows, wanted, strict=True)]
+
+
+def recalls(ranks: Sequence[int], prefix: str = "") -> dict[str, Figure]:
+    """The share of queries whose answer is among the first 1, 5 and 10."""
+    return {f"{prefix}R@{k}": share(rank < k for rank in ranks) for k in AT}
