@@ -116,7 +116,17 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.splitlines()[-1] == "[] 0"
 
 
-COMMANDS = [["chat"], ["demo"], ["caption"], ["convert"], ["export"], ["train"], ["data"], ["data", "scenes"]]
+COMMANDS = [
+    ["chat"],
+    ["demo"],
+    ["caption"],
+    ["convert"],
+    ["export"],
+    ["models"],
+    ["train"],
+    ["data"],
+    ["data", "scenes"],
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

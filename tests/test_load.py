@@ -100,7 +100,7 @@ def test_devices_and_dtypes_that_are_not_there(saved: Path) -> None:
 
 def test_a_name_that_is_not_known() -> None:
     for name in ("minichat-huge", "", "no/such/folder", "../nowhere", "a b"):
-        with pytest.raises(ModelError, match="no built-in name"):
+        with pytest.raises(ModelError, match="no known name"):
             load(name)
     with pytest.raises(ModelError, match="minichat-tiny"):
         load("tiny")

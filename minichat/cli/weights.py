@@ -1,7 +1,8 @@
-"""`minichat convert` and `export`."""
+"""`minichat convert`, `export` and `models`."""
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +22,12 @@ class Format(StrEnum):
 @app.command()
 def convert(
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    projection: Annotated[Path, typer.Option("--projection", help="What MiniGPT-4's training saved (.pth).")],
     llm: Annotated[str, typer.Option("--llm", help="The LLM: a Hugging Face folder, or a hub id.")],
     template: Annotated[str, typer.Option("--template", help="Prompt template: vicuna-v0, llama2, minigpt-v2, ...")],
+    projection: Annotated[
+        Path | None,
+        typer.Option("--projection", help="What MiniGPT-4's training saved (.pth); none: a random one, to be trained."),
+    ] = None,
     vit: Annotated[Path | None, typer.Option("--vit", help="EVA's ViT as published (eva_vit_g.pth).")] = None,
     qformer: Annotated[
         Path | None, typer.Option("--qformer", help="BLIP-2's Q-Former as published; none: patches are joined.")
@@ -81,3 +85,15 @@ def export(
 
     write(model, form.value, out)
     typer.echo(f"It is in {out}.", err=True)
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each model; sizes in bytes.")] = False,
+) -> None:
+    """List what can be loaded by name: parts, licences, sizes, memory, and whether it is here."""
+    from minichat.weights.catalogue import catalogue, hint
+
+    for entry in catalogue():
+        typer.echo(json.dumps(entry.as_dict()) if as_json else f"{entry}\n")
+    typer.echo(hint(), err=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError
 from minichat.weights.files import HUB_ID, check_header, read_json, weight_files
-from minichat.weights.zoo import BUILT_IN, find
+from minichat.weights.zoo import BUILT_IN, KNOWN, find
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +205,7 @@ def _stored(folder: Path) -> dict[str, Tensor]:
 
 
 def _reference(name: str, folder: Path) -> dict[str, str]:
-    if name in BUILT_IN:
+    if name in BUILT_IN or name in KNOWN:
         return {"name": name}
     if not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name):
         return {"id": name}

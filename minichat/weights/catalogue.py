@@ -1,0 +1,112 @@
+"""`minichat models`: what can be loaded by name, with sources, licences, sizes, and whether it is here already."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minichat.memory import CONTEXT, QUANTIZED, estimate, gib
+from minichat.model import MiniChatConfig
+from minichat.weights.fetch import files_folder, gigabytes, is_here, shown
+from minichat.weights.zoo import BUILT_IN, KNOWN, KnownModel, PublishedFile, Repository, find
+
+_OWN_LICENCE = "BSD 3-Clause"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a part of a model is published."""
+
+    part: str
+    source: str
+    licence: str
+    bytes: int | None
+    instead: bool = False  # taken in place of the one before, where a person has put it there
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that can be loaded by name. Sizes are in bytes."""
+
+    name: str
+    here: bool
+    template: str
+    licence: str  # in short, of all parts together
+    parts: tuple[Part, ...]
+    download: int  # what is fetched, once
+    disk: int  # what stays: the downloads, and the converted model
+    memory: dict[str, int]  # by precision of the LLM: on a GPU, for a conversation of `memory.CONTEXT` tokens
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [("template", self.template), ("licence", self.licence)]
+        label = ""
+        for part in self.parts:
+            size = "" if part.bytes is None else f", {gigabytes(part.bytes)}"
+            label = part.part if not part.instead else "  and" if label == "  or" else "  or"
+            rows.append((label, f"{part.source}{size}; {part.licence}"))
+        if self.download:
+            rows.append(("download", gigabytes(self.download)))
+        rows.append(("disk", gigabytes(self.disk)))
+        needs = [f"{precision} {gib(size)}" for precision, size in self.memory.items()]
+        rows.append(("memory", f"{', '.join(needs)} (on a GPU, {CONTEXT:,} tokens)"))
+        head = f"{self.name}: {'here' if self.here else 'not fetched yet'}"
+        return "\n".join([head, *(f"  {what:<12}{text}" for what, text in rows)])
+
+
+def catalogue() -> list[Entry]:
+    """The built-in models and the known ones. Nothing is fetched."""
+    return [*map(_built_in, BUILT_IN), *map(_known, KNOWN.values())]
+
+
+def hint() -> str:
+    """Where a person puts files, for the end of the list."""
+    return (
+        f"A model is fetched and converted when it is first loaded. Files that you have, or that only you can get, go "
+        f"into {shown(files_folder())}."
+    )
+
+
+def _built_in(name: str) -> Entry:
+    folder = find(name)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+    return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
+
+
+def _known(model: KnownModel) -> Entry:
+    originals = (file for file in (model.vit, model.qformer) if file is not None)
+    parts = (
+        _repository("LLM", model.llm),
+        _repository("vision", model.blip2),
+        *(_file("vision", file, instead=True) for file in originals),
+        _file("projection", model.projection),
+    )
+    download = sum(part.bytes or 0 for part in parts if not part.instead)
+    return Entry(
+        name=model.name,
+        here=is_here(model),
+        template=model.template,
+        licence=model.licence,
+        parts=parts,
+        download=download,
+        disk=download + model.folder,
+        memory=_memory(model.config()),
+    )
+
+
+def _repository(part: str, repository: Repository) -> Part:
+    return Part(part, repository.id, repository.licence, repository.size)
+
+
+def _file(part: str, file: PublishedFile, instead: bool = False) -> Part:
+    return Part(part, file.name, file.licence, file.size, instead)
+
+
+def _memory(config: MiniChatConfig) -> dict[str, int]:
+    needs = {"bfloat16": estimate(config, device="cuda")}
+    needs |= {quantize: estimate(config, quantize=quantize, device="cuda") for quantize in QUANTIZED}
+    return {precision: need.total for precision, need in needs.items()}
