@@ -36,8 +36,8 @@ class Report:
     def summary(self) -> str:
         """Lines for a person: counts, notes and the lengths as bars."""
         lines = [
-            f"{self.records:,} records: {self.records - self.wrong:,} can be used, {self.wrong:,} are wrong.",
-            f"{self.pictures:,} pictures, {self.different_pictures:,} of them different.",
+            f"Records: {self.records:,}. Good: {self.records - self.wrong:,}. Wrong: {self.wrong:,}.",
+            f"Pictures: {self.pictures:,}. Different ones: {self.different_pictures:,}.",
             *self.notes,
         ]
         for title, lengths in self.lengths.items():
@@ -118,15 +118,17 @@ class _Checker:
         report.different_pictures = len(self._contents)
         read = len(self._records)
         if self._without_picture:
-            report.notes.append(f"{self._without_picture:,} records show no picture.")
+            report.notes.append(f"Records without a picture: {self._without_picture:,}.")
         with_system = self._systems.total()
         if 0 < with_system < read:
-            report.notes.append(f"{with_system:,} of {read:,} records have a system text, the others the template's.")
+            report.notes.append(
+                f"Records with a system text: {with_system:,}; the others are spelled with the template's."
+            )
         elif len(self._systems) > 1:
-            report.notes.append(f"There are {len(self._systems):,} different system texts.")
+            report.notes.append(f"Different system texts: {len(self._systems):,}.")
         if self._broken_markers:
             report.notes.append(
-                f"{self._broken_markers:,} replies spell a marker of the model's template, which gets a hyphen in it."
+                f"Replies that spell a marker of the template: {self._broken_markers:,}; it gets a hyphen in it."
             )
         return report
 

@@ -72,7 +72,7 @@ def _lines(path: Path, file: str) -> Iterator[Value | Problem]:
             if isinstance(text, str) and not text.strip():
                 continue
             empty = False
-            value = text if isinstance(text, Problem) else parse(text, where)
+            value = text if isinstance(text, Problem) else parse(text.rstrip(), where)
             yield value if isinstance(value, Problem) else (where, value)
     if empty:
         yield Problem(Where(file, 1), "the file is empty: there is no record in it.")
