@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
+import minichat
 from minichat.errors import ModelError, PromptError, SettingsError
 from minichat.images import to_pixels
 from minichat.model.bridge import QFormerBridge
@@ -19,10 +20,11 @@ from minichat.model.pretraining import QFormerPretraining
 from minichat.model.pretraining_config import PretrainingConfig
 from minichat.prompt.wordpiece import read_wordpiece, tokenize
 from minichat.weights.begin import begin, read_bert, read_vit
+from minichat.weights.convert import convert
 from minichat.weights.keys import BLIP2_STAGE1
 from minichat.weights.stage1 import BESIDE, bridge_of, read_blip2, read_stage1, shapes, write_stage1
 from tests.published_files import their_names, vision_file
-from tests.tiny import noise_picture
+from tests.tiny import noise_picture, tiny_bot, tokenizer_model
 from tests.tiny_stage1 import QUERIES, SIDE, WORDS, tiny_pretraining, vocabulary
 
 VOCABULARY = len(WORDS) + 1  # with [DEC]
@@ -379,3 +381,32 @@ class TestWordPieces:
             (tmp_path / "vocab.txt").write_bytes(content)
         with pytest.raises(ModelError, match=message):
             read_wordpiece(tmp_path)
+
+
+class TestStage2:
+    """What the next stage begins with: the pre-trained Q-Former before an LLM, joined by a projection yet to train."""
+
+    @pytest.mark.parametrize("source", ["folder", "original"])
+    def test_it_begins_where_stage_1_ended(self, tmp_path: Path, source: str) -> None:
+        model, bot = random_model(), tiny_bot()
+        llm = tmp_path / "llm"
+        bot.model.language_model.save_pretrained(llm)
+        (llm / "tokenizer.model").write_bytes(tokenizer_model())
+        files = publish(tmp_path / "published", model)
+        sizes: dict[str, Any] = {"vit": files["vit"], "qformer": files["checkpoint"], "vision_heads": 2}
+        if source == "folder":
+            words = read_wordpiece(files["tokenizer"])
+            sizes = {"blip2": str(write_stage1(tmp_path / "stage1", model, words))}
+        sizes["qformer_heads"] = 2
+        out = convert(tmp_path / "out", llm=str(llm), template="plain", **sizes)
+        loaded = minichat.load(out, device="cpu")
+        with torch.no_grad():
+            features = loaded.model.encode_features(pixels())
+            ours = model.query_states(model.encode_patches(pixels()))
+        torch.testing.assert_close(features, ours, rtol=0, atol=1e-6)
+        projection = loaded.model.projection.weight.detach()
+        assert float(projection.std()) == pytest.approx(12**-0.5 / 3**0.5, rel=0.1)
+        again = convert(tmp_path / "again", llm=str(llm), template="plain", **sizes)
+        assert torch.equal(minichat.load(again, device="cpu").model.projection.weight, projection)
+        assert json.loads((out / "conversion.json").read_text())["projection"] == "random"
+        assert loaded.caption([noise_picture()], max_new_tokens=3)

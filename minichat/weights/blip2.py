@@ -15,6 +15,7 @@ from minichat.weights.reading import read_checkpoint
 
 _INDEX = f"{WEIGHTS}.index.json"
 CONFIGS = ("config.json", _INDEX)
+RETRIEVAL = "Blip2ForImageTextRetrieval"
 
 
 def add_hugging_face(
@@ -58,6 +59,8 @@ def _configs(account: Account, config: dict[str, Any], sizes: Sizes) -> tuple[di
     vision = Blip2VisionConfig(**(config.get("vision_config") or {})).to_diff_dict()
     vision.setdefault("hidden_size", Blip2VisionConfig().hidden_size)
     qformer = Blip2QFormerConfig(**(config.get("qformer_config") or {})).to_diff_dict()
+    if config.get("architectures") == [RETRIEVAL]:  # what stage 1 left: its text branch ends here
+        qformer |= {"use_qformer_text_input": False, "vocab_size": Blip2QFormerConfig().vocab_size}
     if qformer.get("use_qformer_text_input"):
         raise ModelError("The Q-Former of this BLIP-2 reads text, too: MiniChat's does not.")
     given = Blip2VisionConfig(**vision)

@@ -32,9 +32,9 @@ _SPARE_ROWS = 1024  # an LLM's embedding may be padded so far beyond its tokeniz
 def convert(
     out: Path,
     *,
-    projection: Path,
     llm: str,
     template: str,
+    projection: Path | None = None,
     vit: Path | None = None,
     qformer: Path | None = None,
     blip2: str | None = None,
@@ -51,11 +51,13 @@ def convert(
 
     Args:
         out: a new folder.
-        projection: what a training run of MiniGPT-4 saved (`llama_proj.*`).
         llm: a Hugging Face folder or a hub id; referred to, or copied with `merge`.
         template: the prompt template that the weights were trained with.
+        projection: what a training run of MiniGPT-4 saved (`llama_proj.*`). None: a random one, always the same, for
+            training to begin with.
         vit, qformer: EVA's ViT and BLIP-2's Q-Former as the originals published them; or `blip2`, a Hugging Face
-            BLIP-2 that holds both. Without a Q-Former, patches are joined (MiniGPT-4 with Llama-2).
+            BLIP-2 that holds both, or what stage 1 alone left (`write_stage1`). Without a Q-Former, patches are joined
+            (MiniGPT-4 with Llama-2).
         no_qformer: take the vision encoder alone from `blip2`.
         vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
         allow_unused: globs of tensors that may be left out although nothing is known of them; recorded in the folder.
@@ -74,13 +76,16 @@ def convert(
         raise SettingsError("--qformer and --no-qformer contradict each other: drop one of them.")
     sizes = Sizes(vision_heads, vision_layers, qformer_heads, image_size)
     account = Account(allow_unused)
-    trained = open_part(projection, "MiniGPT-4 projection", "llama_proj.weight", "llama_proj.bias")
-    _check_template(trained, template)
+    trained = None
+    if projection is not None:
+        trained = open_part(projection, "MiniGPT-4 projection", "llama_proj.weight", "llama_proj.bias")
+        _check_template(trained, template)
     progress("Reading the vision side")
     vision, bridge = _vision_side(account, trained, vit, qformer, blip2, sizes, not no_qformer)
     progress("Looking at the LLM")
     words = find_llm(llm)
-    _check_width(account, words)
+    if trained is not None:
+        _check_width(account, words)
     words.verify()
     config = MiniChatConfig(
         vision_config=vision,
@@ -90,6 +95,8 @@ def convert(
         llm=None if merge else words.reference(),
         architectures=[MiniChatForConditionalGeneration.__name__],
     )
+    if trained is None:
+        _begin_projection(account, config)
     account.check(_wanted(config))
     processor = _processor(words, config)
     ids = _control_ids(words, processor.content_tokenizer)
@@ -103,13 +110,13 @@ def convert(
         config.save_pretrained(folder)
         GenerationConfig(**ids).save_pretrained(folder)
         processor.save_pretrained(folder)
-        write_json(folder / RECORD, _record(account, words))
+        write_json(folder / RECORD, _record(account, words, trained))
     return out
 
 
 def _vision_side(
     account: Account,
-    trained: Checkpoint,
+    trained: Checkpoint | None,
     vit: Path | None,
     qformer: Path | None,
     blip2: str | None,
@@ -153,6 +160,18 @@ def _check_template(trained: Checkpoint, template: str) -> None:
             f"{trained.file} was trained with the prompt {spelled!r}, but the template {template!r} spells {wanted!r}: "
             f"{hint}."
         )
+
+
+def _begin_projection(account: Account, config: MiniChatConfig) -> None:
+    """As the original begins: `nn.Linear`'s own random numbers, from a generator of ours."""
+    size, width = config.image_feature_size, config.text_config.hidden_size
+
+    def uniform(*shape: int) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(0)
+        return (2 * torch.rand(*shape, generator=draw) - 1) / size**0.5
+
+    account.replace("projection.weight", lambda: uniform(width, size))
+    account.replace("projection.bias", lambda: uniform(width))
 
 
 def _check_width(account: Account, words: Llm) -> None:
@@ -240,7 +259,7 @@ def _control_ids(words: Llm, tokenizer: ContentTokenizer) -> dict[str, Any]:
     }
 
 
-def _record(account: Account, words: Llm) -> dict[str, Any]:
+def _record(account: Account, words: Llm, trained: Checkpoint | None) -> dict[str, Any]:
     """Where everything came from, and what was left out."""
     allowed = {
         glob: sorted(n for names in account.left_over.values() for n in names if fnmatchcase(n, glob))
@@ -248,6 +267,7 @@ def _record(account: Account, words: Llm) -> dict[str, Any]:
     }
     return {
         "llm": words.folder.name if Path(words.name).expanduser().is_dir() else words.name,
+        "projection": "random" if trained is None else trained.file,
         "known_to_be_unused": {file: sorted(names) for file, names in account.unused.items()},
         "allow_unused": allowed,
     }

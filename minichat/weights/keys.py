@@ -124,7 +124,16 @@ HUGGING_FACE_BLIP2 = KeyMap(
             {"vision_model.post_layernorm": "bridge.ln_vision", "qformer.layernorm": "bridge.qformer.layernorm"}
         ),
     },
-    unused=("language_model.*", "language_projection.*", *_BUFFERS),
+    unused=(
+        "language_model.*",
+        "language_projection.*",
+        # After stage 1 (Blip2ForImageTextRetrieval): the Q-Former's text branch, and the heads of its losses.
+        "embeddings.*",
+        "qformer.encoder.layer.*.intermediate.*",
+        "qformer.encoder.layer.*[0-9].output.*",
+        *(f"{head}.*" for head in ("vision_projection", "text_projection", "itm_head")),
+        *_BUFFERS,
+    ),
     parts={"vision_model.": "vision_model.", "qformer.": "bridge.qformer."},
 )
 

@@ -20,6 +20,7 @@ from minichat.weights.reading import Checkpoint, read_checkpoint
 VISION_HEADS = {1408: 16}
 VISION_LAYERS = {1408: 39}
 QFORMER_HEADS = {768: 12}
+MERGE = 4  # patches that are joined where there is no Q-Former
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _QUERIES = "bridge.query_tokens"
@@ -107,35 +108,47 @@ def heads(part: str, width: int, given: int | None, published: dict[int, int]) -
     return count
 
 
-def add_bridge(account: Account, qformer: Checkpoint | None, projection: Checkpoint) -> None:
+def add_bridge(account: Account, qformer: Checkpoint | None, projection: Checkpoint | None) -> None:
     """Take in the Q-Former's file, then what a training run saved, which comes later and replaces it."""
     if qformer is not None:
         account.add(qformer, BLIP2)
-    account.add(projection, MINIGPT4)
+    if projection is not None:
+        account.add(projection, MINIGPT4)
 
 
 def bridge_sizes(account: Account, vision: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """The bridge's configuration: a Q-Former where one was taken in, else patches joined."""
+    """The bridge's configuration: a Q-Former where one was taken in, else patches joined.
+
+    A projection that was taken in must fit; where there is none, it is to be trained, and four patches are joined.
+    """
     patches = vision["hidden_size"]
-    asked, taken = projection_sizes(account)
+    trained = "projection.weight" in account
     if _QUERIES not in account:
-        merge, rest = divmod(taken, patches)
-        if rest or not merge:
-            raise ModelError(
-                f"{asked} takes features of width {taken}, but patches have the width {patches}: give --qformer, or "
-                "another vision encoder."
-            )
+        merge = _merge(account, patches) if trained else MERGE
         if "bridge.ln_vision.weight" not in account:  # the original leaves it as it was made
             account.replace("bridge.ln_vision.weight", lambda: torch.ones(patches))
             account.replace("bridge.ln_vision.bias", lambda: torch.zeros(patches))
         return {"kind": "patch_merge", "merge": merge}
     _, _, width = _shape(account, _QUERIES, 3)
-    if taken != width:
+    if trained and projection_sizes(account)[1] != width:
+        asked, taken = projection_sizes(account)
         raise ModelError(
             f"{asked} takes features of width {taken}, but {account.source(_QUERIES)} has the width {width}: they do "
             "not belong together."
         )
     return qformer_sizes(account, patches, sizes)
+
+
+def _merge(account: Account, patches: int) -> int:
+    """How many patches the projection takes as one."""
+    asked, taken = projection_sizes(account)
+    merge, rest = divmod(taken, patches)
+    if rest or not merge:
+        raise ModelError(
+            f"{asked} takes features of width {taken}, but patches have the width {patches}: give --qformer, or "
+            "another vision encoder."
+        )
+    return merge
 
 
 def qformer_sizes(account: Account, patches: int, sizes: Sizes) -> dict[str, Any]:
