@@ -1,0 +1,260 @@
+"""How much memory a model needs, computed from its configuration alone: no weights are read.
+
+docs/MEMORY.md has the formulae in one place, and the estimates beside measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from minichat.errors import SettingsError
+from minichat.weights.placement import QUANTIZED
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from minichat.model import MiniChatConfig
+
+__all__ = ["CONTEXT", "GIB", "MIB", "QUANTIZED", "Needs", "cache_per_token", "estimate", "gib", "training_needs"]
+
+MIB, GIB = 1024**2, 1024**3
+CONTEXT = 2048  # tokens of a conversation, where nothing else is said
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Of a parameter in bitsandbytes: 8 bits; 4 bits with a float32 scale for every 64 (QLoRA, arXiv:2305.14314, section 3).
+_BYTES_QUANTIZED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
+_BYTES_OF_ROW = {"8bit": 4, "4bit": 0}  # a float32 scale for each row (LLM.int8(), arXiv:2208.07339, section 2.1)
+# What a process holds that has read the libraries and used them, apart from any model. Measured, see docs/MEMORY.md.
+_BASE = {"cpu": 640 * MIB, "cuda": 600 * MIB, "mps": 300 * MIB}
+# Quantizing one matrix on the processor holds copies of it in other precisions, in bytes of a parameter. Measured.
+_QUANTIZING = {"8bit": 10, "4bit": 14}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a model needs on the device that it runs on."""
+
+    weights: Mapping[str, int]  # of each part
+    cache: int  # the LLM's keys and values for the whole context
+    working: int  # what comes and goes: the most of loading, encoding pictures, and reading the prompt
+    base: int  # the libraries, or a GPU's own context, without any model
+    activations: int = 0  # in training: what the LLM keeps of a batch for the way back
+    optimizer: int = 0  # in training: gradients, and AdamW's two moments
+
+    @property
+    def model(self) -> int:
+        """What the model adds to a process that runs already."""
+        return sum(self.weights.values()) + self.cache + self.working + self.activations + self.optimizer
+
+    @property
+    def total(self) -> int:
+        return self.model + self.base
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {gib(size)}" for part, size in self.weights.items())
+        rest = {
+            "key-value cache": self.cache,
+            "activations": self.activations,
+            "gradients and optimizer": self.optimizer,
+            "working memory": self.working,
+            "libraries": self.base,
+        }
+        listed = "".join(f", {what} {gib(size)}" for what, size in rest.items() if size)
+        return f"{gib(self.total)}: weights {gib(sum(self.weights.values()))} ({parts}){listed}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "total": self.total}
+
+
+def gib(size: float) -> str:
+    """Bytes as a person reads them: GiB, with three figures."""
+    return f"{size / GIB:.1f} GiB" if size >= 10 * GIB else f"{size / GIB:.2f} GiB"
+
+
+def estimate(
+    config: MiniChatConfig,
+    *,
+    dtype: str = "bfloat16",
+    quantize: str | None = None,
+    context: int = CONTEXT,
+    batch: int = 1,
+    device: str = "cpu",
+) -> Needs:
+    """What a model needs to be loaded and to answer.
+
+    Args:
+        config: the model's; no weights are needed.
+        dtype: "float32", "bfloat16" or "float16", of all that is not quantized; the projection is in float32.
+        quantize: None, "8bit" or "4bit": the LLM's linear layers; embedding, output layer and norms are not.
+        context: tokens of a conversation, pictures and reply included.
+        batch: conversations at once, one picture in each.
+        device: "cpu", "cuda" or "mps".
+
+    Raises:
+        SettingsError: for a setting that does not exist or is out of range.
+    """
+    _check(dtype, quantize, context, batch, device)
+    size, text = _BYTES[dtype], config.text_config
+    parts = _count(config)
+    cache = batch * context * cache_per_token(text, size)
+    working = max(
+        parts["language_model"].largest_linear * _QUANTIZING[quantize] if quantize and device == "cpu" else 0,
+        batch * _encoding(config, size),
+        cache // text.num_hidden_layers + _reading(text, batch, context, size),
+    )
+    return Needs(
+        weights={name: part.size(name, size, quantize) for name, part in parts.items()},
+        cache=cache,
+        working=working,
+        base=_BASE[device],
+    )
+
+
+def training_needs(
+    config: MiniChatConfig,
+    batch: int,
+    length: int,
+    checkpointing: bool,
+    *,
+    dtype: str = "bfloat16",
+    quantize: str | None = None,
+    device: str = "cpu",
+) -> Needs:
+    """What one training step of the projection needs, everything else frozen.
+
+    `length` is of a row in tokens, pictures included, with one picture in each row; at the worst, every one of its
+    tokens is supervised. With `checkpointing` a block keeps what comes in alone, and one block at a time the rest. The
+    projection, its gradient and AdamW's two moments are in float32 (arXiv:1711.05101, algorithm 2).
+
+    Raises `SettingsError` as `estimate` does.
+    """
+    _check(dtype, quantize, length, batch, device)
+    size, text = _BYTES[dtype], config.text_config
+    parts = _count(config)
+    tokens, layers = batch * length, text.num_hidden_layers
+    block = tokens * _kept_for_backward(text, size)
+    kept = layers * tokens * text.hidden_size * size + block if checkpointing else layers * block
+    # The logits, their gradient in pieces and whole (`minichat.model.loss`), and the gradient's way through a block.
+    logits = 3 * tokens * text.vocab_size * size
+    return Needs(
+        weights={name: part.size(name, size, quantize) for name, part in parts.items()},
+        cache=0,
+        working=max(batch * _encoding(config, size), logits, _reading(text, batch, length, size)),
+        base=_BASE[device],
+        activations=kept,
+        optimizer=3 * 4 * parts["projection"].plain,
+    )
+
+
+def _kept_for_backward(text: Any, size: int) -> int:
+    """Bytes that a block of a frozen LLaMA keeps for each token while a gradient is to pass through it.
+
+    Queries, keys, values and the attention's result; in the gated MLP the gate, its activation and the values; in each
+    of two norms its input in float32. A frozen linear layer keeps no input. (Counted with PyTorch's
+    `saved_tensors_hooks`; Korthikanti et al., arXiv:2205.05198, section 4, count 34 bytes · width where all trains.)
+    """
+    heads, kv_heads = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return size * (2 * (heads + kv_heads) * width + 3 * _inner(text)) + 2 * 4 * text.hidden_size
+
+
+def _inner(text: Any) -> int:
+    return getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+
+
+def _check(dtype: str, quantize: str | None, context: int, batch: int, device: str) -> None:
+    for name, value, known in (
+        ("dtype", dtype, tuple(_BYTES)),
+        ("quantize", quantize, (None, *QUANTIZED)),
+        ("device", device, tuple(_BASE)),
+    ):
+        if value not in known:
+            raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, known))}.")
+    for name, count in (("context", context), ("batch", batch)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise SettingsError(f"{name} is {count!r}; it must be a whole number from 1.")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Parameters of a part of the network."""
+
+    plain: int  # never quantized
+    linear: int = 0  # in the LLM's linear layers …
+    rows: int = 0  # … which have so many rows together
+    largest_linear: int = 0
+
+    def size(self, name: str, of_parameter: int, quantize: str | None) -> int:
+        if name == "projection":
+            of_parameter = 4
+        if quantize is None:
+            return (self.plain + self.linear) * of_parameter
+        quantized = self.linear * _BYTES_QUANTIZED[quantize] + self.rows * _BYTES_OF_ROW[quantize]
+        return self.plain * of_parameter + round(quantized)
+
+
+def _count(config: MiniChatConfig) -> dict[str, _Part]:
+    """Part → its parameters, counted on a network without memory; a tied one is counted once."""
+    import torch
+
+    from minichat.model import MiniChatForConditionalGeneration
+
+    with torch.device("meta"):
+        model = MiniChatForConditionalGeneration(config)
+    parts = {name: _Part(_parameters(part)) for name, part in model.named_children()}
+    linears = _linears(model.language_model)
+    in_linears = sum(layer.weight.numel() for layer in linears)
+    parts["language_model"] = _Part(
+        plain=parts["language_model"].plain - in_linears,
+        linear=in_linears,
+        rows=sum(layer.out_features for layer in linears),
+        largest_linear=max((layer.weight.numel() for layer in linears), default=0),
+    )
+    return parts
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _linears(llm: nn.Module) -> list[nn.Linear]:
+    """The layers that bitsandbytes makes small: all linear ones but the output layer."""
+    from torch import nn
+
+    output = llm.get_output_embeddings()  # type: ignore[operator]
+    return [module for module in llm.modules() if type(module) is nn.Linear and module is not output]
+
+
+def cache_per_token(text: Any, size: int) -> int:
+    """Bytes of one token's keys and values in all layers of an LLM: 2 · layers · key-value heads · their width."""
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return 2 * text.num_hidden_layers * heads * width * size
+
+
+def _encoding(config: MiniChatConfig, size: int) -> int:
+    """Bytes that come and go while one picture is encoded: a block's widest moment, its MLP or its attention.
+
+    In the MLP the residual, its norm, and the inner layer before and after its activation; in attention the residual,
+    its norm, queries, keys and values twice (one matrix, then by heads) and the result.
+    """
+    vision = config.vision_config
+    width, inner = vision.hidden_size, vision.intermediate_size
+    pixels = 3 * vision.image_size**2
+    return size * ((1 + config.num_patches) * max(2 * width + 2 * inner, 9 * width) + pixels)
+
+
+def _reading(text: Any, batch: int, context: int, size: int) -> int:
+    """Bytes that come and go while the LLM reads a prompt: a block's widest moment, and the last position's logits.
+
+    In a gated MLP the residual, its norm, and the inner layer three times: the gate, the values and their product; in
+    a norm the residual, and it thrice in float32. Attention holds no scores: PyTorch computes them in pieces (SDPA).
+    Rows of unequal length have a mask of context × context.
+    """
+    width = text.hidden_size
+    block = max(size * (2 * width + 3 * _inner(text)), (2 * size + 12) * width)
+    mask = context * context * size if batch > 1 else 0
+    return batch * (context * block + mask + text.vocab_size * (size + 4))
