@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minichat.model import masks
 from minichat.model.pretraining import QFormerPretraining
+from tests.conftest import ROOT
 from tests.tiny_stage1 import QUERIES, pairs, tiny_pretraining
 
 Mask = Callable[[int, Tensor], Tensor]
@@ -23,6 +24,8 @@ RULES: dict[str, tuple[Mask, Callable[[str, str, bool], bool]]] = {
         lambda row, column, later: column == "query" or (row == "word" and not later),
     ),
 }
+
+FIGURE = ("unimodal", "bidirectional", "multimodal_causal")
 
 
 @given(st.integers(0, 4), st.lists(st.integers(1, 5), min_size=1, max_size=3), st.sampled_from(sorted(RULES)))
@@ -176,3 +179,18 @@ def test_half_precision_does_not_leak(attention: str, how: str) -> None:
     assert not same(changed[:, 2:], words[:, 2:])
     assert losses.loss.isfinite()
     assert queries.shape[1] == QUERIES
+
+
+def test_the_figure_in_the_documentation() -> None:
+    """It is what the masks are."""
+    text = ["[CLS]", "a", "red", "star", "[SEP]"]
+    seen = [RULES[name][0](3, torch.tensor([[1, 1, 1, 1, 1, 0]]))[0, 0] for name in FIGURE]
+    head = " ".join([*"qqq", *"12345", "."])
+    lines = [f"{'':14}{head:23}{head:23}{head}"]
+    names = ["query"] * 3 + [f"{place} {word}" for place, word in enumerate(text, start=1)]
+    for row, name in enumerate(names):
+        parts = [" ".join("#" if mark else "-" for mark in sees[row].tolist()) for sees in seen]
+        lines.append(f"{name:14}" + "".join(f"{part:23}" for part in parts).rstrip())
+    page = (ROOT / "docs" / "PRETRAINING.md").read_text()
+    assert "\n".join(lines) in page
+    assert f"{'':14}" + "".join(f"{name:23}" for name in FIGURE).rstrip() in page

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,19 @@ from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
 import minichat
+from minichat.cli import app
 from minichat.errors import ModelError, PromptError, SettingsError
 from minichat.images import to_pixels
 from minichat.model.bridge import QFormerBridge
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.pretraining_config import PretrainingConfig
 from minichat.prompt.wordpiece import read_wordpiece, tokenize
+from minichat.weights import published
 from minichat.weights.begin import begin, read_bert, read_vit
 from minichat.weights.convert import convert
 from minichat.weights.keys import BLIP2_STAGE1
 from minichat.weights.stage1 import BESIDE, bridge_of, read_blip2, read_stage1, shapes, write_stage1
+from tests.conftest import ROOT
 from tests.published_files import their_names, vision_file
 from tests.tiny import noise_picture, tiny_bot, tokenizer_model
 from tests.tiny_stage1 import QUERIES, SIDE, WORDS, tiny_pretraining, vocabulary
@@ -410,3 +415,26 @@ class TestStage2:
         assert torch.equal(minichat.load(again, device="cpu").model.projection.weight, projection)
         assert json.loads((out / "conversion.json").read_text())["projection"] == "random"
         assert loaded.caption([noise_picture()], max_new_tokens=3)
+
+
+def test_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program and the command of docs/PRETRAINING.md, with small files in the place of the published ones."""
+    page = (ROOT / "docs" / "PRETRAINING.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (command,) = re.findall(r"```bash\nminichat (.*?)\n```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(published, "VISION_HEADS", {16: 2})
+    monkeypatch.setattr(published, "QFORMER_HEADS", {12: 2})
+    files = publish(tmp_path, random_model())
+    files["checkpoint"].rename("blip2_pretrained.pth")
+    files["vit"].rename("eva_vit_g.pth")
+    files["tokenizer"].rename("bert-base-uncased")
+    tiny_bot().model.language_model.save_pretrained("vicuna-7b")
+    Path("vicuna-7b/tokenizer.model").write_bytes(tokenizer_model())
+    names: dict[str, Any] = {"pixels": pixels()[:2]}
+    exec(program, names)
+    assert names["losses"].loss.isfinite()
+    with pytest.raises(SystemExit) as end:
+        app(shlex.split(command))
+    assert not end.value.code
+    assert minichat.load("stage2", device="cpu").caption([noise_picture()], max_new_tokens=3)
