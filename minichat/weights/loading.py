@@ -1,0 +1,91 @@
+"""A folder of weights → the network, every tensor accounted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from minichat.errors import MiniChatError, ModelError
+from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+from minichat.weights.files import quiet, sentence, some, weight_files
+from minichat.weights.llm import referred_llm
+from minichat.weights.placement import Placement
+from minichat.weights.streaming import Stream
+
+
+def load_network(
+    folder: Path, placement: Placement, reference: dict[str, str] | None = None
+) -> MiniChatForConditionalGeneration:
+    """The network in `folder`, with the LLM that it refers to, if it does; placed and quantized as asked for.
+
+    Raises `ModelError`, naming it, for a tensor that is missing, left over, of the wrong shape or not finite, and
+    `SettingsError` for a placement that does not fit this network.
+    """
+    stream = Stream(placement.dtype, placement.as_stored, pieces=placement.quantize is not None)
+    try:
+        with quiet():
+            config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+            config.llm = None  # what is saved of the loaded model holds its LLM
+            if reference is not None:
+                llm = referred_llm(reference, folder.name)
+                for checkpoint in llm.checkpoints:
+                    held = [name for name, holder in llm.tensors().items() if holder is checkpoint]
+                    stream.add(llm.folder / checkpoint.file, "language_model.", held)
+            for file in weight_files(folder):
+                stream.add(folder / file)
+            model, account = MiniChatForConditionalGeneration.from_pretrained(
+                None,
+                config=config,
+                state_dict=stream.tensors,
+                generation_config=_generation_config(folder),
+                ignore_mismatched_sizes=True,  # reported below, with both shapes
+                output_loading_info=True,
+                **placement.options(config),
+            )
+    except MiniChatError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ModelError(f"The model in {folder.name!r} cannot be loaded: {sentence(error)}.") from error
+    stream.give_back()
+    _check_account(folder, account)
+    _check_values(folder, stream)
+    return model
+
+
+def _generation_config(folder: Path) -> GenerationConfig | None:
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:  # there need not be one
+        return None
+
+
+def _check_account(folder: Path, account: dict[str, Any]) -> None:
+    """Every tensor is used, and none is missing: a missing one would be left random."""
+    for name, stored, wanted in sorted(account["mismatched_keys"]):
+        raise ModelError(
+            f"The tensor {name} of {folder.name!r} has the shape {tuple(stored)}, but config.json asks for "
+            f"{tuple(wanted)}: weights and config.json do not belong together."
+        )
+    for what, names in (("lack", account["missing_keys"]), ("have left over", account["unexpected_keys"])):
+        if names:
+            raise ModelError(
+                f"The weights of {folder.name!r} {what} {some(names)}: they do not belong to config.json, "
+                "or were not written whole."
+            )
+    if account["error_msgs"]:
+        raise ModelError(f"The weights of {folder.name!r} cannot be used: {'; '.join(account['error_msgs'])}.")
+
+
+def _check_values(folder: Path, stream: Stream) -> None:
+    if stream.not_finite:
+        raise ModelError(
+            f"The weights of {folder.name!r} hold values that are not finite, in {some(stream.not_finite)}: they are "
+            "damaged."
+        )
+    if stream.too_large:
+        raise ModelError(
+            f"The weights of {folder.name!r} hold values that float16 cannot, in {some(stream.too_large)}: use "
+            "dtype='bfloat16' or 'float32'."
+        )

@@ -1,0 +1,85 @@
+"""Stored tensors that are read when they are asked for: a model is loaded without a second copy of its weights."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from minichat.weights.reading import largest, read_checkpoint
+
+_MUCH = 64 * 1024**2
+_STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors spells them
+
+
+class Stream:
+    """The tensors of a model by name, for transformers to load, and what was found while they were read.
+
+    A tensor that is used as it is stored stays mapped from its file: nothing is copied. Any other is read into memory,
+    one at a time, and not mapped, so that its file takes none beside it.
+
+    `pieces`: what is made of the tensors leaves the C library's memory in pieces, as bitsandbytes' quantization does;
+    the free ones then go back to the system now and then.
+    """
+
+    def __init__(self, dtype: torch.dtype, as_stored: Callable[[str], bool], pieces: bool = False) -> None:
+        """`dtype`: what the tensors become. `as_stored`: whether one is used as it is if it has that dtype already."""
+        self.tensors: dict[str, StoredTensor] = {}
+        self.not_finite: list[str] = []
+        self.too_large: list[str] = []  # finite, but beyond what `dtype` can hold
+        self._dtype = dtype
+        self._as_stored = as_stored
+        self._pieces = pieces
+        self._read = 0  # bytes, since pieces were given back
+
+    def add(self, path: Path, prefix: str = "", names: Iterable[str] | None = None) -> None:
+        """Take in a file's tensors, or these of them. Raises `ModelError`, naming the file, for one that is damaged."""
+        mapped = read_checkpoint(path).raw
+        read = safe_open(path, framework="pt", backend="pread") if path.suffix == ".safetensors" else None
+        for name in mapped if names is None else names:
+            value = mapped[name]
+            stays = self._as_stored(prefix + name) and _stored_as(value) == _STORED[self._dtype]
+            if read is not None and not stays:
+                value = read.get_slice(name)
+            self.tensors[prefix + name] = StoredTensor(value, prefix + name, self)
+
+    def look_at(self, name: str, tensor: Tensor) -> None:
+        most = largest(tensor)
+        if not math.isfinite(most):
+            self.not_finite.append(name)
+        elif most > torch.finfo(self._dtype).max and not name.startswith("projection."):
+            self.too_large.append(name)
+        self._read += tensor.nbytes
+        if self._pieces and self._read > _MUCH:
+            self.give_back()
+
+    def give_back(self) -> None:
+        """Return free memory to the system, where the C library can (glibc's does not by itself)."""
+        self._read = 0
+        if self._pieces and sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if trim is not None:
+                trim(0)
+
+
+class StoredTensor:
+    """What transformers takes for a slice of a file: `[...]` reads it."""
+
+    def __init__(self, value: Any, name: str, stream: Stream) -> None:
+        self._value, self._name, self._stream = value, name, stream
+
+    def __getitem__(self, part: Any) -> Tensor:
+        tensor: Tensor = self._value[part]
+        self._stream.look_at(self._name, tensor)
+        return tensor
+
+
+def _stored_as(value: Any) -> str:
+    return value.get_dtype() if hasattr(value, "get_dtype") else _STORED.get(value.dtype, "")
