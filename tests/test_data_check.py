@@ -253,6 +253,30 @@ def test_check_on_the_command_line(home: Path) -> None:
     assert run("check", source, "--model", "absent").exit_code == 1
 
 
+def test_a_thousand_mistakes_of_one_kind_are_counted(home: Path) -> None:
+    source = write(home, *(talk(f"no {number}.png", text=f"{number}?") for number in range(1000)), "{", talk("a.png"))
+    short = run("check", source)
+    assert short.exit_code == 3
+    lines = short.stdout.splitlines()
+    assert lines[19] == "train.jsonl:20: the picture 'no 19.png' is missing: put it there, or correct its path."
+    assert lines[20].startswith("train.jsonl:1001: this is not valid JSON")
+    assert lines[21:23] == [
+        "... and 980 more of these kinds (--all shows them).",
+        "Records: 1,002. Good: 1. Wrong: 1,001.",
+    ]
+    everything = run("check", source, "--all")
+    assert everything.stdout.count("is missing") == 1000
+    assert "more of these" not in everything.stdout
+
+
+def test_a_folder_that_holds_a_data_set_says_so(home: Path) -> None:
+    (home / "set").mkdir()
+    (home / "set" / "conversations.jsonl").write_text("")
+    result = run("check", "set")
+    assert result.exit_code == 1
+    assert "It holds 'conversations.jsonl': name one of them." in result.stderr
+
+
 def test_the_options_reach_the_reader(home: Path) -> None:
     (home / "elsewhere").mkdir()
     (home / "a.png").rename(home / "elsewhere" / "a.png")

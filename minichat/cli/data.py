@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from minichat.data.example import Problem
 
 app = commands(help="Data sets.")
+
+OF_A_KIND = 20  # so many mistakes of one kind are shown
 
 
 class To(StrEnum):
@@ -39,6 +42,7 @@ def check(
     model: Annotated[
         str | None, typer.Option("--model", help="Count tokens as this model does, and compare with its context.")
     ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Not only the first of each kind of mistake.")] = False,
     form: Form = None,
     images: Images = None,
     instructions: Instructions = None,
@@ -54,12 +58,19 @@ def check(
     if model is not None:
         processor, context = _processor(model)
 
+    kinds: Counter[str] = Counter()
+
     def tell(problem: Problem) -> None:
-        typer.echo(str(problem))
+        kinds[problem.kind] += 1
+        if everything or kinds[problem.kind] <= OF_A_KIND:
+            typer.echo(str(problem))
 
     report = check(source, processor=processor, context=context, found=tell, progress=_progress, **options)
     if sys.stderr.isatty():
         typer.echo("\r", nl=False, err=True)
+    more = sum(max(0, count - OF_A_KIND) for count in kinds.values())
+    if more and not everything:
+        typer.echo(f"... and {more:,} more of these kinds (--all shows them).")
     typer.echo(report.summary())
     if report.wrong:
         raise typer.Exit(FAILED if report.wrong == report.records else SOME_FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from PIL import Image
 from minichat import images
 from minichat.errors import DataError, ImageError, MiniChatError
 from minichat.prompt.conversation import Conversation, Message, Part, Picture, Role, Text
+
+_PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*:\d+|[\d,]+")  # names, places and numbers
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Problem:
 
     where: Where
     text: str
+
+    @property
+    def kind(self) -> str:
+        """The text without its names and numbers: equal for mistakes of one kind."""
+        return _PARTICULAR.sub("…", self.text)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.text}"

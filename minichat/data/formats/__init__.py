@@ -59,9 +59,16 @@ def scan(source: Source, form: str | None = None, **options: Any) -> Iterator[Ex
         if known is None and any(options.get(f"{column}_column") for column in ("image", "text", "question")):
             known = "pairs"
         if known is None:
-            raise DataError(f"{shown!r} is in no format that is known. Say which it is (form): {listing()}.")
+            raise DataError(f"{shown!r} is in no format that is known.{_within(path)} The formats: {listing()}.")
         yield from FORMS[known].scan(path, shown, options_of(known, options))
     except FileNotFoundError:
         raise DataError(f"{shown!r} was not found: check the path.") from None
     except OSError as error:
         raise DataError(f"{shown!r} cannot be read ({error.strerror}): check it.") from None
+
+
+def _within(path: Path) -> str:
+    """The files of a folder that may be meant, as a sentence."""
+    endings = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+    names = sorted(file.name for file in path.iterdir() if file.suffix in endings) if path.is_dir() else []
+    return f" It holds {', '.join(map(repr, names))}: name one of them." if names else ""
