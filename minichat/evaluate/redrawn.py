@@ -68,6 +68,7 @@ MANNERS = {
     "another program, JPEG": Manner(side=200, jpeg=35),
     "another program, all of these": Manner(160, 0.1, 12, 0.1, 0.05, 0.4, 50),
 }
+STRAY = 8  # a paint is mixed this far from its code, in 1/255
 SAMPLES = 3  # points across a pixel
 SHIFT = 0.03  # the point of view moves no thing further: places and directions that are sure stay true
 
@@ -76,11 +77,12 @@ def redraw(scene: Scene, manner: Manner = Manner(), seed: int = 0) -> Image.Imag
     """Draw `scene` as an RGB picture. Equal arguments give equal pixels."""
     rng = random.Random(f"another program {seed}")
     noise = np.random.default_rng(rng.getrandbits(32))
-    palette = PALETTES[rng.randrange(len(PALETTES))]
+    paints = PALETTES[rng.randrange(len(PALETTES))]
+    palette = {word: _rgb(code) + [rng.uniform(-STRAY, STRAY) for _ in range(3)] for word, code in paints.items()}
     x, y = _points(scene, manner, rng)
     canvas = _background(scene.background, palette, x, y, rng, noise)
     for thing in scene.things:
-        _put(canvas, thing, _rgb(palette[thing.colour]), manner, x, y, rng)
+        _put(canvas, thing, palette[thing.colour], manner, x, y, rng)
     if manner.light:
         angle = rng.uniform(0, 2 * math.pi)
         slope = (x - 0.5) * math.cos(angle) + (y - 0.5) * math.sin(angle)
@@ -135,21 +137,21 @@ def _homography(shifts: list[tuple[float, float]]) -> Callable[[Grid, Grid], tup
 
 def _background(
     background: Background,
-    palette: dict[str, str],
+    palette: dict[str, NDArray[np.float64]],
     x: Grid,
     y: Grid,
     rng: random.Random,
     noise: np.random.Generator,
 ) -> Grid:
     """The colour (K, K, 3) of every point."""
-    first = _rgb(palette[background.colours[0]])
+    first = palette[background.colours[0]]
     canvas = np.broadcast_to(first, (*x.shape, 3)).copy()
     if background.kind == "gradient":
         angle = rng.uniform(0, 2 * math.pi)
         along = (x - 0.5) * math.cos(angle) + (y - 0.5) * math.sin(angle)
         reach = (abs(math.cos(angle)) + abs(math.sin(angle))) / 2
         share = np.clip(along / (2 * reach) + 0.5, 0, 1)[..., None]
-        canvas += share * (_rgb(palette[background.colours[1]]) - first)
+        canvas += share * (palette[background.colours[1]] - first)
     if background.kind == "noisy":
         cells = rng.choice((64, 96))
         column, row = ((np.clip(v, 0, 0.9999) * cells).astype(int) for v in (x, y))
