@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,6 +20,7 @@ from minichat.errors import ModelError
 from minichat.weights.files import sentence
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ATTEMPTS = 3  # at a connection that breaks, beyond those that huggingface_hub makes itself
 _NOT_HERE = "{!r} is not in the local cache and the hub cannot be reached: go online once."
 
 
@@ -32,6 +34,10 @@ class Absent(ModelError):
 
 class Unreachable(ModelError):
     """No network, or no hub behind it, and what is asked for is not in the local cache."""
+
+
+class BrokenOff(ModelError):
+    """The connection broke, or a file came short."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +66,40 @@ def snapshot(name: str, patterns: Sequence[str], revision: str | None = None) ->
     """
     from huggingface_hub import snapshot_download
 
-    with _asking(name):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    def ask() -> str:
+        return snapshot_download(name, revision=revision, allow_patterns=list(patterns))
+
+    return _patiently(name, "model", ask)
+
+
+def cached(name: str, revision: str) -> Path | None:
+    """The local copy of a model repository at a commit, whole or not; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def fetch_file(file: HubFile) -> Path:
     """The local copy of one file. Raises as `snapshot` does."""
     from huggingface_hub import hf_hub_download
 
-    with _asking(file.repository, file.kind):
-        return Path(hf_hub_download(file.repository, file.path, revision=file.revision, repo_type=file.kind))
+    def ask() -> str:
+        return hf_hub_download(file.repository, file.path, revision=file.revision, repo_type=file.kind)
+
+    return _patiently(file.repository, file.kind, ask)
+
+
+def _patiently(name: str, kind: str, ask: Callable[[], str]) -> Path:
+    """Ask again where the connection broke: what came is kept, and the rest is asked for."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            with _asking(name, kind):
+                return Path(ask())
+        except BrokenOff:
+            time.sleep(1)
+    with _asking(name, kind):
+        return Path(ask())
 
 
 def file_is_here(file: HubFile) -> bool:
@@ -188,6 +218,6 @@ def _asking(name: str, kind: str = "model") -> Iterator[None]:
                 f"{name!r} cannot be kept in the hub's cache ({error.strerror}): make room, or set HF_HOME to another "
                 "folder."
             ) from None
-        raise ModelError(
+        raise BrokenOff(
             f"{name!r} did not come whole ({sentence(error)}): run it again; the files that came whole are kept."
         ) from None

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from minichat.errors import ModelError
 from minichat.weights.files import WEIGHTS, find_folder, quiet, sentence, some, weight_files
-from minichat.weights.hub import verify
+from minichat.weights.hub import cached, verify
 from minichat.weights.keys import LLM_UNUSED
 from minichat.weights.reading import Checkpoint, read_checkpoint
 
@@ -65,19 +65,27 @@ def find_llm(name: str, revision: str | None = None) -> Llm:
 
     Raises `ModelError` for one that is missing, not whole, or no decoder-only LLM of transformers'.
     """
-    folder = find_folder(name, "The LLM", FILES, revision)
-    base = _base(folder)
-    if base != WEIGHTS and not Path(name).expanduser().is_dir():  # a repository that has pickles alone
-        folder = find_folder(name, "The LLM", [*FILES, PICKLED], revision)
-        base = _base(folder)
+    folder = _folder(name, revision)
     config = _config(folder)
-    files = weight_files(folder, base or WEIGHTS)
+    files = weight_files(folder, _base(folder) or WEIGHTS)
     for file in files:
         if not (folder / file).is_file():
             raise ModelError(f"The LLM {folder.name!r} has no {file}: some of its weights are missing.")
     llm = Llm(name, folder, config, tuple(read_checkpoint(folder / file) for file in files))
     _check(llm)
     return llm
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    if Path(name).expanduser().is_dir():
+        return find_folder(name, "The LLM", FILES)
+    kept = None if revision is None else cached(name, revision)
+    if kept is not None and (base := _base(kept)) and all((kept / file).is_file() for file in weight_files(kept, base)):
+        return kept
+    folder = find_folder(name, "The LLM", FILES, revision)
+    if _base(folder) != WEIGHTS:  # a repository that has pickles alone
+        folder = find_folder(name, "The LLM", [*FILES, PICKLED], revision)
+    return folder
 
 
 def _base(folder: Path) -> str | None:
