@@ -229,8 +229,8 @@ class Config:
             raise SettingsError("run.patience waits for a better validation loss, but data.validation is empty.")
 
 
-#: What may differ between a run and its resumption: no result depends on it.
-FREE = ("out", "model.device", "data.features", "data.workers", "run.save_every", "report")
+#: What may differ between a run and its resumption: save for rounding, no result depends on it.
+FREE = ("out", "model.device", "data.features", "data.workers", "run.device_batch_size", "run.save_every", "report")
 
 
 def read_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ class Data:
 
     feed: Feed
     of_an_epoch: int | None  # steps; None: a stream
+    longest: int  # tokens of a row
     held_out: Listed | None
     shown: list[Example]  # held-out samples for the report
 
@@ -36,24 +37,28 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
 
     Raises `DataError`, naming file and line, for a record that is wrong, and where there is nothing to learn from.
     """
-    parts, share = division(config, together.count)
+    parts, at_once = division(config, together.count)
     shared: dict[str, Any] = {"parts": parts, "rank": together.rank, "processes": together.count}
-    held_out: Listed | None = None
-    shown: list[Example] = []
-    if config.data.validation:
-        examples = list(_examples(config.data.validation))
-        rows = _rows(iter(examples), stage)
+    examples = list(_examples(config.data.validation, config.seed))
+    held_out = _rows(examples, stage) if examples else None
+    rows = None if config.data.stream else _rows(_examples(config.data.train, config.seed), stage)
+    if config.data.features is not None:
+        pictures = [picture for some in (rows, held_out) if some is not None for picture in some.pictures()]
+        say(f"Looking at {len(pictures):,} pictures, unless {config.data.features} holds them ...")
+        stage.see(pictures, config.data.features, config.data.workers, together)
+
+    validation = None
+    if held_out is not None:
         # In order of length, so that little is padding.
-        batches = plan(rows.lengths, batch_size=share * together.count, seed=0, epoch=0, window=max(1, len(rows)))
-        held_out = Listed(rows, batches, stage.collate, **{**shared, "parts": 1})
-        step = max(1, len(examples) // max(1, config.report.pictures))
-        shown = examples[::step][: config.report.pictures]
-    if config.data.stream:
-        return Data(_stream(config, stage, shared), None, held_out, shown)
-    rows = _rows(_examples(config.data.train), stage)
+        batches = plan(held_out.lengths, batch_size=at_once * together.count, seed=0, epoch=0, window=len(held_out))
+        validation = Listed(held_out, batches, stage.collate, **{**shared, "parts": 1})
+    shown = examples[:: max(1, len(examples) // max(1, config.report.pictures))][: config.report.pictures]
+    if rows is None:
+        return Data(_stream(config, stage, shared), None, stage.longest, validation, shown)
     run = config.run
     epochs = Epochs(rows.lengths, batch_size=run.batch_size, seed=config.seed, epochs=run.epochs, steps=run.steps)
-    return Data(Listed(rows, epochs, stage.collate, **shared), epochs.of_an_epoch, held_out, shown)
+    feed = Listed(rows, epochs, stage.collate, **shared)
+    return Data(feed, epochs.of_an_epoch, int(rows.lengths.max()), validation, shown)
 
 
 def division(config: Config, processes: int) -> tuple[int, int]:
@@ -63,12 +68,12 @@ def division(config: Config, processes: int) -> tuple[int, int]:
     return -(-share // at_once), at_once
 
 
-def _examples(sources: Sequence[Source]) -> Iterator[Example]:
+def _examples(sources: Sequence[Source], seed: int) -> Iterator[Example]:
     for source in sources:
-        yield from formats.read(source.source, source.form, **source.options)
+        yield from formats.read(source.source, source.form, **{"seed": seed, **source.options})
 
 
-def _rows(examples: Iterator[Example], stage: Stage) -> Rows:
+def _rows(examples: Iterable[Example], stage: Stage) -> Rows:
     rows = Rows(stage.render(example) for example in examples)
     if not len(rows):
         raise DataError("The data set holds no conversation: nothing could be learnt from it.")

@@ -24,6 +24,7 @@ from minichat.train.journal import Entry
 from minichat.train.network import precision
 from minichat.train.optimizer import set_rate
 from minichat.train.run import (
+    CONFIG,
     Run,
     Say,
     alone_in,
@@ -72,8 +73,10 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
     together = Together(accelerator.process_index, accelerator.num_processes)
     if not together.first:
         say = _nobody
+    elif resume and not (out / CONFIG).exists():
+        raise SettingsError(f"There is no run in {out.name!r} to resume: leave --resume out to begin one.")
     with alone_in(out, together):
-        if together.from_first(begin(out, config, resume) if together.first else None):
+        if together.from_first(begin(out, config) if together.first else None):
             say(f"The run in {out} is finished.")
             return Outcome(out, 0)
         stage = stage_class(config, accelerator.device)

@@ -78,7 +78,9 @@ def _save_memory(model: nn.Module, config: ModelConfig) -> None:
         part: Any = model.get_submodule(name)
         if not getattr(part, "supports_gradient_checkpointing", False):
             raise SettingsError(f"The {name} of this model cannot be checkpointed: leave that setting out.")
-        part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Its name in transformers from 5.23 on, or before.
+        enable = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if config.vision_drop_path:
         drop_path(model.get_submodule("vision_model.encoder.layers"), config.vision_drop_path)
 

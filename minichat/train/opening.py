@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from minichat.machine import look
+from minichat.memory import gib
 from minichat.train.config import Config
-
-GIB = 1024**3
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
@@ -61,6 +61,14 @@ def portions(config: Config, steps: int, of_an_epoch: int | None, processes: int
     batch = config.run.batch_size
     divided = f"batch {batch} = {processes} process{'es' if processes > 1 else ''}, {at_once} rows at once on each"
     return "steps", f"{steps:,}{epochs}; {divided}"
+
+
+def memory(expected: int | None, device: torch.device) -> list[tuple[str, str]]:
+    """What is expected to be needed, and what is free."""
+    if expected is None:
+        return []
+    free = look().device(str(device)).available
+    return [("memory", f"{gib(expected)} expected on {device}, where {gib(free)} are free")]
 
 
 def duration(seconds: float) -> str:

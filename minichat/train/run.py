@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minichat.disk import locked, replace_file
 from minichat.errors import SettingsError
+from minichat.memory import gib
 from minichat.train import opening, replies
 from minichat.train.checkpoint import Checkpoints
 from minichat.train.config import Config, difference, plain, read_config, write_yaml
@@ -96,11 +97,11 @@ def alone_in(out: Path, together: Together) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def begin(out: Path, config: Config, resume: bool) -> bool:
+def begin(out: Path, config: Config) -> bool:
     """Take the folder for a run, new or to go on with; whether that run is finished.
 
     Raises `SettingsError` where the folder holds a run of another configuration, naming the key that differs, or files
-    of another kind; and where there is no run to resume.
+    of another kind.
     """
     if (out / CONFIG).exists():
         run = plain(read_config(out / CONFIG))
@@ -111,8 +112,6 @@ def begin(out: Path, config: Config, resume: bool) -> bool:
                 "same configuration to go on with it."
             )
         return (out / FACTS).exists() or (out / "config.json").exists()
-    if resume:
-        raise SettingsError(f"There is no run in {out.name!r} to resume: leave --resume out to begin one.")
     if any(not file.name.startswith(".") for file in out.iterdir()):
         raise SettingsError(f"{out.name!r} holds files, but no run: give a new or empty folder as out.")
     replace_file(out / CONFIG, write_yaml(config).encode())
@@ -161,7 +160,7 @@ def introduce(run: Run) -> None:
     rows = opening.parts(stage.model)
     rows += opening.samples(data.feed.facts(), data.held_out.facts() if data.held_out else None)
     rows.append(opening.portions(config, run.steps, data.of_an_epoch, run.together.count, at_once))
-    rows += stage.memory(at_once)
+    rows += opening.memory(stage.memory(at_once, data.longest), run.accelerator.device)
     if run.standing.step < run.steps:
         rows.append(("time", opening.duration(seconds_left(run)) + " expected, from a trial"))
     run.say(opening.table(rows))
@@ -242,10 +241,10 @@ def tell_progress(run: Run, since: float) -> float:
         loss = sum(line["loss"] for line in lines) / len(lines)
         per_second = sum(line["tokens"] for line in lines) / max(1e-9, now - since)
         left = (now - since) / len(lines) * (run.steps - run.standing.step)
-        memory = opening.memory_used(run.accelerator.device) / opening.GIB
+        memory = gib(opening.memory_used(run.accelerator.device))
         run.say(
             f"step {run.standing.step}/{run.steps}  loss {loss:.4f}  rate {lines[-1]['rate']:.2e}  "
-            f"{per_second:,.0f} tokens/s  {memory:.1f} GiB  {opening.duration(left)} left"
+            f"{per_second:,.0f} tokens/s  {memory}  {opening.duration(left)} left"
         )
     return now
 

@@ -7,7 +7,7 @@ processes and all the parts in which its gradient is accumulated.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from minichat.data.batches import Collator
 from minichat.data.rows import Renderer
 from minichat.errors import PromptError, SettingsError
+from minichat.memory import CONTEXT, training_needs
 from minichat.model.loss import only_at, token_loss
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import get_template
@@ -28,10 +29,13 @@ from minichat.train.result import write_result
 
 if TYPE_CHECKING:
     from minichat.chat import MiniChat
-    from minichat.data.example import Example
+    from minichat.data.example import Example, StoredPicture, Where
     from minichat.data.features import FeatureCache
     from minichat.data.rows import Row
     from minichat.prompt.processing import MiniChatProcessor
+    from minichat.train.together import Together
+
+    Seen = tuple[Where, StoredPicture]
 
 Batch = dict[str, Tensor]
 
@@ -44,11 +48,15 @@ class Stage(Protocol):
     model: nn.Module
     """The network, its frozen parts among it."""
 
-    def render(self, example: Example) -> Row:
-        """An example as ids, pictures and what is learnt of it."""
+    render: Callable[[Example], Row]
+    """An example as ids, pictures and what is learnt of it."""
+    longest: int
+    """The most tokens of a row."""
+    collate: Callable[[Sequence[Row]], Batch]
+    """Rows as tensors on the host, with all that can be worked out there."""
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        """Rows as tensors on the host, with all that can be worked out there."""
+    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
+        """Keep in `folder` what frozen parts make of the pictures, so that `collate` opens none."""
 
     def count(self, batch: Batch) -> int:
         """Over how many things the loss is a sum; known on the host."""
@@ -56,14 +64,38 @@ class Stage(Protocol):
     def loss(self, batch: Batch) -> Tensor:
         """The sum of the losses of a batch that is on the device; waits for nothing."""
 
-    def memory(self, at_once: int) -> list[tuple[str, str]]:
-        """Lines of the opening table about memory, for so many rows at once."""
+    def memory(self, rows: int, longest: int) -> int | None:
+        """Bytes that a step needs of so many rows at once, of so many tokens; None where it is not known."""
 
     def answer(self, examples: Sequence[Example]) -> list[str]:
         """What the model says to each, for people to compare before and after."""
 
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
         """Put the trained model into the folder `out`."""
+
+
+class ReplyCollator:
+    """Rows → `input_ids` (B, T), their pictures, and what is learnt: `targets` (N,) at `positions` (N,) of B · T.
+
+    Raises `DataError` for a picture that cannot be opened, `PromptError` where slots and pictures do not match.
+    """
+
+    def __init__(self, processor: MiniChatProcessor, features: FeatureCache | None = None) -> None:
+        self._slot, self._slots = processor.image_token_id, processor.num_image_tokens
+        self._collator = Collator(processor, features)
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        batch = self._collator(rows)
+        after = nn.functional.pad(batch.pop("labels"), (0, 1), value=IGNORED)[:, 1:].flatten()
+        positions = after.ne(IGNORED).nonzero()[:, 0]
+        slots = int(batch["input_ids"].eq(self._slot).sum())
+        pictures = len(batch.get("pixel_values", batch.get("image_features", ())))
+        if slots != pictures * self._slots:
+            raise PromptError(
+                f"{rows[0].where}: there are {slots} image slots and {pictures} pictures in a batch, which need "
+                f"{pictures * self._slots}: an image slot's id is among a text's."
+            )
+        return batch | {"positions": positions, "targets": after[positions]}
 
 
 class Replies:
@@ -77,35 +109,22 @@ class Replies:
         self.model = self.bot.model
         self._processor = _with_template(self.bot.processor, config.data.template)
         limits = [limit for limit in (config.data.max_tokens, self.bot.context) if limit is not None]
-        self.render = Renderer(
-            self._processor, max_length=min(limits, default=None), max_reply_tokens=config.data.max_reply_tokens
-        )
-        self._collator = Collator(self._processor)
+        limit = min(limits, default=None)
+        self.longest = limit or CONTEXT
+        self.render = Renderer(self._processor, max_length=limit, max_reply_tokens=config.data.max_reply_tokens)
+        self.collate = ReplyCollator(self._processor)
+        self._settings = config.model
         self._max_new_tokens = config.report.max_new_tokens
 
-    def keep_features(self, cache: FeatureCache) -> None:
-        """From now on, batches hold what the frozen parts see, and no picture is opened."""
-        self._collator = Collator(self._processor, cache)
+    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
+        """Let the frozen parts see every picture once; from then on batches hold what they saw."""
+        from minichat.data.encoding import encode
+        from minichat.data.features import FeatureCache
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
-        """Rows → `input_ids` (B, T), their pictures, and what is learnt: `targets` (N,) at `positions` (N,) of B · T.
-
-        Raises `PromptError` where slots and pictures do not match.
-        """
-        batch = self._collator(rows)
-        after = nn.functional.pad(batch.pop("labels"), (0, 1), value=IGNORED)[:, 1:].flatten()
-        positions = after.ne(IGNORED).nonzero()[:, 0]
-        self._count_slots(batch)
-        return batch | {"positions": positions, "targets": after[positions]}
-
-    def _count_slots(self, batch: Batch) -> None:
-        slots = int(batch["input_ids"].eq(self.model.config.image_token_index).sum())
-        pictures = len(batch.get("pixel_values", batch.get("image_features", ())))
-        if slots != pictures * self.model.config.num_image_tokens:
-            raise PromptError(
-                f"There are {slots} image slots and {pictures} pictures, which need "
-                f"{pictures * self.model.config.num_image_tokens}: the data set was prepared for another model."
-            )
+        rank, count = together.rank, together.count
+        cache = encode(self.model, self._processor, pictures, folder, workers=workers, rank=rank, processes=count)
+        together.wait()  # what the others have seen
+        self.collate = ReplyCollator(self._processor, FeatureCache(folder, cache.origin))
 
     def count(self, batch: Batch) -> int:
         """The tokens of replies and their ends."""
@@ -125,9 +144,20 @@ class Replies:
             logits = model.language_model(inputs_embeds=embeds, use_cache=False).logits  # (1, N, V)
         return token_loss(logits, batch["targets"], 1)
 
-    def memory(self, at_once: int) -> list[tuple[str, str]]:
-        """What a step needs of the longest rows there may be."""
-        return []
+    def memory(self, rows: int, longest: int) -> int | None:
+        """By the model's configuration, where the projection alone trains."""
+        if set(trained(self.model)) != _PROJECTION:
+            return None
+        embedding = self.model.get_input_embeddings().weight
+        return training_needs(
+            self.model.config,
+            rows,
+            longest,
+            self._settings.checkpoint_llm,
+            dtype=str(embedding.dtype).removeprefix("torch."),
+            quantize=self._settings.quantize,
+            device=embedding.device.type,
+        ).total
 
     def answer(self, examples: Sequence[Example]) -> list[str]:
         """Greedy replies to first questions, spelled as in chat."""
@@ -152,6 +182,8 @@ def _with_template(processor: MiniChatProcessor, template: str | None) -> MiniCh
     other.template = template
     return other
 
+
+_PROJECTION = {"projection.weight", "projection.bias"}
 
 STAGES: dict[str, Any] = {"replies": Replies}
 

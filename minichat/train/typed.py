@@ -95,7 +95,7 @@ def build(kind: type[T], content: Any, name: str = "") -> T:
     hints = typing.get_type_hints(kind)
     for key in content:
         if key not in hints:
-            raise SettingsError(f"{_join(name, key)} is not known: {_nearest(str(key), hints, name)}.")
+            raise SettingsError(f"{_join(name, key)} is not known; {_nearest(str(key), hints, name)}")
     given = {str(key): _read(hints[key], value, _join(name, key)) for key, value in content.items()}
     if missing := [field for field in _required(kind) if field not in given]:
         raise SettingsError(f"{_join(name, missing[0])} is missing: give it.")
@@ -145,4 +145,4 @@ def _join(name: str, key: object) -> str:
 
 def _nearest(key: str, known: Mapping[str, Any], name: str) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {_join(name, close[0])}" if close else f"known here are {', '.join(known)}"
+    return f"did you mean {_join(name, close[0])}?" if close else f"known here are {', '.join(known)}."

@@ -1,0 +1,374 @@
+"""One step is one step, however it is divided; what is frozen is frozen; what is wrong stops the run by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import minichat
+from minichat.data import formats
+from minichat.errors import DataError, ModelError, SettingsError
+from minichat.train.data import read_data
+from minichat.train.schedule import rate_of
+from minichat.train.stages import Replies
+from minichat.train.together import Together
+from tests.training import config_of, losses, make_desk, run, steps_of, write_talks
+
+ROOT = Path(__file__).resolve().parent.parent
+ALONE = Together(0, 1)
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_desk(tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture(scope="module")
+def whole(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process with whole batches."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(desk, f"out={out}")
+    return out
+
+
+def same_curve(out: Path, whole: Path) -> None:
+    ours, theirs = steps_of(out), steps_of(whole)
+    assert [line["items"] for line in ours] == [line["items"] for line in theirs]
+    for name in ("loss", "norm"):
+        torch.testing.assert_close(*(torch.tensor([line[name] for line in lines]) for lines in (ours, theirs)), **CLOSE)
+    weights = [load_file(folder / "projection.safetensors")["weight"] for folder in (out, whole)]
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-4)
+
+
+# --- the step
+
+
+def test_a_step_is_the_models_own_mean_over_all_supervised_tokens(desk: Path) -> None:
+    """Loss and gradient of the loop's step against the model's forward on the same rows, padded and masked."""
+    config = config_of(desk, "run.device_batch_size=3")
+    stage = Replies(config, torch.device("cpu"))
+    data = read_data(config, stage, ALONE, print)
+    batches = next(data.feed.load())
+    assert len(batches) == 2
+    items = sum(stage.count(batch) for batch in batches)
+    loss = sum((stage.loss(batch) / items for batch in batches), torch.zeros(()))
+    loss.backward()
+    ours = {name: weight.grad.clone() for name, weight in stage.model.projection.named_parameters()}
+    stage.model.zero_grad()
+
+    rendered = [
+        stage.bot.processor.render(example.conversation()) for example in formats.read(str(desk / "talks.jsonl"))
+    ]
+    batch = stage.bot.processor.batch(
+        [rendered[number] for number in data.feed.batches[0]], padding_side="right", labels=True
+    )
+    theirs = stage.model(**batch).loss
+    theirs.backward()
+    torch.testing.assert_close(loss, theirs, **CLOSE)
+    for name, weight in stage.model.projection.named_parameters():
+        torch.testing.assert_close(ours[name], weight.grad, **CLOSE)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_accumulated_gradients_give_the_same_curve(at_once: int, desk: Path, whole: Path, tmp_path: Path) -> None:
+    run(desk, f"out={tmp_path / 'run'}", f"run.device_batch_size={at_once}")
+    same_curve(tmp_path / "run", whole)
+
+
+def in_processes(count: int, work: Callable[[], Any]) -> None:
+    """Do `work` in forked processes that know of each other, as under `accelerate launch`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+            code = 1
+            try:
+                from accelerate.state import AcceleratorState
+
+                AcceleratorState._reset_state(reset_partial_state=True)
+                work()
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * count
+
+
+@pytest.mark.parametrize("settings", [["run.batch_size=5"], ["run.batch_size=4", "run.device_batch_size=1"]])
+def test_processes_share_a_batch(settings: list[str], desk: Path, tmp_path: Path) -> None:
+    held_out = [f"data.validation={desk / 'held_out.jsonl'}"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    run(desk, f"out={alone}", *held_out, settings[0])
+    in_processes(2, lambda: run(desk, f"out={shared}", *held_out, *settings))
+    same_curve(shared, alone)
+    validated = [json.loads(line) for out in (shared, alone) for line in (out / "metrics.jsonl").open()]
+    ours, theirs = ([v["validation_loss"] for v in half if "validation_loss" in v] for half in halves(validated))
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **CLOSE)
+
+
+def halves(lines: list[Any]) -> tuple[list[Any], list[Any]]:
+    return lines[: len(lines) // 2], lines[len(lines) // 2 :]
+
+
+def test_accelerate_launch_gives_the_same_curve(desk: Path, whole: Path, tmp_path: Path) -> None:
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "2",
+        "--cpu",
+        "--main_process_port",
+        "0",
+    ]
+    command = [*launch, "-m", "minichat", "train", str(desk / "train.yaml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("The result is in") == 1
+    same_curve(tmp_path / "run", whole)
+
+
+def test_a_process_that_is_told_to_stop_stops_all(desk: Path, tmp_path: Path) -> None:
+    import signal
+
+    def work() -> None:
+        stop = 3 if os.environ["RANK"] == "0" else None
+        outcome = run(desk, f"out={tmp_path / 'run'}", stop=stop)
+        assert (outcome.step, outcome.signal) == (3, signal.SIGTERM)
+
+    in_processes(2, work)
+    assert len(losses(tmp_path / "run")) == 3
+    in_processes(2, lambda: run(desk, f"out={tmp_path / 'run'}"))
+    assert len(losses(tmp_path / "run")) == 20
+
+
+# --- what trains
+
+
+def hashes(module: torch.nn.Module) -> dict[str, str]:
+    return {name: hashlib.sha256(t.detach().numpy().tobytes()).hexdigest() for name, t in module.state_dict().items()}
+
+
+def test_what_is_frozen_is_the_same_after_the_run(desk: Path, whole: Path) -> None:
+    before, after = (hashes(minichat.load(folder, device="cpu").model) for folder in (desk / "model", whole))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"projection.weight", "projection.bias"}
+
+
+def test_what_is_frozen_does_not_change_while_it_runs(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    stop = Replies.__init__
+
+    def spied(self: Replies, *arguments: Any) -> None:
+        stop(self, *arguments)
+        found.append((self.model, hashes(self.model)))
+
+    monkeypatch.setattr(Replies, "__init__", spied)
+    run(desk, f"out={tmp_path / 'run'}", "trainable=[bridge.query_tokens, projection]", "model.checkpoint_llm=true")
+    ((model, before),) = found
+    after = hashes(model)
+    assert {name for name in before if before[name] != after[name]} == {
+        "projection.weight", "projection.bias", "bridge.query_tokens",
+    }  # fmt: skip
+
+
+def test_other_parts_that_train_make_a_whole_model(desk: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(desk, f"out={out}", "trainable=[projection, bridge, language_model.model.layers.1]", "run.epochs=1")
+    before, after = (minichat.load(folder, device="cpu") for folder in (desk / "model", out))
+    differ = {name for name, value in hashes(before.model).items() if value != hashes(after.model)[name]}
+    assert {name.split(".")[0] for name in differ} == {"projection", "bridge", "language_model"}
+    assert all("layers.1." in name for name in differ if name.startswith("language_model"))
+    assert not any(name.startswith("vision_model") for name in differ)
+    stored = load_file(desk / "model" / "model.safetensors").keys()
+    assert load_file(out / "model.safetensors").keys() == stored
+    trained = json.loads((out / "training.json").read_text())["training"]
+    assert trained["steps"] == 5
+
+
+def test_a_finished_projection_trains_on(desk: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(desk, f"out={out}", f"model.name={whole}", "run.epochs=1")
+    assert losses(out)[0] < losses(whole)[0]
+    facts = json.loads((out / "minichat.json").read_text())
+    assert facts["base"] == json.loads((whole / "minichat.json").read_text())["base"]
+
+
+@pytest.mark.parametrize("setting", ["model.checkpoint_llm=true", "data.features=FEATURES", "data.workers=2"])
+def test_what_saves_memory_or_time_changes_no_loss(setting: str, desk: Path, whole: Path, tmp_path: Path) -> None:
+    given = [f"out={tmp_path / 'run'}", setting.replace("FEATURES", str(tmp_path / "kept"))]
+    run(desk, *given)
+    same_curve(tmp_path / "run", whole)
+
+
+def test_kept_features_need_no_picture(
+    desk: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = f"data.features={tmp_path / 'kept'}"
+    run(desk, kept, f"out={tmp_path / 'first'}", "run.epochs=1")
+
+    def closed(*arguments: Any) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minichat.model.MiniChatForConditionalGeneration.encode_features", closed)
+        run(desk, kept, f"out={tmp_path / 'run'}")
+    same_curve(tmp_path / "run", whole)
+
+
+def test_in_bfloat16_the_projection_stays_exact(desk: Path, whole: Path, tmp_path: Path) -> None:
+    run(desk, f"out={tmp_path / 'run'}", "model.dtype=bfloat16")
+    assert load_file(tmp_path / "run" / "projection.safetensors")["weight"].dtype == torch.float32
+    torch.testing.assert_close(torch.tensor(losses(tmp_path / "run")), torch.tensor(losses(whole)), rtol=0.03, atol=0)
+
+
+def test_more_than_the_projection_trains_under_autocast(desk: Path, tmp_path: Path) -> None:
+    settings = ["trainable=[projection, bridge, vision_model]", "model.vision_checkpoint=true"]
+    run(desk, f"out={tmp_path / 'exact'}", *settings)
+    run(desk, f"out={tmp_path / 'run'}", *settings, "model.dtype=bfloat16")
+    ours, exact = (torch.tensor(losses(tmp_path / name)) for name in ("run", "exact"))
+    torch.testing.assert_close(ours, exact, rtol=0.1, atol=0)
+    assert not torch.equal(ours, exact)
+
+
+def test_the_vision_encoder_has_a_precision_of_its_own(desk: Path, whole: Path, tmp_path: Path) -> None:
+    run(desk, f"out={tmp_path / 'run'}", "model.vision_dtype=bfloat16")
+    ours, exact = (torch.tensor(losses(out)) for out in (tmp_path / "run", whole))
+    torch.testing.assert_close(ours, exact, rtol=0.03, atol=0)
+    assert not torch.equal(ours, exact)
+
+
+def test_the_rate_follows_the_schedule(whole: Path, desk: Path) -> None:
+    config = config_of(desk).optimizer
+    assert [line["rate"] for line in steps_of(whole)] == [rate_of(step, 20, config) for step in range(20)]
+
+
+# --- what is wrong
+
+
+def test_a_batch_without_a_picture_moves_the_projection_by_no_gradient(desk: Path, tmp_path: Path) -> None:
+    talks = tmp_path / "talks.jsonl"
+    lines = [json.loads(line) for line in (desk / "talks.jsonl").read_text().splitlines()]
+    without = [line for line in lines if isinstance(line["messages"][0]["content"], list)][3::4]
+    talks.write_text("".join(json.dumps(line) + "\n" for line in without))
+    given = [f"data.train={talks}", f"out={tmp_path / 'run'}", "optimizer.weight_decay=0", "run.epochs=3"]
+    run(desk, *given)
+    assert all(line["norm"] == 0 for line in steps_of(tmp_path / "run"))
+    assert len(set(losses(tmp_path / "run"))) >= 1
+    before, after = (minichat.load(folder, device="cpu").model for folder in (desk / "model", tmp_path / "run"))
+    assert hashes(before) == hashes(after)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_loss_that_is_no_number_stops_the_run_by_file_and_line(
+    where: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 6 goes wrong; it is found when the figures are read, at step 10; the checkpoints are from before."""
+    real, calls = Replies.loss, []
+
+    def broken(self: Replies, batch: Any) -> torch.Tensor:
+        calls.append(1)
+        loss = real(self, batch)
+        if len(calls) == 2 + 6:  # after the trial's two
+            return loss * float("nan") if where == "loss" else loss + self.model.projection.bias.sum() * float("inf")
+        return loss
+
+    monkeypatch.setattr(Replies, "loss", broken)
+    given = [f"out={tmp_path / 'run'}", "report.log_every=10", "run.save_every=4"]
+    with pytest.raises(ModelError) as caught:
+        run(desk, *given)
+    config = config_of(desk)
+    rows = read_data(config, Replies(config, torch.device("cpu")), ALONE, print).feed
+    assert "at step 6" in str(caught.value)
+    if where == "loss":
+        assert all(place in str(caught.value) for place in rows.where(5)[0])
+        assert f"{desk / 'talks.jsonl'}:" in str(caught.value)
+    assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004.safetensors"]
+    monkeypatch.setattr(Replies, "loss", real)
+    assert run(desk, *given).signal is None
+
+
+def test_a_record_without_a_reply_is_refused_by_file_and_line(desk: Path, tmp_path: Path) -> None:
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text('{"messages": [{"role": "user", "content": "Hello"}]}\n')
+    with pytest.raises(DataError, match=r"talks\.jsonl:1"):
+        run(desk, f"data.train={talks}", f"out={tmp_path / 'run'}")
+
+
+def test_an_empty_data_set_is_refused(desk: Path, tmp_path: Path) -> None:
+    (tmp_path / "talks.jsonl").write_text("\n")
+    with pytest.raises(DataError):
+        run(desk, f"data.train={tmp_path / 'talks.jsonl'}", f"out={tmp_path / 'run'}")
+
+
+def test_a_missing_picture_is_refused_by_file_and_line(desk: Path, tmp_path: Path) -> None:
+    write_talks(tmp_path / "talks.jsonl", 6)
+    (tmp_path / "pictures" / "1-0.png").unlink()
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"talks\.jsonl:2: the picture 'pictures/1-0.png' is missing") as caught:
+            run(desk, f"data.train={tmp_path / 'talks.jsonl'}", f"out={tmp_path / 'run'}", f"data.workers={workers}")
+        assert "Traceback" not in str(caught.value)
+
+
+def test_what_is_not_here_is_said(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = f"out={tmp_path / 'run'}"
+    with pytest.raises(SettingsError, match=r"report.wandb is true, but wandb is not installed"):
+        run(desk, out, "report.wandb=true")
+    with pytest.raises(SettingsError, match=r"stage is 'dance'; it must be one of replies"):
+        run(desk, out, "stage=dance")
+    with pytest.raises(SettingsError, match=r"this model has no part 'eyes'"):
+        run(desk, out, "trainable=eyes")
+    with pytest.raises(SettingsError, match="float16, which trains on CUDA alone"):
+        run(desk, out, "model.dtype=float16")
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match=r"model\.device is 'cuda', but here is 'cpu'"):
+            run(desk, out, "model.device=cuda")
+
+
+def test_what_does_not_fit_is_said(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Replies, batch: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Replies, "loss", full)
+    with pytest.raises(SettingsError, match=r"4 rows of \d+ tokens do not fit into memory at once: lower run.device_b"):
+        run(desk, f"out={tmp_path / 'run'}")
+
+
+# --- validation
+
+
+def test_the_best_weights_are_the_result(desk: Path, tmp_path: Path) -> None:
+    """A rate so high that the loss rises: the run ends early, and the result is that of the best validation."""
+    out = tmp_path / "run"
+    given = ["optimizer.rate=3", "optimizer.floor=3", "run.validate_every=2", "run.patience=2", "run.epochs=40"]
+    run(desk, f"out={out}", f"data.validation={desk / 'held_out.jsonl'}", *given)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    validated = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    best = min(validated, key=lambda step: validated[step])
+    assert list(validated) == list(range(2, best + 6, 2))
+    kept = load_file(out / "checkpoints" / "best.safetensors")
+    assert torch.equal(load_file(out / "projection.safetensors")["weight"], kept["projection.weight"])
+    facts = json.loads((out / "minichat.json").read_text())["training"]
+    assert (facts["steps"], facts["validation_loss"]) == (best, validated[best])
