@@ -11,7 +11,8 @@ from PIL import Image
 from scene_reader import truth
 
 from minichat.errors import DataError, SettingsError
-from minichat.scenes import dataset
+from minichat.evaluate.facts import check
+from minichat.scenes import dataset, storybook
 from minichat.scenes.captions import facts
 from minichat.scenes.questions import Question
 from minichat.scenes.world import Scene
@@ -135,3 +136,23 @@ def test_a_number_out_of_range_is_named(tmp_path: Path, wish: dict[str, object],
     with pytest.raises(SettingsError, match=f"^{name}: "):
         dataset.write(tmp_path / "out", **{"count": 1, **wish})  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_storybook_is_the_same_scenes_in_one_style(written: Path, tmp_path: Path) -> None:
+    book = dataset.write(tmp_path / "book", 12, seed=3, size=40, style="storybook")
+    for name in ("captions.csv", "questions.jsonl", "scenes.jsonl"):
+        assert (book / name).read_bytes() == (written / name).read_bytes()
+    scenes = {record["image"]: Scene.from_dict(record["scene"]) for record in lines(book / "scenes.jsonl")}  # type: ignore[arg-type]
+    for record in lines(book / "conversations.jsonl"):
+        (shown, asked), (told,) = (message["content"] for message in record["messages"])  # type: ignore[attr-defined]
+        assert asked["text"] in storybook.REQUESTS
+        assert storybook.halves(told["text"][:-1]) is None  # cut off
+        description, story = storybook.halves(told["text"]) or ("", "")
+        assert f"{description} {story}" == told["text"]
+        for text in (description, story):
+            found = check(text, scenes[shown["image"]])
+            assert found.objects.invented == found.objects.missed == 0
+    replies = [m["content"][-1]["text"] for r in lines(written / "conversations.jsonl") for m in r["messages"]]  # type: ignore[attr-defined]
+    assert not any(storybook.halves(str(reply)) for reply in replies)
+    with pytest.raises(SettingsError, match="style: 'poem' is unknown; choose from dialogues, storybook"):
+        dataset.write(tmp_path / "new", 2, style="poem")

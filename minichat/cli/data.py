@@ -25,6 +25,11 @@ class To(StrEnum):
     llava = "llava"
 
 
+class Talk(StrEnum):
+    dialogues = "dialogues"
+    storybook = "storybook"
+
+
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder, or tars: 'shards/{000..012}.tar'.")]
 Form = Annotated[str | None, typer.Option("--form", help="Its format; default: told from the content.")]
 Images = Annotated[Path | None, typer.Option("--images", help="The folder that pictures' paths start from.")]
@@ -160,11 +165,12 @@ def scenes(
     count: Annotated[int, typer.Option("--count", help="How many samples.")] = 1000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same data set.")] = 0,
     size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 96,
+    style: Annotated[Talk, typer.Option("--style", help="Of the conversations.")] = Talk.dialogues,
 ) -> None:
     """Write drawn scenes and conversations about them, as JSONL of messages with a folder of pictures."""
     from minichat.scenes import dataset
 
-    dataset.write(out, count, seed=seed, size=size)
+    dataset.write(out, count, seed=seed, size=size, style=style.value)
     typer.echo(f"{count} samples are in {out}.", err=True)
 
 
