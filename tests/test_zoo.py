@@ -477,6 +477,19 @@ def test_the_table_agrees_with_itself(model: KnownModel) -> None:
             assert file.hub is None or re.fullmatch("[0-9a-f]{40}", file.hub.revision)
 
 
+def test_the_page_says_what_the_table_says() -> None:
+    page = (ROOT / "docs" / "MODELS.md").read_text()
+    for model in KNOWN.values():
+        assert f"| `{model.name}` | `{model.llm.id}`, {fetching.gigabytes(model.llm.size)} |" in page
+        for file in (model.projection, model.vit, model.qformer):
+            if file is not None:
+                (row,) = (line for line in page.splitlines() if line.startswith(f"| `{file.name}`"))
+                size = "not recorded" if file.size is None else f"{file.size:,}"
+                assert row.endswith(f"| {size} | `{str(file.sha256)[:12]}…` |")
+                assert file.page in row
+                assert file.hub is None or f"`{file.hub.repository}`" in row
+
+
 def test_models_lists_them(hub: StandInHub, published: Published, tmp_path: Path) -> None:
     def rows() -> dict[str, dict[str, Any]]:
         result = CliRunner().invoke(cli.app, ["models", "--json"])

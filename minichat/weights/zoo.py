@@ -93,7 +93,7 @@ _PROJECTION_LICENCE = "none stated (the repository is BSD 3-Clause)"
 _DRIVE = "https://drive.google.com/file/d/"
 _LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
 
-_BLIP2 = Repository("Salesforce/blip2-flan-t5-xxl", "MIT", 9_970_000_000)  # one of its five shards
+_BLIP2 = Repository("Salesforce/blip2-flan-t5-xxl", "MIT", 9_970_000_000)  # the shard that holds its vision side
 _VIT = PublishedFile(
     "eva_vit_g.pth",
     "MIT",
