@@ -277,6 +277,18 @@ def test_a_folder_that_holds_a_data_set_says_so(home: Path) -> None:
     assert "It holds 'conversations.jsonl': name one of them." in result.stderr
 
 
+def test_drawn_scenes_are_read_as_they_were_written(home: Path) -> None:
+    assert run("scenes", "--count", "4", "--out", "scenes", "--size", "32").exit_code == 0
+    detailed, replies = ["--text-column", "detailed"], ["--text-column", "reply"]
+    files = {"conversations.jsonl": [[]], "captions.csv": [[], detailed], "questions.jsonl": [replies]}
+    for name, options in ((name, some) for name, several in files.items() for some in several):
+        result = run("check", f"scenes/{name}", *options)
+        assert result.exit_code == 0, result.stdout
+    two = run("check", "scenes/questions.jsonl")
+    assert two.exit_code == 1
+    assert "'answer' and 'reply' could each be the text: name one (text_column)" in two.stdout
+
+
 def test_the_options_reach_the_reader(home: Path) -> None:
     (home / "elsewhere").mkdir()
     (home / "a.png").rename(home / "elsewhere" / "a.png")

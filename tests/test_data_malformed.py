@@ -17,7 +17,7 @@ from PIL import Image
 
 from minichat.data.check import check
 from minichat.data.example import Problem
-from minichat.data.formats import FORMS, examples, read, scan
+from minichat.data.formats import FORMS, examples, read, reading, scan
 from minichat.data.formats.stream import Source, Stream
 from minichat.errors import DataError, SettingsError
 
@@ -475,3 +475,13 @@ def test_malformed_instructions(content: bytes, message: str, home: Path) -> Non
     (home / "x.csv").write_text("image,text\na.png,x\n")
     assert re.match(message, error_of("x.csv", instructions="words.txt"))
     assert "cannot be read" in error_of("x.csv", instructions="absent.txt")
+
+
+def test_captions_need_instructions(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the project's own are not installed, a file must be named."""
+    (home / "filter_cap.json").write_text('{"annotations": [{"image_id": 1, "caption": "x"}]}')
+    assert len(examples("filter_cap.json")) == 1
+    monkeypatch.setattr(reading, "ALIGNMENT", home / "absent.txt")
+    assert "name one (instructions)" in error_of("filter_cap.json")
+    (home / "words.txt").write_text("Say it.")
+    assert examples("filter_cap.json", instructions="words.txt")[0].turns[0].text == "Say it."

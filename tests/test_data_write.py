@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,38 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write(good, tmp_path / "absent" / "x.jsonl")
     with pytest.raises(DataError, match="'coco' cannot be written"):
         write(good, tmp_path / "y", "coco")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the writer")
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_writer_that_is_killed_leaves_no_half_file(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before it names the folder of pictures, or the file."""
+    good, out = list(read(DATA / "shards")), tmp_path / "x.jsonl"
+    child = os.fork()
+    if child == 0:
+        steps = iter(range(1, 9))
+
+        def replace(source: Any, target: Any, replace: Any = os.replace) -> None:
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            replace(source, target)
+
+        os.replace = replace  # type: ignore[assignment]
+        write(good, out)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert not out.exists()
+    pictures = tmp_path / "x-pictures"
+    assert pictures.exists() is (step == 2)
+    if step == 2:
+        assert len(list(pictures.iterdir())) == 3
+        with pytest.raises(DataError, match="'x-pictures' exists already: remove it"):
+            write(good, out)
+        out = tmp_path / "y.jsonl"
+    write(good, out)
+    assert all_said(out) == [said(one) for one in good]
 
 
 def test_names_in_any_script(tmp_path: Path) -> None:
