@@ -183,6 +183,8 @@ def _without_remarks() -> Iterator[None]:
     log.setLevel(logging.ERROR)
     try:
         importlib.import_module("bitsandbytes")
+        # It would say at every product of matrices that 8 bits are multiplied in float16.
+        logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
         yield
     except (ImportError, OSError, RuntimeError) as error:
         raise SettingsError(
