@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_refused():
 def test_a_picture_that_is_missing_is_an_error_that_names_it(tmp_path):
     from minichat.data.example import StoredPicture
 
-    with pytest.raises(DataError, match="gone.png"):
+    with pytest.raises(DataError, match=r"gone\.png"):
         Teller(BOT).replies([Ask("What?", (StoredPicture("gone.png", tmp_path / "gone.png"),))])
 
 

@@ -20,7 +20,8 @@ from minichat.evaluate.stories import SceneStories
 from minichat.scenes import outside
 from minichat.scenes.captions import detailed
 from minichat.scenes.outside import OUTSIDE, outside_picture, says_outside
-from minichat.scenes.questions import ALL_KINDS, KINDS as REPORTED
+from minichat.scenes.questions import ALL_KINDS
+from minichat.scenes.questions import KINDS as REPORTED
 from minichat.scenes.smalltalk import WORLD
 from minichat.scenes.stories import story
 from minichat.scenes.world import random_scene

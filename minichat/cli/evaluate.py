@@ -49,6 +49,9 @@ def evaluate(
         str | None, typer.Option("--prompt", help="How your captions or questions are asked for: '... {question}'.")
     ] = None,
     rerank: Annotated[int | None, typer.Option("--rerank", help="Retrieval: how many candidates are matched.")] = None,
+    redrawn: Annotated[
+        int | None, typer.Option("--redrawn", help="Questions: how many scenes another program draws, too.")
+    ] = None,
     blank: Annotated[bool, typer.Option("--blank/--no-blank", help="Ask everything of a blank picture, too.")] = True,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Questions at a time.")] = None,
     compare: Annotated[
@@ -73,7 +76,7 @@ def evaluate(
     from minichat.evaluate.run import CHAT_TASKS, Plan
 
     tasks = CHAT_TASKS if task in (Task.all, None) else (task.value,)
-    options = given(count=count, batch_size=batch_size, prompt=prompt, seed=seed, reranked=rerank)
+    options = given(count=count, batch_size=batch_size, prompt=prompt, seed=seed, reranked=rerank, redrawn=redrawn)
     plan = Plan(tasks, blank=blank, **options)
     if out is None:
         report = _measure(model, plan, tuple(data or ()), images, device, dtype)

@@ -44,7 +44,7 @@ class SceneQuestions:
                  "answer": question.answer, "reply": reply, "right": right}
             )  # fmt: skip
         figures = by_kind((str(r["kind"]), float(bool(r["right"]))) for r in records)
-        if not teller.blind:
+        if self.redrawn and not teller.blind:
             part = [a for a in self.asked if a.seed < self.redrawn]
             every: list[bool] = []
             for name, manner in MANNERS.items():

@@ -75,8 +75,10 @@ def load_finder(name: str, device: str = "auto", batch_size: int = 32) -> Stage1
     """A folder's model, ready to retrieve, in float32. Raises `ModelError` for a folder that holds another model."""
     from minichat.weights.placement import choose_device
     from minichat.weights.stage1 import read_stage1
+    from minichat.weights.zoo import BUILT_IN, find
 
-    return Stage1Finder(read_stage1(name), choose_device(device), batch_size)
+    where = str(find(name)) if name in BUILT_IN else name
+    return Stage1Finder(read_stage1(where), choose_device(device), batch_size)
 
 
 class _Stage1Comparison:
@@ -89,7 +91,8 @@ class _Stage1Comparison:
         from minichat.prompt.wordpiece import tokenize
 
         self._model, self._device, size = finder.model, finder.model.device, finder.batch_size
-        self._words = tokenize(finder.tokenizer, texts)
+        positions = self._model.embeddings.position_embeddings.num_embeddings
+        self._words = tokenize(finder.tokenizer, texts, positions)  # longer ones are cut
         side = self._model.config.vision_config.image_size
         patches, images, words = [], [], []
         with torch.inference_mode():

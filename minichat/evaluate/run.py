@@ -19,7 +19,7 @@ from minichat.evaluate.figures import Outcome, is_blind, lines
 from minichat.evaluate.hallucination import Polls
 from minichat.evaluate.outside import OwnOutside, SceneOutside
 from minichat.evaluate.pairs import ScenePairs
-from minichat.evaluate.questions import OwnQuestions, SceneQuestions
+from minichat.evaluate.questions import REDRAWN, OwnQuestions, SceneQuestions
 from minichat.evaluate.replies import Teller
 from minichat.evaluate.report import Report
 from minichat.evaluate.retrieval import PAIRS, RERANKED, Finder, Gallery
@@ -52,6 +52,7 @@ class Plan:
     blank: bool = True  # ask everything of a blank picture, too
     prompt: str | None = None  # of a user's captions and questions
     reranked: int = RERANKED  # how many candidates a search matches
+    redrawn: int = REDRAWN  # how many of the scenes are drawn by another program, too, and asked about
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -59,15 +60,21 @@ class Plan:
                 raise SettingsError(f"There is no task {task!r}: there are {', '.join(TASKS)}.")
         if self.count is not None and not 1 <= self.count <= MOST:
             raise SettingsError(f"count is {self.count}; it must be from 1 to {MOST:,}.")
-        if self.reranked < 0:
-            raise SettingsError(f"reranked is {self.reranked}; it must be 0 or more.")
+        for name, value in (("reranked", self.reranked), ("redrawn", self.redrawn)):
+            if value < 0:
+                raise SettingsError(f"{name} is {value}; it must be 0 or more.")
 
     def scenes(self, task: str, most: int = MOST) -> Exam:
         """The exam of a chat's task on held-out scenes, `most` of them at most."""
         makers: Mapping[str, Callable[[int, int], Exam]] = {
-            "questions": SceneQuestions, "captions": SceneCaptions, "hallucination": Polls.about_scenes,
-            "dialogue": SceneDialogues, "pairs": ScenePairs, "stories": SceneStories, "outside": SceneOutside,
-        }  # fmt: skip
+            "questions": lambda count, seed: SceneQuestions(count, seed, self.redrawn),
+            "captions": SceneCaptions,
+            "hallucination": Polls.about_scenes,
+            "dialogue": SceneDialogues,
+            "pairs": ScenePairs,
+            "stories": SceneStories,
+            "outside": SceneOutside,
+        }
         return makers[task](min(self.count or SCENES, most), self.seed)
 
     def own(self, task: str, files: Files) -> Exam:
@@ -158,7 +165,12 @@ def _report(name: str, loaded: str, plan: Plan, files: Files | None) -> Report:
         source=source,
         seed=plan.seed if files is None else None,
         count=plan.count,
-        settings={"batch_size": plan.batch_size, "prompt": plan.prompt, "reranked": plan.reranked},
+        settings={
+            "batch_size": plan.batch_size,
+            "prompt": plan.prompt,
+            "reranked": plan.reranked,
+            "redrawn": plan.redrawn,
+        },
     )
 
 
