@@ -124,6 +124,7 @@ COMMANDS = [
     ["export"],
     ["models"],
     ["train"],
+    ["evaluate"],
     ["data"],
     ["data", "scenes"],
 ]
