@@ -12,6 +12,7 @@ from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.weights.files import quiet, sentence, some, weight_files
 from minichat.weights.llm import referred_llm
 from minichat.weights.placement import Placement
+from minichat.weights.quantization import suit_cpu
 from minichat.weights.streaming import Stream
 
 
@@ -51,6 +52,8 @@ def load_network(
     stream.give_back()
     _check_account(folder, account)
     _check_values(folder, stream)
+    if placement.quantize == "4bit" and placement.device.type == "cpu":
+        suit_cpu(model)
     return model
 
 

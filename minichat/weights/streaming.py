@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minichat.weights.reading import largest, read_checkpoint
 
-_MUCH = 64 * 1024**2
+_MUCH = 16 * 1024**2
 _STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors spells them
 
 
