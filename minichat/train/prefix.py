@@ -45,7 +45,8 @@ class Prefix:
         #: P
         self.length = len(ids) if holds and len(ids) >= _WORTHWHILE else 0
         if self.length:
-            self._compute(llm, torch.tensor([list(ids)], device=model.get_input_embeddings().weight.device))
+            embedding: Any = model.get_input_embeddings()
+            self._compute(llm, torch.tensor([list(ids)], device=embedding.weight.device))
 
     def _compute(self, llm: Any, ids: Tensor) -> None:
         cache = DynamicCache(config=self._config)
