@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import (
+    Cache,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -24,10 +25,12 @@ from transformers import (
     SuppressTokensLogitsProcessor,
     TopPLogitsWarper,
 )
+from transformers.utils import ModelOutput
 
 from minichat.settings import GenerationSettings
 from minichat.stopping import Decoder, ReplyText, Stops
 from minichat.turnstile import Turnstile
+from minichat.weights.spreading import entry_device
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration
@@ -84,14 +87,16 @@ def logits_processors(
 class Memory:
     """What the LLM has read of a conversation: its key–value cache and, entry for entry, what was read.
 
-    A key is a token's id, or for an image token the identity of its picture.
+    A key is a token's id, or for an image token the identity of its picture. An encoder–decoder keeps nothing from one
+    prompt to the next, whose words all see each other: of it, this is what is written of one reply.
     """
 
     keys: list[int | str] = field(default_factory=list)
-    cache: DynamicCache | None = None
+    cache: Cache | None = None
+    encoded: ModelOutput | None = None  # an encoder–decoder's prompt, as its encoder read it
 
     def clear(self) -> None:
-        self.keys, self.cache = [], None
+        self.keys, self.cache, self.encoded = [], None, None
 
     def keep(self, wanted: Sequence[int | str]) -> int:
         """Crop to the longest beginning shared with `wanted` that leaves something to read. Returns its length.
@@ -135,6 +140,21 @@ class Memory:
         self.keys.extend(keys)
         return output.logits[:, -1].float()
 
+    def encode(self, model: MiniChatForConditionalGeneration, embeds: Tensor) -> Tensor:
+        """Begin an encoder–decoder's reply to a prompt (1, T, H); returns the logits (1, V) of its first id."""
+        self.clear()
+        self.encoded = model.language_model.get_encoder()(inputs_embeds=embeds)
+        start = torch.tensor([[_start(model)]], device=embeds.device)
+        return self.write(model, start)
+
+    def write(self, model: MiniChatForConditionalGeneration, ids: Tensor) -> Tensor:
+        """Go on with an encoder–decoder's reply by ids (1, 1); returns the logits (1, V) of what comes next."""
+        output = model.language_model(
+            encoder_outputs=self.encoded, decoder_input_ids=ids, past_key_values=self.cache, use_cache=True
+        )
+        self.cache = output.past_key_values
+        return output.logits[:, -1].float()
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -170,7 +190,7 @@ def stream(
         with turnstile, torch.inference_mode():
             if step > 0:
                 last = torch.tensor([reply.generated[-1:]], device=device)  # (1, 1)
-                logits = memory.read(model, model.get_input_embeddings()(last), reply.generated[-1:])
+                logits = _read_last(model, last, memory)
             if choose:
                 logits = choose(torch.tensor([reply.generated], dtype=torch.long, device=device), logits)
             token = int(logits.argmax())
@@ -183,8 +203,18 @@ def stream(
         yield piece
 
 
+def _read_last(model: MiniChatForConditionalGeneration, ids: Tensor, memory: Memory) -> Tensor:
+    """Read the reply's last id (1, 1); returns the logits (1, V) of the next."""
+    if model.config.is_encoder_decoder:
+        return memory.write(model, ids)
+    return memory.read(model, model.get_input_embeddings()(ids), ids[0].tolist())
+
+
 def _read_prompt(model: MiniChatForConditionalGeneration, prompt: Prompt, memory: Memory) -> Tensor:
     """Read what is new in the prompt; returns the logits (1, V) of the reply's first id."""
+    if model.config.is_encoder_decoder:
+        ids = torch.tensor([prompt.ids], device=_device(model))  # (1, T)
+        return memory.encode(model, model.embed(ids, image_features=prompt.features))
     known = memory.keep(prompt.keys)
     slots = prompt.ids[:known].count(model.config.image_token_index)
     features = prompt.features
@@ -197,13 +227,21 @@ def _read_prompt(model: MiniChatForConditionalGeneration, prompt: Prompt, memory
 
 def _device(model: MiniChatForConditionalGeneration) -> torch.device:
     """Where ids go: an LLM may be spread over several devices."""
-    return next(model.get_input_embeddings().parameters()).device
+    return entry_device(model)
 
 
 def _never(model: MiniChatForConditionalGeneration) -> list[int]:
-    """Ids that may not be generated: the image slot, where the LLM has a row for it."""
-    slot = model.config.image_token_index
-    return [slot] if slot < model.config.text_config.vocab_size else []
+    """Ids that may not be generated: the image slot, where the LLM has a row for it; what only begins a reply."""
+    slot, llm = model.config.image_token_index, model.config.text_config
+    starts = [_start(model)] if model.config.is_encoder_decoder else []
+    return [*starts, *([slot] if slot < llm.vocab_size else [])]
+
+
+def _start(model: MiniChatForConditionalGeneration) -> int:
+    """What an encoder–decoder's replies begin with, before any of their words."""
+    llm = model.config.text_config
+    start = getattr(llm, "decoder_start_token_id", None)
+    return int(llm.bos_token_id if start is None else start)
 
 
 class _StopRows(StoppingCriteria):
@@ -269,6 +307,8 @@ def generate_rows(
             logits_processor=logits_processors(settings, embeds.shape[0], embeds.device, _never(model)),
             stopping_criteria=StoppingCriteriaList([_StopRows(tokenizer, stops, turnstile, cancelled)]),
         ).tolist()
+    if model.config.is_encoder_decoder:
+        rows = [row[1:] for row in rows]  # without the start token
     replies = [ReplyText(tokenizer, stops) for _ in rows]
     for reply, row in zip(replies, rows, strict=True):
         reply.read(row)

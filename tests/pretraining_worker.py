@@ -20,14 +20,14 @@ from minichat.model import set_trainable
 from minichat.model.pretraining import QFormerPretraining
 from tests.tiny_stage1 import SIDE, pairs, tiny_pretraining
 
-COUNT = 5
-NEGATIVES = (torch.tensor([3, 4, 0, 2, 1]), torch.tensor([4, 2, 0, 4, 2]))
+COUNT = 4
+NEGATIVES = (torch.tensor([3, 2, 0, 1]), torch.tensor([2, 0, 3, 1]))
 
 #: Name → what changes the model, and what changes the batch.
 SCENARIOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "given negatives": ({}, {"negatives": NEGATIVES}),
     "drawn negatives": ({}, {"seed": 7}),
-    "several captions": ({}, {"seed": 7, "image_ids": torch.tensor([2, 5, 5, 2, 8])}),
+    "several captions": ({}, {"seed": 7, "image_ids": torch.tensor([2, 5, 5, 8])}),
     "all learns": ({"compared_learn": True, "vision": True}, {"seed": 3}),
 }
 
@@ -70,7 +70,7 @@ def computed(model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]
 def work(rank: int, processes: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / "store"), processes)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
-    bounds = [0, 3, 5] if processes == 2 else [*range(processes), COUNT]
+    bounds = [0, 3, 4] if processes == 2 else [*range(processes), COUNT]
     results = {}
     for name in SCENARIOS:
         batch = batch_of(name, bounds[rank], bounds[rank + 1])

@@ -67,7 +67,6 @@ def test_attention_reaches_every_part() -> None:
         ({"bridge_config": {"kind": "patch_merge", "merge": -4}}, ("merge", "-4")),
         ({"bridge_config": {"kind": "patch_merge", "merge": 3}}, ("256", "3")),
         ({"bridge_config": {"kind": "patch_merge", "qformer": {"hidden_size": 8}}}, ("qformer", "patch_merge")),
-        ({"text_config": {"model_type": "t5"}}, ("t5", "decoder-only")),
     ],
 )
 def test_what_cannot_be_joined_is_refused(changes: dict[str, object], words: tuple[str, ...]) -> None:

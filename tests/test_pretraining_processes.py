@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -61,6 +62,9 @@ def test_shares_are_unlike(together: list[Any]) -> None:
     assert sum(counts) == COUNT
     assert len(set(counts)) > 1
     assert len({float(results["given negatives"]["itg"]) for results in together}) == len(together)
+    ends = [sum(counts[:rank]) for rank in range(len(counts) + 1)]
+    shares = [batch_of("given negatives", *bounds) for bounds in pairwise(ends)]
+    assert len({share["input_ids"].shape[1] for share in shares}) == len(together)
 
 
 def test_one_process_gathers_itself() -> None:

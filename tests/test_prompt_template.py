@@ -35,6 +35,7 @@ SPELLED = {
     "llama2": f"<s>{MINIGPT4}<s>[INST] {PIC} What is it? [/INST] A ring.</s><s>[INST] {PIC} And this? [/INST] ",
     "minigpt-v2": f"<s><s>[INST] {PIC} What is it? [/INST]A ring.</s><s>[INST] {PIC} And this? [/INST]",
     "plain": f"<s>{SLOT} What is it?A ring.\n{SLOT} And this?",
+    "t5": f"{SLOT} What is it?</s>A ring.</s>{SLOT} And this?</s>",
     "vicuna-v0-train": f"<s>###Human: {PIC} What is it? ###Assistant: A ring.###"
     f"<s>###Human: {PIC} And this? ###Assistant: ",
     "llama2-train": f"<s>[INST] {PIC} What is it? [/INST] A ring.</s><s>[INST] {PIC} And this? [/INST] ",

@@ -236,7 +236,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "the LLM cut off": (cut(f"{LLM}/model.safetensors", 0.9), {}, "model.safetensors is damaged or cut off"),
     "the LLM not there": (no_change, {"llm": "nowhere/at all"}, "The LLM 'nowhere/at all' is not there"),
     "the LLM without a config": (lambda files: (files / LLM / "config.json").unlink(), {}, "'llm' has no config.json"),
-    "an encoder-decoder for an LLM": (lambda files: config(files, model_type="t5"), {}, "'llm' is of type 't5'"),
+    "no LLM at all": (lambda files: config(files, model_type="vit"), {}, "'llm' is of type 'vit'"),
     "an LLM of other sizes than its config": (
         lambda files: config(files, intermediate_size=99),
         {},

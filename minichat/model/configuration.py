@@ -72,7 +72,7 @@ class MiniChatConfig(PreTrainedConfig):
 
     vision_config: Any = None  # a Blip2VisionConfig
     bridge_config: Any = None  # a BridgeConfig
-    text_config: Any = None  # any decoder-only LLM's; LLaMA where no model_type is given
+    text_config: Any = None  # any LLM's, decoder-only or encoder–decoder; LLaMA where no model_type is given
     image_token_index: Any = None  # an int; None at birth means text_config.vocab_size
     template: str = "vicuna-v0"
     llm: Any = (
@@ -90,8 +90,6 @@ class MiniChatConfig(PreTrainedConfig):
         if not isinstance(self.text_config, PreTrainedConfig):
             text = dict(self.text_config or {})
             self.text_config = AutoConfig.for_model(text.pop("model_type", "llama"), **text)
-        if self.text_config.is_encoder_decoder:
-            raise ModelError(f"{self.text_config.model_type} is an encoder-decoder; MiniChat needs a decoder-only LLM.")
         if self.bridge_config.kind == "qformer":
             self.bridge_config.qformer.encoder_hidden_size = self.vision_config.hidden_size
         elif self.num_patches % self.bridge_config.merge:
@@ -102,6 +100,7 @@ class MiniChatConfig(PreTrainedConfig):
         if self.image_token_index is None:
             self.image_token_index = self.text_config.vocab_size
         super().__post_init__(**kwargs)
+        self.is_encoder_decoder = self.text_config.is_encoder_decoder
 
     @property
     def num_patches(self) -> int:

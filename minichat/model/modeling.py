@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     Blip2VisionModel,
     Cache,
     GenerationMixin,
@@ -25,6 +26,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from minichat.errors import ImageError, ModelError, PromptError
+from minichat.model import seq2seq
 from minichat.model.bridge import QFormerBridge, build_bridge
 from minichat.model.configuration import MiniChatConfig
 from minichat.model.freezing import rest_frozen_parts
@@ -69,8 +71,9 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vision_model.post_layernorm = nn.Identity()
         self.bridge = build_bridge(config)
         self.projection = nn.Linear(config.image_feature_size, config.text_config.hidden_size, dtype=torch.float32)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         # A dtype left in text_config must not decide for one part alone.
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.language_model = kind.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.post_init()
 
     @torch.no_grad()
@@ -218,6 +221,9 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> MiniChatOutput:
         """One pass: pictures and ids → embeddings → the LLM → logits, and the loss where there are labels.
 
+        With an encoder–decoder (T5), 1. is what the encoder reads and 3. what the decoder writes: labels are (B, R),
+        logits (B, R, V), R tokens of a reply. `decoder_input_ids`, if not given, are the labels behind a start token.
+
         1. `input_ids` (B, T) with slots and `pixel_values` (I, 3, S, S) or `image_features` (I, n, D), or
            `inputs_embeds` (B, T, H) with the pictures already in place.
         2. With `past_key_values`, ids are the new tokens alone; `attention_mask` then covers old and new (B, P + T).
@@ -229,6 +235,19 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises `PromptError` where slots and pictures do not match, or embeddings come with pictures.
         """
         inputs_embeds, image_features = self._embed(input_ids, inputs_embeds, pixel_values, image_features)  # (B, T, H)
+        if self.config.is_encoder_decoder:
+            kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
+            loss, outputs = seq2seq.encode_and_decode(
+                self.language_model, inputs_embeds, attention_mask, labels, num_items_in_batch, skip_logits, **kwargs
+            )
+            return MiniChatOutput(
+                loss=loss,
+                logits=None if skip_logits else outputs.logits[:, _kept(logits_to_keep)],
+                past_key_values=outputs.past_key_values,
+                hidden_states=outputs.decoder_hidden_states,
+                attentions=outputs.decoder_attentions,
+                image_features=image_features,
+            )
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             # Padding on the left must not move a row's positions.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
@@ -276,11 +295,16 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         result is prompt and reply, as with any Hugging Face model; with `inputs_embeds` it is the reply alone. Like the
         original MiniGPT-4, penalties and processors see the reply's ids only (a slot's id has no column in the logits).
 
+        With an encoder–decoder the result is replies alone, a start token first, as with Hugging Face's.
+
         Raises `PromptError` where slots and pictures do not match.
         """
         inputs_embeds, _ = self._embed(input_ids, inputs_embeds, pixel_values, image_features)  # (B, T, H)
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        if self.config.is_encoder_decoder:
+            kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+            return seq2seq.generate(self.language_model, self.generation_config, **kwargs)
         kwargs = self._penalise_replies(kwargs)
         result = super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         if input_ids is None:

@@ -15,14 +15,17 @@ from minichat.prompt.tokenizer import SentencePieceTokenizer
 class FastTokenizer:
     """Any Hugging Face fast tokenizer as a `ContentTokenizer`, for models that come without a `tokenizer.model`.
 
-    Raises ModelError if it names no begin or no end token.
+    `begins`: a prompt begins with a token of its own. Raises ModelError if it names no such token, or no end token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, begins: bool = True) -> None:
         self._tokenizer = tokenizer
-        if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
-            raise ModelError("The tokenizer names no begin or no end token: set bos_token and eos_token.")
-        self.bos_id: int = tokenizer.bos_token_id
+        if (begins and tokenizer.bos_token_id is None) or tokenizer.eos_token_id is None:
+            raise ModelError(
+                "The tokenizer names no begin or no end token: set bos_token and eos_token, or for an encoder–decoder use "
+                "the template 't5', which needs no begin."
+            )
+        self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size: int = len(tokenizer)

@@ -16,7 +16,7 @@ from minichat.prompt.conversation import Conversation
 from minichat.prompt.fast import FastTokenizer, to_hugging_face
 from minichat.prompt.pixels import MiniChatImageProcessor, flat
 from minichat.prompt.render import IGNORED, History, Rendered, render, render_text
-from minichat.prompt.template import BOS, EOS, SLOT, get_template, to_jinja
+from minichat.prompt.template import BOS, EOS, SLOT, get_template, spells_begin, to_jinja
 from minichat.prompt.tokenizer import ContentTokenizer, SentencePieceTokenizer
 
 __all__ = ["MODEL_FILE", "MiniChatImageProcessor", "MiniChatProcessor"]
@@ -78,7 +78,7 @@ class MiniChatProcessor(ProcessorMixin):
         if self._content is None:
             if self.sentencepiece:
                 raise ModelError(f"{MODEL_FILE} is missing: put the model's own beside its processor_config.json.")
-            self._content = FastTokenizer(self.tokenizer)
+            self._content = FastTokenizer(self.tokenizer, spells_begin(get_template(self.template)))
         return self._content
 
     @property

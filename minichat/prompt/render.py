@@ -116,7 +116,7 @@ def render(
                 new = encode_inside(tokenizer, text) if inside else tokenizer.encode(text)
                 _refuse_slots(new, slot_id, "a text spells")
             case Control(symbol, learn):
-                new = [tokenizer.bos_id if symbol == BOS else tokenizer.eos_id]
+                new = [_control(symbol, tokenizer)]
             case Generated(kept, _):
                 new, learn = list(kept), True
                 _refuse_slots(new, slot_id, "a reply's generated ids hold")
@@ -166,7 +166,7 @@ class _Speller:
 
     def spell(self, conversation: Conversation, ask: bool) -> Iterator[Segment]:
         t = self._template
-        yield from self._words(BOS)
+        yield from self._words(t.begin)
         system = conversation.system
         yield from self._words(t.system) if system is None else self._content(system, t.system_suffix)
         yield from self._words(t.system_suffix)
@@ -246,6 +246,14 @@ class _Speller:
             yield Words(self._text, inside=self._inside)
             self._inside = True
         self._text = ""
+
+
+def _control(symbol: str, tokenizer: ContentTokenizer) -> int:
+    if symbol == EOS:
+        return tokenizer.eos_id
+    if tokenizer.bos_id is None:
+        raise PromptError("The template spells <s>, but the tokenizer has no begin token: use the template 't5'.")
+    return tokenizer.bos_id
 
 
 def keep_apart(words: str, following: str) -> str:

@@ -21,10 +21,13 @@ SLOT = "<ImageHere>"
 class Template:
     """The words round a conversation, in the order in which they are spelled.
 
-    `<s>` system `system_suffix` { `user_prefix` question `user_suffix` `assistant_prefix` reply `reply_end` `between` }
+    `begin` system `system_suffix`
+    { `user_prefix` question `user_suffix` `assistant_prefix` reply `reply_end` `between` }
     """
 
     name: str
+    #: Before everything else; empty for a tokenizer that has no `<s>`.
+    begin: str = BOS
     #: System text where the conversation brings none.
     system: str = ""
     #: Always follows the system text, also an empty one.
@@ -115,6 +118,9 @@ _ALL = (
     ),
     # MiniGPT-4's first stage: a picture, its caption, a line break (minigpt_base.py with an empty prompt list).
     Template(name="plain", reply_end="\n", picture_prefix="", picture_suffix="", stops=("\n",)),
+    # An encoder–decoder: the encoder reads a prompt up to its `</s>`, the decoder writes the reply up to its own. With
+    # FLAN-T5, BLIP-2 puts the picture before the bare words (lavis/models/blip2_models/blip2_t5.py).
+    Template(name="t5", begin="", assistant_prefix=EOS, picture_prefix="", picture_suffix=""),
     # Training as the originals did it: prompt_template and end_sym of train_configs/*.yaml, minigpt_base.py.
     Template(
         name="vicuna-v0-train",
@@ -142,6 +148,11 @@ _ALL = (
 )
 
 TEMPLATES: dict[str, Template] = {template.name: template for template in _ALL}
+
+
+def spells_begin(template: Template) -> bool:
+    """Whether `<s>` is among what the template spells."""
+    return any(BOS in value for field in fields(template) if isinstance(value := getattr(template, field.name), str))
 
 
 def get_template(name: str | Template) -> Template:
@@ -211,7 +222,7 @@ def to_jinja(template: Template, *, slots_per_picture: int = 1, slot: str = SLOT
     """
     names = [field.name for field in fields(template) if isinstance(getattr(template, field.name), str)]
     values = {name: getattr(template, name) for name in names}
-    values["start"] = BOS
+    values["start"] = template.begin
     values["picture"] = template.picture_prefix + slot * slots_per_picture + template.picture_suffix
     return re.sub(r"<(\w+)>", lambda match: _expression(values[match[1]]), _JINJA)
 

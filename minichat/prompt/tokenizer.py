@@ -14,7 +14,11 @@ from minichat.errors import ModelError
 class ContentTokenizer(Protocol):
     """What the renderer needs of a tokenizer."""
 
-    bos_id: int
+    @property
+    def bos_id(self) -> int | None:
+        """None: there is no such token, and no template may spell it."""
+        ...
+
     eos_id: int
     pad_id: int
     vocab_size: int

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from minichat.errors import ModelError
 from minichat.weights.files import WEIGHTS, find_folder, quiet, sentence, some, weight_files
@@ -101,12 +101,14 @@ def _config(folder: Path) -> PreTrainedConfig:
         with quiet():
             config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
             config.name_or_path = ""  # no path of this machine in what is written
-            known = type(config) in AutoModelForCausalLM._model_mapping
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            known = type(config) in kind._model_mapping
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"The LLM's config.json in {folder.name!r} cannot be used: {sentence(error)}.") from None
-    if config.is_encoder_decoder or not known:
+    if not known:
         raise ModelError(
-            f"{folder.name!r} is of type {config.model_type!r}, but the LLM must be a decoder-only one such as 'llama'."
+            f"{folder.name!r} is of type {config.model_type!r}, but the LLM must be one that writes, such as 'llama' or "
+            "'t5'."
         )
     return config
 
