@@ -18,6 +18,7 @@ from minichat.prompt.template import get_template
 from minichat.session import ChatSession, sources
 from minichat.stopping import Stops
 from minichat.turnstile import Turnstile
+from minichat.weights.spreading import entry_device
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration
@@ -46,7 +47,7 @@ class MiniChat:
     @property
     def device(self) -> torch.device:
         """Where the LLM's embedding is, and so where a prompt goes."""
-        return next(self.model.get_input_embeddings().parameters()).device
+        return entry_device(self.model)
 
     @property
     def context(self) -> int | None:
@@ -131,7 +132,9 @@ class MiniChat:
 
     def state(self) -> tuple[Any, ...]:
         """Changes whenever a weight or the preprocessing does: what was computed before is then of no use."""
-        weights = hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in self.model.parameters()))
+        # Of an LLM that is spread, parts are on the meta device until they are used, each time as other objects.
+        here = (p for p in self.model.parameters() if not p.is_meta)
+        weights = hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in here))
         return weights, repr(self.processor.image_processor.to_dict())
 
 

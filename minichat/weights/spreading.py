@@ -28,6 +28,17 @@ def spelled(device: torch.device) -> int | str:
     return device.index or 0 if device.type == "cuda" else device.type
 
 
+def entry_device(network: MiniChatForConditionalGeneration) -> torch.device:
+    """Where ids go: to the LLM's embedding, or to where accelerate brings it when it is used."""
+    import torch
+
+    embedding = network.get_input_embeddings()
+    device = next(embedding.parameters()).device
+    if device.type != "meta":
+        return device
+    return torch.device(getattr(embedding, "_hf_hook").execution_device)  # noqa: B009 (accelerate's, not declared)
+
+
 def read_map(devices: Mapping[str, torch.device]) -> tuple[Map, torch.device | None]:
     """A map as accelerate spells it, and where it puts the vision side, if it says so.
 
@@ -62,6 +73,8 @@ def spread(
         found = _completed(network, dict(placement.device_map), home)
     else:
         found = _filled(network, placement, _free() if budgets is None else budgets, home)
+    if home == "cpu" and set(found.values()) != {"cpu"}:
+        raise SettingsError("device_map puts the vision side on the CPU beside an LLM on a GPU: put it on a GPU, too.")
     if placement.quantize is not None and "cpu" in found.values() and set(found.values()) != {"cpu"}:
         raise SettingsError(
             f"quantize is {placement.quantize!r}, but device_map is over the CPU and other devices: a quantized LLM is "
