@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minichat.data import formats
-from minichat.data.batches import plan
 from minichat.data.formats import stream
-from minichat.data.rows import Rows
+from minichat.data.rows import Row, Rows
 from minichat.errors import DataError, SettingsError
 from minichat.train.config import Config, Source
-from minichat.train.feed import Epochs, Feed, Listed, Streamed
+from minichat.train.feed import Feed, Listed, Streamed
 
 if TYPE_CHECKING:
     from minichat.data.example import Example
     from minichat.train.stages import Stage
     from minichat.train.together import Together
+
+_LOOKED_AT = 100  # records: what is drawn differs among so many
 
 
 @dataclass(frozen=True)
@@ -38,27 +40,49 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     Raises `DataError`, naming file and line, for a record that is wrong, and where there is nothing to learn from.
     """
     parts, at_once = division(config, together.count)
-    shared: dict[str, Any] = {"parts": parts, "rank": together.rank, "processes": together.count}
-    examples = list(_examples(config.data.validation, config.seed))
-    held_out = _rows(examples, stage) if examples else None
-    rows = None if config.data.stream else _rows(_examples(config.data.train, config.seed), stage)
+    place: dict[str, Any] = {"rank": together.rank, "processes": together.count}
+    held_out = list(_examples(config.data.validation, config.seed))
+    held_out_rows = _rows(held_out, stage.render) if held_out else None
+    rows_of = None if config.data.stream else _Rows(config, stage.render)
     if config.data.features is not None:
-        pictures = [picture for some in (rows, held_out) if some is not None for picture in some.pictures()]
+        listed = [rows for rows in (rows_of(0) if rows_of else None, held_out_rows) if rows is not None]
+        pictures = [picture for rows in listed for picture in rows.pictures()]
         say(f"Looking at {len(pictures):,} pictures, unless {config.data.features} holds them ...")
         stage.see(pictures, config.data.features, config.data.workers, together)
 
     validation = None
-    if held_out is not None:
-        # In order of length, so that little is padding.
-        batches = plan(held_out.lengths, batch_size=at_once * together.count, seed=0, epoch=0, window=len(held_out))
-        validation = Listed(held_out, batches, stage.collate, **{**shared, "parts": 1})
-    shown = examples[:: max(1, len(examples) // max(1, config.report.pictures))][: config.report.pictures]
-    if rows is None:
-        return Data(_stream(config, stage, shared), None, stage.longest, validation, shown)
+    if held_out_rows is not None:
+        # Sorted by length as a whole, so that little is padding.
+        size = {"batch_size": at_once * together.count, "window": len(held_out)}
+        validation = Listed(lambda epoch: held_out_rows, stage.collate, **size, **place)
+    shown = held_out[:: max(1, len(held_out) // max(1, config.report.pictures))][: config.report.pictures]
     run = config.run
-    epochs = Epochs(rows.lengths, batch_size=run.batch_size, seed=config.seed, epochs=run.epochs, steps=run.steps)
-    feed = Listed(rows, epochs, stage.collate, **shared)
-    return Data(feed, epochs.of_an_epoch, int(rows.lengths.max()), validation, shown)
+    if rows_of is None:
+        feed = _stream(config, stage, parts=parts, **place)
+        return Data(feed, None, stage.longest, validation, shown)
+    length: dict[str, Any] = {"epochs": run.epochs, "steps": run.steps, "batch_size": run.batch_size}
+    listed_feed = Listed(rows_of, stage.collate, seed=config.seed, parts=parts, **length, **place)
+    return Data(listed_feed, listed_feed.of_an_epoch, int(listed_feed.rows.lengths.max()), validation, shown)
+
+
+class _Rows:
+    """The rows of an epoch: where instructions are drawn from a file, they are drawn anew in each."""
+
+    def __init__(self, config: Config, render: Callable[[Example], Row]) -> None:
+        self._sources, self._seed, self._render = config.data.train, config.seed, render
+        first, second = (
+            [list(itertools.islice(_examples([source], self._seed, epoch), _LOOKED_AT)) for source in self._sources]
+            for epoch in (0, 1)
+        )
+        self._drawn = first != second
+        self._first: Rows | None = None
+
+    def __call__(self, epoch: int) -> Rows:
+        if self._first is None:
+            self._first = _rows(_examples(self._sources, self._seed), self._render)
+        if epoch == 0 or not self._drawn:
+            return self._first
+        return _rows(_examples(self._sources, self._seed, epoch), self._render)
 
 
 def division(config: Config, processes: int) -> tuple[int, int]:
@@ -68,19 +92,19 @@ def division(config: Config, processes: int) -> tuple[int, int]:
     return -(-share // at_once), at_once
 
 
-def _examples(sources: Sequence[Source], seed: int) -> Iterator[Example]:
+def _examples(sources: Sequence[Source], seed: int, epoch: int = 0) -> Iterator[Example]:
     for source in sources:
-        yield from formats.read(source.source, source.form, **{"seed": seed, **source.options})
+        yield from formats.read(source.source, source.form, **{"seed": seed, "epoch": epoch, **source.options})
 
 
-def _rows(examples: Iterable[Example], stage: Stage) -> Rows:
-    rows = Rows(stage.render(example) for example in examples)
+def _rows(examples: Iterable[Example], render: Callable[[Example], Row]) -> Rows:
+    rows = Rows(render(example) for example in examples)
     if not len(rows):
         raise DataError("The data set holds no conversation: nothing could be learnt from it.")
     return rows
 
 
-def _stream(config: Config, stage: Stage, shared: dict[str, Any]) -> Streamed:
+def _stream(config: Config, stage: Stage, **division: int) -> Streamed:
     sources = config.data.train
     options = sources[0].options
     if any(source.options != options for source in sources):
@@ -95,5 +119,5 @@ def _stream(config: Config, stage: Stage, shared: dict[str, Any]) -> Streamed:
         steps=config.run.steps or 0,
         batch_size=config.run.batch_size,
         fingerprint=hashlib.sha256(repr([(s.source, s.ratio) for s in sources]).encode()).hexdigest(),
-        **shared,
+        **division,
     )

@@ -42,42 +42,64 @@ class Feed(Protocol):
         """What is read, for the record; `fingerprint` changes with it."""
 
 
-class Epochs(Sequence[list[int]]):
-    """The global batches of a whole run, epoch after epoch (`plan`)."""
+@dataclass(frozen=True)
+class Epoch:
+    """Once over the rows: the global batches, and one process's shares of them."""
 
-    def __init__(self, lengths: Any, *, batch_size: int, seed: int, epochs: int | None, steps: int | None) -> None:
-        self._plan = lambda epoch: plan(lengths, batch_size=batch_size, seed=seed, epoch=epoch)
-        self.of_an_epoch = len(self._plan(0))
-        self._length = steps if steps is not None else (epochs or 0) * self.of_an_epoch
-        self._held: tuple[int, list[list[int]]] = (-1, [])
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, step: int) -> list[int]:  # type: ignore[override]
-        if not 0 <= step < len(self):
-            raise IndexError(step)
-        epoch, number = divmod(step, self.of_an_epoch)
-        if self._held[0] != epoch:
-            self._held = (epoch, self._plan(epoch))
-        return self._held[1][number]
+    rows: Rows
+    batches: list[list[int]]
+    shares: Shares
 
 
 class Listed(Dataset[list[Batch] | MiniChatError]):
-    """Rows that were all listed first."""
+    """Rows that are all listed first, epoch after epoch.
+
+    Args:
+        rows_of: the rows of an epoch; as many in each.
+        collate: rows → tensors.
+        batch_size: rows of a global batch.
+        parts, rank, processes: how it is divided (`minichat.data.batches.shares`).
+        epochs, steps: how long; one of the two.
+        window: see `minichat.data.batches.plan`.
+    """
 
     def __init__(
-        self, rows: Rows, batches: Sequence[Sequence[int]], collate: Collate, *, parts: int, rank: int, processes: int
+        self,
+        rows_of: Callable[[int], Rows],
+        collate: Collate,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        epochs: int | None = 1,
+        steps: int | None = None,
+        parts: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+        window: int = 50,
     ) -> None:
-        self.rows, self.batches = rows, batches
-        self.steps, self._parts = len(batches), parts
+        self._rows_of, self._collate = rows_of, collate
+        self._planning = {"batch_size": batch_size, "seed": seed, "window": window}
         self._division = {"accumulation": parts, "rank": rank, "processes": processes}
-        self._shares = Shares(rows, batches, collate, **self._division)  # type: ignore[arg-type]
+        self._held: tuple[int, Epoch] | None = None
+        self.rows = rows_of(0)
+        self.of_an_epoch = -(-len(self.rows) // batch_size)
+        self.steps = steps if steps is not None else (epochs or 0) * self.of_an_epoch
+
+    def epoch(self, number: int) -> Epoch:
+        """Worked out when it is asked for; the last one is held."""
+        if self._held is None or self._held[0] != number:
+            rows = self._rows_of(number)
+            batches = plan(rows.lengths, epoch=number, **self._planning)
+            shares_of_it = Shares(rows, batches, self._collate, **self._division)  # type: ignore[arg-type]
+            self._held = number, Epoch(rows, batches, shares_of_it)
+        return self._held[1]
 
     def __getitem__(self, step: int) -> list[Batch] | MiniChatError:
+        number, step = divmod(step, self.of_an_epoch)
+        parts = self._division["accumulation"]
         found: list[Batch] = []
-        for number in range(step * self._parts, (step + 1) * self._parts):
-            batch = self._shares[number]
+        for place in range(step * parts, (step + 1) * parts):
+            batch = self.epoch(number).shares[place]
             if isinstance(batch, MiniChatError):
                 return batch
             found.append(batch)
@@ -87,8 +109,10 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
         yield from _loaded(self, workers, sampler=range(start, self.steps))
 
     def where(self, step: int) -> list[list[str]]:
-        division = shares(self.batches[step], **self._division)
-        return [[str(self.rows[number].where) for number in share.rows] for share in division]
+        number, step = divmod(step, self.of_an_epoch)
+        epoch = self.epoch(number)
+        division = shares(epoch.batches[step], **self._division)
+        return [[str(epoch.rows[place].where) for place in share.rows] for share in division]
 
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -100,7 +124,7 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
             "tokens": int(self.rows.lengths.sum()),
             "supervised_tokens": int(self.rows.supervised.sum()),
             "pictures": int(self.rows.picture_counts.sum()),
-            "replies_cut": self.rows.cut,
+            "samples_cut": self.rows.cut,
             "fingerprint": digest.hexdigest(),
         }
 

@@ -35,7 +35,8 @@ def parts(model: nn.Module) -> list[tuple[str, str]]:
 
 def _line(name: str, weights: Sequence[nn.Parameter], whole: bool) -> str:
     types = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights})
-    count = sum(weight.numel() for weight in weights)
+    # bitsandbytes packs two parameters of 4 bits into a number.
+    count = sum(weight.numel() * (2 if type(weight).__name__ == "Params4bit" else 1) for weight in weights)
     return f"{name}{'' if whole else ' in part'} {count:,} ({', '.join(types)})"
 
 
@@ -48,7 +49,7 @@ def samples(facts: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> lis
         rows = [
             ("samples", f"{facts['samples']:,} with {facts['pictures']:,} pictures"),
             ("supervised", f"{facts['supervised_tokens']:,} of {facts['tokens']:,} tokens ({share:.0%})"),
-            ("cut", f"{facts['replies_cut']:,} samples lose a part of their replies to the length limit, and its end"),
+            ("cut", f"{facts['samples_cut']:,} samples are over the length limit: their last reply has no end"),
         ]
     if held_out:
         rows.append(("validation", f"{held_out['samples']:,} samples, {held_out['supervised_tokens']:,} tokens"))

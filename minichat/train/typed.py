@@ -44,7 +44,10 @@ def read_yaml(text: str, where: str) -> Any:
 
 def write_yaml(value: Any) -> str:
     """A dataclass as YAML that `build` reads back equal."""
-    return yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True)
+    held = plain(value)
+    readable: str = yaml.safe_dump(held, sort_keys=False, allow_unicode=True)
+    # PyYAML writes some kinds of white space as they are and reads them back as a space.
+    return readable if yaml.safe_load(readable) == held else str(yaml.safe_dump(held, sort_keys=False))
 
 
 def plain(value: Any) -> Any:
