@@ -190,27 +190,6 @@ class Rows(Sequence[Row]):
     def _pictures_of(self, index: int) -> Iterator[StoredPicture]:
         return (self._pictures[i] for i in range(self._picture_ends[index], self._picture_ends[index + 1]))
 
-    def common_prefix(self, image_token_id: int) -> list[int]:
-        """The ids with which every row begins, up to its first picture, and leaving an id before the first learnt."""
-        starts, ends = self._ends[:-1], self._ends[1:]
-        learnt, slots = self._learn.nonzero()[0], (self._ids == image_token_id).nonzero()[0]
-        first_learnt = _next(learnt, starts, ends) - starts
-        first_slot = _next(slots, starts, ends) - starts
-        longest = int(min((first_learnt - 1).min(), first_slot.min())) if len(self) else 0
-        found: list[int] = []
-        for place in range(longest):
-            here = self._ids[starts + place]
-            if (here != here[0]).any():
-                break
-            found.append(int(here[0]))
-        return found
-
-
-def _next(places: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first of the sorted `places` from each start on; the end where there is none before it."""
-    found = np.append(places, np.iinfo(np.int64).max)[np.searchsorted(places, starts)]
-    return np.minimum(found, ends)
-
 
 class _Pictures:
     """Names and places on disk, end to end in one buffer; pictures that are held as bytes stay as they are."""

@@ -30,8 +30,8 @@ class Prefix:
     """The keys and values of the ids (P,) with which a conversation about a picture begins.
 
     Rows may begin with fewer of them: then with as many as they do. There are none (P = 0) where they would not hold:
-    a part of the LLM that trains changes them, gradient checkpointing runs its layers again without them, and a layer
-    whose attention slides keeps only the last of them.
+    a part of the LLM that trains changes them, gradient checkpointing runs its layers again without them, a layer whose
+    attention slides keeps only the last of them, and an encoder sees both ways.
     """
 
     def __init__(self, model: MiniChatForConditionalGeneration, processor: MiniChatProcessor) -> None:
@@ -41,7 +41,9 @@ class Prefix:
         trains = any(weight.requires_grad for weight in llm.parameters())
         checkpoints = any(getattr(part, "gradient_checkpointing", False) for part in llm.modules())
         #: (P,)
-        self.ids: Ids = np.empty(0, np.int32) if trains or checkpoints else _beginning(processor)
+        self.ids: Ids = np.empty(0, np.int32)
+        if not (trains or checkpoints or self._config.is_encoder_decoder):
+            self.ids = _beginning(processor)
         if len(self.ids) >= _WORTHWHILE:
             self._compute(model)
 
@@ -55,17 +57,6 @@ class Prefix:
         if any(keys.shape[-2] != len(self.ids) for keys, _ in self._layers):
             self.ids = self.ids[:0]
 
-    def length(self, rows: Sequence[Row]) -> int:
-        """How many ids of the beginning all rows have in common with it, short of what predicts an id that is learnt."""
-        found = len(self.ids)
-        for row in rows:
-            head = row.ids[:found]
-            differ = (head != self.ids[: len(head)]).nonzero()[0]
-            learnt = (row.labels != IGNORED).nonzero()[0]
-            ends = [len(head), *differ[:1].tolist(), *(learnt[:1] - 1).tolist()]
-            found = max(0, min(ends))
-        return found if found >= _WORTHWHILE else 0
-
     def cache(self, rows: int, length: int) -> DynamicCache | None:
         """For a batch of so many rows without their first `length` ids: what the LLM takes as `past_key_values`."""
         if length == 0:
@@ -74,6 +65,17 @@ class Prefix:
         for number, layer in enumerate(self._layers):
             cache.update(*(held[:, :, :length].expand(rows, -1, -1, -1) for held in layer), number)
         return cache
+
+
+def shared(ids: Ids, rows: Sequence[Row]) -> int:
+    """How many of the ids (P,) all rows begin with, short of what predicts an id that is learnt."""
+    found = len(ids)
+    for row in rows:
+        head = row.ids[:found]
+        differ = (head != ids[: len(head)]).nonzero()[0]
+        learnt = (row.labels != IGNORED).nonzero()[0]
+        found = max(0, min([len(head), *differ[:1].tolist(), *(learnt[:1] - 1).tolist()]))
+    return found if found >= _WORTHWHILE else 0
 
 
 def _beginning(processor: MiniChatProcessor) -> Ids:
