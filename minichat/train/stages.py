@@ -24,6 +24,7 @@ from minichat.prompt.template import get_template
 from minichat.train.config import Config
 from minichat.train.network import open_bot
 from minichat.train.optimizer import trained
+from minichat.train.parts import LastReply, parted
 from minichat.train.replies import ask
 from minichat.train.result import write_result
 
@@ -77,16 +78,25 @@ class Stage(Protocol):
 class ReplyCollator:
     """Rows → `input_ids` (B, T), their pictures, and what is learnt: `targets` (N,) at `positions` (N,) of B · T.
 
+    For an encoder–decoder, `input_ids` are what is before the replies, `labels` (B, R) the replies, and `positions`
+    those of B · R.
+
     Raises `DataError` for a picture that cannot be opened, `PromptError` where slots and pictures do not match.
     """
 
-    def __init__(self, processor: MiniChatProcessor, features: FeatureCache | None = None) -> None:
+    def __init__(
+        self, processor: MiniChatProcessor, features: FeatureCache | None = None, encoder_decoder: bool = False
+    ) -> None:
+        self.encoder_decoder = encoder_decoder
         self._slot, self._slots = processor.image_token_id, processor.num_image_tokens
         self._collator = Collator(processor, features)
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
+        rows, replies = parted(rows) if self.encoder_decoder else (rows, None)
         batch = self._collator(rows)
         after = nn.functional.pad(batch.pop("labels"), (0, 1), value=IGNORED)[:, 1:].flatten()
+        if replies is not None:
+            batch["labels"], after = replies, replies.flatten()
         positions = after.ne(IGNORED).nonzero()[:, 0]
         slots = int(batch["input_ids"].eq(self._slot).sum())
         pictures = len(batch.get("pixel_values", batch.get("image_features", ())))
@@ -111,8 +121,10 @@ class Replies:
         limits = [limit for limit in (config.data.max_tokens, self.bot.context) if limit is not None]
         limit = min(limits, default=None)
         self.longest = limit or CONTEXT
-        self.render = Renderer(self._processor, max_length=limit, max_reply_tokens=config.data.max_reply_tokens)
-        self.collate = ReplyCollator(self._processor)
+        render = Renderer(self._processor, max_length=limit, max_reply_tokens=config.data.max_reply_tokens)
+        parts = self.model.config.is_encoder_decoder
+        self.render: Callable[[Example], Row] = LastReply(render) if parts else render
+        self.collate = ReplyCollator(self._processor, encoder_decoder=parts)
         self._settings = config.model
         self._max_new_tokens = config.report.max_new_tokens
 
@@ -124,7 +136,8 @@ class Replies:
         rank, count = together.rank, together.count
         cache = encode(self.model, self._processor, pictures, folder, workers=workers, rank=rank, processes=count)
         together.wait()  # what the others have seen
-        self.collate = ReplyCollator(self._processor, FeatureCache(folder, cache.origin))
+        kept = FeatureCache(folder, cache.origin)
+        self.collate = ReplyCollator(self._processor, kept, self.collate.encoder_decoder)
 
     def count(self, batch: Batch) -> int:
         """The tokens of replies and their ends."""
@@ -133,20 +146,25 @@ class Replies:
     def loss(self, batch: Batch) -> Tensor:
         """The sum of the next-token cross-entropies of the targets. No other position's logits are computed.
 
-        Rows are padded on the right, where a causal model needs no mask: no token sees what comes after it.
+        Rows are padded on the right, where a causal model needs no mask: no token sees what comes after it. An
+        encoder does.
         """
         model, ids = self.model, batch["input_ids"]  # (B, T)
         features = batch.get("image_features")  # (I, n, D)
         if "pixel_values" in batch:
             features = model.encode_features(batch["pixel_values"])
         embeds = model.splice(ids, features)  # (B, T, H)
+        more = {}
+        if model.config.is_encoder_decoder:
+            written = model.language_model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # (B, R)
+            more = {"attention_mask": batch["attention_mask"], "decoder_input_ids": written}
         with only_at(model.get_output_embeddings(), batch["positions"]):
-            logits = model.language_model(inputs_embeds=embeds, use_cache=False).logits  # (1, N, V)
+            logits = model.language_model(inputs_embeds=embeds, use_cache=False, **more).logits  # (1, N, V)
         return token_loss(logits, batch["targets"], 1)
 
     def memory(self, rows: int, longest: int) -> int | None:
-        """By the model's configuration, where the projection alone trains."""
-        if set(trained(self.model)) != _PROJECTION:
+        """By the model's configuration, where the projection of a decoder-only LLM alone trains."""
+        if set(trained(self.model)) != _PROJECTION or self.model.config.is_encoder_decoder:
             return None
         embedding = self.model.get_input_embeddings().weight
         return training_needs(
