@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minichat.errors import ModelError
 from minichat.machine import Device, Machine, look
-from minichat.memory import CONTEXT, Needs, estimate, gib
+from minichat.memory import CONTEXT, QUANTIZED, Needs, estimate, gib
+from minichat.weights.placement import Placement, choose
 
 if TYPE_CHECKING:
-    import torch
-
     from minichat.model import MiniChatConfig
 
 IGNORE = "MINICHAT_IGNORE_MEMORY"
@@ -63,36 +61,48 @@ def choices(config: MiniChatConfig, machine: Machine, context: int = CONTEXT, ba
     On one GPU: bfloat16, spread over all GPUs, 8 bits, 4 bits, spread over the GPUs and the processor. Then on the
     processor: float32 where there is no GPU (as exact, and about as fast), bfloat16, 8 bits, 4 bits.
     """
-
-    def choice(
-        device: Device, dtype: str, quantize: str | None = None, spread: tuple[Device, ...] = (), where: str = ""
-    ) -> Choice:
-        kind = device.name.partition(":")[0]
-        needs = estimate(config, dtype=dtype, quantize=quantize, context=context, batch=batch, device=kind)
-        over = spread or (device,)
-        return Choice(
-            device=None if spread else device.name,
-            dtype=dtype,
-            quantize=quantize,
-            device_map="auto" if spread else None,
-            needs=needs,
-            available=sum(place.available for place in over),
-            where=where or device.name,
-        )
-
     cpu, gpus = machine.devices[-1], machine.gpus
-    found = []
+    found: list[tuple[tuple[Device, ...], str, str | None]] = []
     if gpus:
-        best = max(gpus, key=lambda gpu: gpu.available)
-        found.append(choice(best, "bfloat16"))
+        roomiest = (max(gpus, key=lambda gpu: gpu.available),)
+        found.append((roomiest, "bfloat16", None))
         if len(gpus) > 1:
-            found.append(choice(best, "bfloat16", spread=gpus, where=f"{len(gpus)} GPUs"))
-        found += [choice(best, "bfloat16", quantize) for quantize in ("8bit", "4bit")]
-        found.append(choice(best, "bfloat16", spread=(*gpus, cpu), where="GPU and processor"))
-    found += [choice(device, "float16") for device in machine.devices if device.name == "mps"]
+            found.append((gpus, "bfloat16", None))
+        found += [(roomiest, "bfloat16", quantize) for quantize in QUANTIZED]
+        found.append(((*gpus, cpu), "bfloat16", None))
+    found += [((device,), "float16", None) for device in machine.devices if device.name == "mps"]
     if not found:
-        found.append(choice(cpu, "float32"))
-    return [*found, choice(cpu, "bfloat16"), choice(cpu, "bfloat16", "8bit"), choice(cpu, "bfloat16", "4bit")]
+        found.append(((cpu,), "float32", None))
+    found += [((cpu,), "bfloat16", quantize) for quantize in (None, *QUANTIZED)]
+    return [_choice(config, places, dtype, quantize, context, batch) for places, dtype, quantize in found]
+
+
+def default(config: MiniChatConfig, machine: Machine, context: int = CONTEXT, batch: int = 1) -> Choice:
+    """What `minichat.load` takes where nothing is asked for."""
+    placement = choose()
+    places = (machine.device(str(placement.device)),)
+    return _choice(config, places, str(placement.dtype).removeprefix("torch."), None, context, batch)
+
+
+def _choice(
+    config: MiniChatConfig,
+    places: tuple[Device, ...],
+    dtype: str,
+    quantize: str | None,
+    context: int,
+    batch: int,
+) -> Choice:
+    """A form on these places; several are a device map."""
+    needs = estimate(config, dtype=dtype, quantize=quantize, context=context, batch=batch, device=places[0].kind)
+    return Choice(
+        device=places[0].name if len(places) == 1 else None,
+        dtype=dtype,
+        quantize=quantize,
+        device_map=None if len(places) == 1 else "auto",
+        needs=needs,
+        available=sum(place.available for place in places),
+        where=" and ".join(place.name for place in places),
+    )
 
 
 def best(config: MiniChatConfig, machine: Machine, context: int = CONTEXT, batch: int = 1) -> Choice | None:
@@ -100,16 +110,7 @@ def best(config: MiniChatConfig, machine: Machine, context: int = CONTEXT, batch
     return next((choice for choice in choices(config, machine, context, batch) if choice.fits), None)
 
 
-def check_fits(
-    config: MiniChatConfig,
-    name: str,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    quantize: str | None = None,
-    device_map: str | Mapping[str, Any] | None = None,
-    machine: Machine | None = None,
-) -> None:
+def check_fits(config: MiniChatConfig, name: str, placement: Placement, machine: Machine | None = None) -> None:
     """Before a model is loaded: raise `ModelError`, with both sizes and the next thing to try, where it cannot fit.
 
     What is short by less than the estimate may be wrong is not refused, nor anything while the environment variable
@@ -118,35 +119,28 @@ def check_fits(
     if os.environ.get(IGNORE):
         return
     machine = machine or look()
-    places = _places(machine, device, device_map)
-    if places is None:
+    places = _places(machine, placement)
+    dtype = str(placement.dtype).removeprefix("torch.")
+    wanted = _choice(config, places, dtype, placement.quantize, _SHORT, 1)
+    needs = wanted.needs.model
+    if needs * (1 - _MARGIN) <= wanted.available:
         return
-    form = str(dtype).removeprefix("torch.")
-    kind = places[0].name.partition(":")[0]
-    needs = estimate(config, dtype=form, quantize=quantize, context=_SHORT, device=kind).model
-    available = sum(place.available for place in places)
-    if needs * (1 - _MARGIN) <= available:
-        return
-    where = " and ".join(place.name for place in places)
     raise ModelError(
-        f"{name!r} needs about {gib(needs)} of memory in {quantize or form}, but {where} has {gib(available)} free: "
-        f"{_next(config, machine)}, or set {IGNORE}=1 to try all the same."
+        f"{name!r} needs about {gib(needs)} of memory in {placement.quantize or dtype}, but {wanted.where} has "
+        f"{gib(wanted.available)} free: {_next(config, machine)}, or set {IGNORE}=1 to try all the same."
     )
 
 
-def _places(
-    machine: Machine, device: torch.device, device_map: str | Mapping[str, Any] | None
-) -> tuple[Device, ...] | None:
-    """Where the model would be; None where part of it stays on the disk, so that memory sets no limit."""
-    if device_map is None:
-        return (machine.device(str(device)),)
-    if isinstance(device_map, str):  # "auto" and its like: first the GPUs, then the processor
-        return machine.devices
-    named = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values()}
-    if "disk" in named:
-        return None
-    used = {machine.device(place) for place in named}
-    return tuple(place for place in machine.devices if place in used)
+def _places(machine: Machine, placement: Placement) -> tuple[Device, ...]:
+    """Where the model would be."""
+    spread = placement.device_map
+    if spread is None:
+        return (machine.device(str(placement.device)),)
+    if isinstance(spread, str):  # "auto": the GPUs in their order, then the processor, unless it is quantized
+        return machine.gpus if placement.quantize and machine.gpus else (*machine.gpus, machine.devices[-1])
+    named = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in spread.values()}
+    used = {machine.device(place).name for place in named}
+    return tuple(place for place in machine.devices if place.name in used)
 
 
 def _next(config: MiniChatConfig, machine: Machine) -> str:

@@ -18,6 +18,11 @@ class Device:
     total: int
     available: int  # what could be taken now, without putting anything else out
 
+    @property
+    def kind(self) -> str:
+        """The name without its number."""
+        return self.name.partition(":")[0]
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -32,7 +37,7 @@ class Machine:
 
     @property
     def gpus(self) -> tuple[Device, ...]:
-        return tuple(device for device in self.devices if device.name.startswith("cuda"))
+        return tuple(device for device in self.devices if device.kind == "cuda")
 
 
 def look() -> Machine:

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from minichat.advice import check_fits
 from minichat.errors import MiniChatError, ModelError
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.weights.files import quiet, sentence, some, weight_files
@@ -21,14 +22,15 @@ def load_network(
 ) -> MiniChatForConditionalGeneration:
     """The network in `folder`, with the LLM that it refers to, if it does; placed and quantized as asked for.
 
-    Raises `ModelError`, naming it, for a tensor that is missing, left over, of the wrong shape or not finite, and
-    `SettingsError` for a placement that does not fit this network.
+    Raises `ModelError`, naming it, for a tensor that is missing, left over, of the wrong shape or not finite, and where
+    memory is short; `SettingsError` for a placement that does not fit this network.
     """
     stream = Stream(placement.dtype, placement.as_stored, pieces=placement.quantize is not None)
     try:
         with quiet():
             config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
             config.llm = None  # what is saved of the loaded model holds its LLM
+            check_fits(config, folder.name, placement)
             if reference is not None:
                 llm = referred_llm(reference, folder.name)
                 for checkpoint in llm.checkpoints:
