@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from minichat.errors import MiniChatError, ModelError
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.weights.files import quiet, sentence, some, weight_files
 from minichat.weights.llm import referred_llm
-from minichat.weights.placement import Placement
+from minichat.weights.placement import Placement, outline
 from minichat.weights.quantization import suit_cpu
 from minichat.weights.streaming import Stream
 
@@ -38,6 +39,8 @@ def load_network(
                     stream.add(llm.folder / checkpoint.file, "language_model.", held)
             for file in weight_files(folder):
                 stream.add(folder / file)
+            if placement.quantize is not None:  # then transformers does not look
+                _check_shapes(folder, stream, config)
             model, account = MiniChatForConditionalGeneration.from_pretrained(
                 None,
                 config=config,
@@ -69,10 +72,7 @@ def _generation_config(folder: Path) -> GenerationConfig | None:
 def _check_account(folder: Path, account: dict[str, Any]) -> None:
     """Every tensor is used, and none is missing: a missing one would be left random."""
     for name, stored, wanted in sorted(account["mismatched_keys"]):
-        raise ModelError(
-            f"The tensor {name} of {folder.name!r} has the shape {tuple(stored)}, but config.json asks for "
-            f"{tuple(wanted)}: weights and config.json do not belong together."
-        )
+        _refuse_shape(folder, name, stored, wanted)
     for what, names in (("lack", account["missing_keys"]), ("have left over", account["unexpected_keys"])):
         if names:
             raise ModelError(
@@ -81,6 +81,19 @@ def _check_account(folder: Path, account: dict[str, Any]) -> None:
             )
     if account["error_msgs"]:
         raise ModelError(f"The weights of {folder.name!r} cannot be used: {'; '.join(account['error_msgs'])}.")
+
+
+def _check_shapes(folder: Path, stream: Stream, config: MiniChatConfig) -> None:
+    for name, wanted in outline(config).state_dict().items():
+        if name in stream.tensors and stream.tensors[name].shape != wanted.shape:
+            _refuse_shape(folder, name, stream.tensors[name].shape, wanted.shape)
+
+
+def _refuse_shape(folder: Path, name: str, stored: Iterable[int], wanted: Iterable[int]) -> None:
+    raise ModelError(
+        f"The tensor {name} of {folder.name!r} has the shape {tuple(stored)}, but config.json asks for "
+        f"{tuple(wanted)}: weights and config.json do not belong together."
+    )
 
 
 def _check_values(folder: Path, stream: Stream) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 
-__all__ = ["DTYPES", "QUANTIZED", "Placement", "choose", "choose_device", "choose_dtype"]
+__all__ = ["DTYPES", "QUANTIZED", "Placement", "choose", "choose_device", "choose_dtype", "outline"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -42,11 +42,11 @@ class Placement:
         """The same for transformers' `from_pretrained`. Raises `SettingsError` for a map of another network."""
         options: dict[str, Any] = {"dtype": self.dtype}
         if self.device_map is not None:
-            options["device_map"] = spread(_outline(config), self)
+            options["device_map"] = spread(outline(config), self)
         elif self.quantize is not None or self.device.type != "cpu":
             options["device_map"] = {"": self.device}
         if self.quantize is not None:
-            options["quantization_config"] = settings(_outline(config), self.quantize)
+            options["quantization_config"] = settings(outline(config), self.quantize)
         return options
 
 
@@ -114,7 +114,7 @@ def _named(where: Any) -> Any:
     return f"cuda:{where}" if isinstance(where, int) and not isinstance(where, bool) else where
 
 
-def _outline(config: MiniChatConfig) -> MiniChatForConditionalGeneration:
+def outline(config: MiniChatConfig) -> MiniChatForConditionalGeneration:
     """The network without its weights."""
     import torch
 

@@ -98,7 +98,7 @@ def _completed(network: MiniChatForConditionalGeneration, given: Map, home: int 
     def where(name: str) -> int | str | None:
         return next((found[part] for part in found if name == part or name.startswith(f"{part}.")), None)
 
-    if absent := [name for name, _ in network.named_parameters() if where(name) is None]:
+    if absent := [name for name, _ in network.named_parameters(remove_duplicate=False) if where(name) is None]:
         raise SettingsError(f"device_map says nothing of {some(absent)}: every part of the LLM needs a device.")
     entry = next(name for name, module in network.named_modules() if module is network.get_input_embeddings())
     for name, _ in network.named_buffers():  # such as the rotary embedding's, which is computed

@@ -75,6 +75,10 @@ class StoredTensor:
     def __init__(self, value: Any, name: str, stream: Stream) -> None:
         self._value, self._name, self._stream = value, name, stream
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._value.get_shape() if hasattr(self._value, "get_shape") else self._value.shape)
+
     def __getitem__(self, part: Any) -> Tensor:
         tensor: Tensor = self._value[part]
         self._stream.look_at(self._name, tensor)
