@@ -1,4 +1,4 @@
-"""`minichat convert`, `export` and `models`."""
+"""`minichat convert`, `export`, `models` and `doctor`."""
 
 from __future__ import annotations
 
@@ -97,3 +97,19 @@ def models(
     for entry in catalogue():
         typer.echo(json.dumps(entry.as_dict()) if as_json else f"{entry}\n")
     typer.echo(hint(), err=True)
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Option("--model", help="A known name, a folder, or a hub id; default: all known names.")
+    ] = None,
+    context: Annotated[int, typer.Option("--context", help="Tokens of a conversation, pictures included.")] = 2048,
+    batch: Annotated[int, typer.Option("--batch", help="Conversations at once.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON; sizes in bytes.")] = False,
+) -> None:
+    """Say what this machine can run: its memory, what each model needs of it, and which flags to use."""
+    from minichat.doctor import examine
+
+    report = examine(model, context=context, batch=batch)
+    typer.echo(json.dumps(report.as_dict(), indent=2) if as_json else str(report))
