@@ -14,8 +14,6 @@ from minichat.train.config import ModelConfig
 if TYPE_CHECKING:
     from minichat.chat import MiniChat
 
-_PROJECTION = "projection"
-
 
 def top(part: str) -> str:
     """The part of the model that a dotted name is in."""
@@ -46,20 +44,19 @@ def open_bot(config: ModelConfig, trainable: tuple[str, ...], device: torch.devi
     from minichat.load import load
 
     dtype = precision(config.dtype, device)
-    others = sorted({top(part) for part in trainable} - {_PROJECTION})
+    learning = {top(part) for part in trainable}
+    wanted = {"vision_model": precision(config.vision_dtype or config.dtype, device), "bridge": dtype}
+    if config.quantize is None:
+        wanted["language_model"] = dtype
+    wanted |= dict.fromkeys(learning & wanted.keys(), torch.float32)
+    # What is wanted in float32 must be as it is stored, not rounded before.
+    exact = config.quantize is None and torch.float32 in wanted.values()
     options: dict[str, Any] = {} if config.quantize is None else {"quantize": config.quantize}
-    # What trains must begin as it is stored, not rounded.
-    exact = bool(others) and config.quantize is None
     bot = load(config.name, device=device, dtype=torch.float32 if exact else dtype, **options)
     model = bot.model
     set_trainable(model, trainable)
-    for name, part in model.named_children():
-        if name in others:
-            part.float()
-        elif exact and name != _PROJECTION:
-            part.to(dtype)
-    if config.vision_dtype is not None:
-        model.vision_model.to(precision(config.vision_dtype, device))
+    for name, precise in wanted.items():
+        model.get_submodule(name).to(precise)
     model.bridge.register_forward_pre_hook(_as_the_bridge)
     _save_memory(model, config)
     return bot

@@ -25,6 +25,7 @@ from minichat.train.config import Config
 from minichat.train.network import open_bot
 from minichat.train.optimizer import trained
 from minichat.train.parts import LastReply, parted
+from minichat.train.prefix import Prefix, shared
 from minichat.train.replies import ask
 from minichat.train.result import write_result
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from minichat.chat import MiniChat
     from minichat.data.example import Example, StoredPicture, Where
     from minichat.data.features import FeatureCache
-    from minichat.data.rows import Row
+    from minichat.data.rows import Ids, Row
     from minichat.prompt.processing import MiniChatProcessor
     from minichat.train.together import Together
 
@@ -78,6 +79,9 @@ class Stage(Protocol):
 class ReplyCollator:
     """Rows → `input_ids` (B, T), their pictures, and what is learnt: `targets` (N,) at `positions` (N,) of B · T.
 
+    Of the ids, those that all rows have in common with the model's `Prefix` are left out (`attention_mask` is of all),
+    and so is the last, which is learnt and predicts nothing.
+
     For an encoder–decoder, `input_ids` are what is before the replies, `labels` (B, R) the replies, and `positions`
     those of B · R.
 
@@ -85,20 +89,28 @@ class ReplyCollator:
     """
 
     def __init__(
-        self, processor: MiniChatProcessor, features: FeatureCache | None = None, encoder_decoder: bool = False
+        self,
+        processor: MiniChatProcessor,
+        features: FeatureCache | None = None,
+        *,
+        prefix: Ids | None = None,
+        encoder_decoder: bool = False,
     ) -> None:
-        self.encoder_decoder = encoder_decoder
+        self._prefix, self._encoder_decoder = prefix, encoder_decoder
         self._slot, self._slots = processor.image_token_id, processor.num_image_tokens
         self._collator = Collator(processor, features)
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        rows, replies = parted(rows) if self.encoder_decoder else (rows, None)
+        rows, replies = parted(rows) if self._encoder_decoder else (rows, None)
         batch = self._collator(rows)
-        after = nn.functional.pad(batch.pop("labels"), (0, 1), value=IGNORED)[:, 1:].flatten()
-        if replies is not None:
+        ids, labels = batch["input_ids"], batch.pop("labels")
+        if replies is None:
+            passed = 0 if self._prefix is None else shared(self._prefix, rows)
+            batch["input_ids"], after = ids[:, passed:-1].contiguous(), labels[:, passed + 1 :].flatten()
+        else:
             batch["labels"], after = replies, replies.flatten()
         positions = after.ne(IGNORED).nonzero()[:, 0]
-        slots = int(batch["input_ids"].eq(self._slot).sum())
+        slots = int(ids.eq(self._slot).sum())
         pictures = len(batch.get("pixel_values", batch.get("image_features", ())))
         if slots != pictures * self._slots:
             raise PromptError(
@@ -124,7 +136,8 @@ class Replies:
         render = Renderer(self._processor, max_length=limit, max_reply_tokens=config.data.max_reply_tokens)
         parts = self.model.config.is_encoder_decoder
         self.render: Callable[[Example], Row] = LastReply(render) if parts else render
-        self.collate = ReplyCollator(self._processor, encoder_decoder=parts)
+        self.prefix = Prefix(self.model, self._processor)
+        self.collate = self._collator()
         self._settings = config.model
         self._max_new_tokens = config.report.max_new_tokens
 
@@ -136,8 +149,11 @@ class Replies:
         rank, count = together.rank, together.count
         cache = encode(self.model, self._processor, pictures, folder, workers=workers, rank=rank, processes=count)
         together.wait()  # what the others have seen
-        kept = FeatureCache(folder, cache.origin)
-        self.collate = ReplyCollator(self._processor, kept, self.collate.encoder_decoder)
+        self.collate = self._collator(FeatureCache(folder, cache.origin))
+
+    def _collator(self, features: FeatureCache | None = None) -> ReplyCollator:
+        parts = self.model.config.is_encoder_decoder
+        return ReplyCollator(self._processor, features, prefix=self.prefix.ids, encoder_decoder=parts)
 
     def count(self, batch: Batch) -> int:
         """The tokens of replies and their ends."""
@@ -154,10 +170,13 @@ class Replies:
         if "pixel_values" in batch:
             features = model.encode_features(batch["pixel_values"])
         embeds = model.splice(ids, features)  # (B, T, H)
-        more = {}
+        more: dict[str, Any] = {}
         if model.config.is_encoder_decoder:
             written = model.language_model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # (B, R)
             more = {"attention_mask": batch["attention_mask"], "decoder_input_ids": written}
+        else:
+            passed = batch["attention_mask"].shape[1] - ids.shape[1] - 1  # ids that the prefix stands for
+            more = {"past_key_values": self.prefix.cache(len(ids), passed)}
         with only_at(model.get_output_embeddings(), batch["positions"]):
             logits = model.language_model(inputs_embeds=embeds, use_cache=False, **more).logits  # (1, N, V)
         return token_loss(logits, batch["targets"], 1)

@@ -1,0 +1,204 @@
+"""What a run reads: epochs, streams, instructions drawn anew; the same for any number of processes and workers."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import tarfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minichat.data import formats
+from minichat.errors import SettingsError
+from minichat.train.data import Data, division, read_data
+from minichat.train.stages import Replies
+from minichat.train.together import Together
+from tests.tiny import SENTENCES, noise_picture
+from tests.training import checkpoints, config_of, losses, make_desk, run, same, steps_of
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_desk(tmp_path_factory.mktemp("desk"))
+    for shard in range(2):
+        write_tar(folder / f"web-{shard}.tar", range(10 * shard, 10 * shard + 10))
+    write_tar(folder / "other-0.tar", range(100, 107))
+    return folder
+
+
+def write_tar(file: Path, numbers: range) -> None:
+    """Captioned pictures; number 3 is a picture that is none, and number 5 has no caption."""
+    with tarfile.open(file, "w") as tar:
+        for number in numbers:
+            written = io.BytesIO()
+            noise_picture(number).save(written, "PNG")
+            picture = b"no picture" if number == 3 else written.getvalue()
+            members = [(f"{number:05}.png", picture), (f"{number:05}.txt", SENTENCES[number % 4][:20].encode())]
+            for name, content in members[: 1 if number == 5 else 2]:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def stream_of(desk: Path, *more: str) -> list[str]:
+    sources = f"[{{source: '{desk}/web-{{0..1}}.tar', ratio: 3}}, {{source: {desk}/other-0.tar}}]"
+    return [f"data.train={sources}", "data.stream=true", "data.template=plain", "data.max_reply_tokens=8",
+            "run.epochs=null", "run.steps=12", *more]  # fmt: skip
+
+
+def data_of(desk: Path, *settings: str, rank: int = 0, count: int = 1) -> tuple[Replies, Data]:
+    config = config_of(desk, *settings)
+    stage = Replies(config, torch.device("cpu"))
+    together = Together(0, 1)
+    together.rank, together.count = rank, count
+    return stage, read_data(config, stage, together, lambda text: None)
+
+
+# --- lists
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "at_once", "processes", "expected"),
+    [(12, None, 1, (1, 12)), (12, None, 2, (1, 6)), (12, 4, 1, (3, 4)), (12, 4, 2, (2, 4)), (12, 5, 2, (2, 5)),
+     (12, 100, 1, (1, 12)), (5, None, 2, (1, 3)), (3, None, 4, (1, 1))],
+)  # fmt: skip
+def test_a_share_is_taken_in_parts(
+    batch_size: int, at_once: int | None, processes: int, expected: tuple[int, int], desk: Path
+) -> None:
+    settings = [f"run.batch_size={batch_size}", f"run.device_batch_size={'null' if at_once is None else at_once}"]
+    assert division(config_of(desk, *settings), processes) == expected
+
+
+@pytest.mark.parametrize("length", [["run.epochs=3"], ["run.epochs=null", "run.steps=13"]])
+def test_each_row_comes_once_in_an_epoch(length: list[str], desk: Path) -> None:
+    _, data = data_of(desk, "run.batch_size=5", *length)
+    assert (data.of_an_epoch, data.feed.steps) == (4, 12 if "epochs=3" in length[0] else 13)
+    for epoch in range(3):
+        seen = [place for step in range(4) for part in data.feed.where(4 * epoch + step) for place in part]
+        assert len(set(seen)) == len(seen) == 18
+    first, second = ([data.feed.where(4 * epoch + step) for step in range(4)] for epoch in range(2))
+    assert first != second
+
+
+def test_processes_and_parts_divide_the_same_batches(desk: Path) -> None:
+    _, alone = data_of(desk, "run.batch_size=6")
+    shared = [data_of(desk, "run.batch_size=6", "run.device_batch_size=2", rank=rank, count=2)[1] for rank in range(2)]
+    for step in range(alone.feed.steps):
+        places = [place for data in shared for part in data.feed.where(step) for place in part]
+        assert sorted(places) == sorted(alone.feed.where(step)[0])
+    ids = [sum(int(b["targets"].sum()) for b in batches) for batches in alone.feed.load()]
+    ours = [[sum(int(b["targets"].sum()) for b in batches) for batches in data.feed.load()] for data in shared]
+    assert ids == [sum(some) for some in zip(*ours, strict=True)]
+
+
+def test_instructions_are_drawn_anew_in_each_epoch(desk: Path, tmp_path: Path) -> None:
+    noise_picture(1).save(tmp_path / "a.png")
+    (tmp_path / "pairs.csv").write_text("image,caption\n" + "".join(f"a.png,{n} stars\n" for n in range(12)))
+    (tmp_path / "asked.txt").write_text("What?\nWhich?\nHow many?\nAnd so?\n")
+    source = f"{{source: {tmp_path}/pairs.csv, options: {{instructions: {tmp_path}/asked.txt}}}}"
+    _, data = data_of(desk, f"data.train={source}", "run.epochs=3")
+    ids = [[row.ids.tolist() for row in data.feed.epoch(number).rows] for number in (0, 1, 0)]
+    assert ids[0] != ids[1]
+    assert ids[0] == ids[2]
+    _, data = data_of(desk)
+    assert data.feed.epoch(0).rows is data.feed.epoch(1).rows
+
+
+def test_the_facts_tell_another_data_set(desk: Path, tmp_path: Path) -> None:
+    facts = [data_of(desk)[1].feed.facts() for _ in range(2)]
+    assert facts[0] == facts[1]
+    assert facts[0]["samples"] == 18
+    assert facts[0]["supervised_tokens"] < facts[0]["tokens"]
+    for old, new in (("yellow", "orange"), ("Which", "What"), ("pictures/2-", "./pictures/2-")):
+        talks = (desk / "talks.jsonl").read_text()
+        changed = desk / "changed.jsonl"
+        changed.write_text(talks.replace(old, new))
+        assert (data_of(desk, f"data.train={changed}")[1].feed.facts() != facts[0]) == (old in talks)
+
+
+def test_the_cut_samples_are_counted(desk: Path) -> None:
+    whole, cut = (data_of(desk, *more)[1].feed.facts() for more in ([], ["data.max_reply_tokens=4"]))
+    assert whole["samples_cut"] == 0
+    assert cut["samples_cut"] == 18
+    assert cut["supervised_tokens"] == 4 * 18
+
+
+def test_the_template_it_is_trained_with(desk: Path) -> None:
+    """Equal to what a processor of that template spells; the model's own stays for chat."""
+    stage, data = data_of(desk, "data.template=vicuna-v1.1")
+    assert stage.bot.processor.template == "vicuna-v0"
+    (example,) = [e for e in formats.read(desk / "talks.jsonl") if str(e.where).endswith(":1")]
+    other = stage.bot.processor.from_tokenizer_model(
+        stage.bot.processor.content_tokenizer.serialized,
+        image_size=56,
+        template="vicuna-v1.1",
+        num_image_tokens=4,
+        image_token_id=stage.bot.processor.image_token_id,
+    )
+    ids = other.render(example.conversation()).ids
+    assert any(row.ids.tolist() == ids for row in data.feed.epoch(0).rows)
+
+
+# --- streams
+
+
+def read_stream(desk: Path, rank: int = 0, count: int = 1, workers: int = 0, start: int = 0, **more: Any) -> list[Any]:
+    settings = [f"{name.replace('_', '.', 1)}={value}" for name, value in more.items()]
+    _, data = data_of(desk, *stream_of(desk, *settings), rank=rank, count=count)
+    return list(data.feed.load(start, workers))
+
+
+def tokens(steps: list[Any]) -> list[list[list[int]]]:
+    """Of each step, its rows' supervised ids, sorted; whatever the parts."""
+    found = []
+    for batches in steps:
+        rows = []
+        for batch in batches:
+            place = batch["positions"] // batch["input_ids"].shape[1]
+            rows += [batch["targets"][place == n].tolist() for n in range(len(batch["input_ids"]))]
+        found.append(sorted(rows))
+    return found
+
+
+def test_a_stream_is_the_same_for_any_number_of_processes_parts_and_workers(desk: Path) -> None:
+    whole = tokens(read_stream(desk))
+    assert tokens(read_stream(desk, workers=2)) == whole
+    assert tokens(read_stream(desk, run_device_batch_size=1)) == whole
+    assert tokens(read_stream(desk, start=7)) == whole[7:]
+    assert tokens(read_stream(desk, start=7, workers=2)) == whole[7:]
+    shared = [tokens(read_stream(desk, rank=rank, count=2)) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*shared, strict=True)] == whole
+
+
+def test_a_stream_mixes_by_ratio_and_leaves_out_what_is_wrong(desk: Path) -> None:
+    _, data = data_of(desk, *stream_of(desk, "run.steps=200"))
+    places = Counter(place.split("/")[-1][:3] for step in range(200) for place in data.feed.where(step)[0])
+    assert 2.3 < places["web"] / places["oth"] < 3.9
+    sizes = Counter(sum(len(b["input_ids"]) for b in batches) for batches in data.feed.load())
+    assert sum(sizes.values()) == 200
+    assert set(sizes) > {3, 4}  # a picture that is none is left out, and its batch is smaller
+
+
+def test_a_run_on_a_stream_resumes_to_the_bit(desk: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    run(desk, *stream_of(desk), f"out={whole}")
+    outcome = run(desk, *stream_of(desk), f"out={out}", "data.workers=2", stop=5)
+    assert (outcome.step, outcome.signal) == (5, signal.SIGTERM)
+    run(desk, *stream_of(desk), f"out={out}", "data.workers=2")
+    assert losses(out) == losses(whole)
+    assert same(checkpoints(out)[12], checkpoints(whole)[12])
+    assert {line["items"] for line in steps_of(out)} <= set(range(1, 33))
+    assert json.loads((out / "minichat.json").read_text())["training"]["data"]["samples"] is None
+
+
+def test_what_a_stream_cannot_is_said(desk: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"run\.batch_size is 4, which 3 processes cannot share evenly"):
+        data_of(desk, *stream_of(desk), count=3)
+    with pytest.raises(SettingsError, match=r"a stream has no option 'text_column'"):
+        source = f"{{source: {desk}/other-0.tar, options: {{text_column: x}}}}"
+        data_of(desk, *stream_of(desk), f"data.train={source}")

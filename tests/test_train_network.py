@@ -1,0 +1,103 @@
+"""How a run holds its model: precision, freezing, drop path; and a quantized LLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import minichat
+from minichat.errors import SettingsError
+from minichat.train.config import ModelConfig
+from minichat.train.network import drop_path, open_bot, precision
+from tests.training import losses, make_desk, run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_desk(tmp_path_factory.mktemp("desk"))
+
+
+def dtypes(part: nn.Module) -> set[torch.dtype]:
+    return {weight.dtype for weight in part.parameters()}
+
+
+def test_what_trains_is_in_float32_as_it_is_stored(desk: Path) -> None:
+    stored = minichat.load(desk / "model", device="cpu").model.state_dict()
+    config = ModelConfig(name=str(desk / "model"), dtype="bfloat16", vision_dtype="float32")
+    model = open_bot(config, ("projection", "bridge.query_tokens"), CPU).model
+    assert dtypes(model.projection) == dtypes(model.bridge) == dtypes(model.vision_model) == {torch.float32}
+    assert dtypes(model.language_model) == {torch.bfloat16}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, stored[name].to(tensor.dtype)), name
+    assert {name for name, w in model.named_parameters() if w.requires_grad} == {
+        "projection.weight", "projection.bias", "bridge.query_tokens",
+    }  # fmt: skip
+
+
+def test_the_projection_alone_leaves_the_rest_in_the_precision_asked_for(desk: Path) -> None:
+    model = open_bot(ModelConfig(name=str(desk / "model"), dtype="bfloat16"), ("projection",), CPU).model
+    assert dtypes(model.projection) == {torch.float32}
+    assert dtypes(model.bridge) == dtypes(model.vision_model) == dtypes(model.language_model) == {torch.bfloat16}
+
+
+def test_float16_needs_a_scaler() -> None:
+    assert precision("auto", CPU) == torch.float32
+    assert precision("float16", torch.device("cuda")) == torch.float16
+    with pytest.raises(SettingsError, match="use bfloat16"):
+        precision("float16", CPU)
+
+
+class Branch(nn.Module):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(hidden)
+
+
+class Pair(nn.Module):
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return torch.ones_like(hidden), None
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = Pair(), Branch()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden + self.self_attn(hidden)[0]
+        return hidden + self.mlp(hidden)
+
+
+def test_drop_path_leaves_out_whole_branches_more_often_with_depth() -> None:
+    layers = nn.ModuleList(Block() for _ in range(3))
+    drop_path(layers, 0.5)
+    torch.manual_seed(0)
+    many = torch.zeros(4000, 2, 3)
+    for depth, rate in enumerate((0.0, 0.25, 0.5)):
+        out = layers[depth](many) - many
+        assert (out == out[:, :1, :1]).all()  # picture by picture
+        kept = [2.0] if rate == 0 else [0.0, 1 / (1 - rate), 2 / (1 - rate)]
+        assert out.unique().tolist() == pytest.approx(kept)
+        assert out.mean().item() == pytest.approx(2, rel=0.05)  # what is kept makes up for what is not
+        assert (out[:, 0, 0] == 0).float().mean().item() == pytest.approx(rate**2, abs=0.03)
+    layers.eval()
+    assert (layers[2](many) == 2).all()
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+def test_against_a_quantized_llm_losses_are_close_to_bfloat16s(quantize: str, tmp_path: Path) -> None:
+    """A random LLM of a size that bitsandbytes takes; 4 bits are coarse on random weights."""
+    desk = make_desk(tmp_path, text={"hidden_size": 64, "intermediate_size": 128})
+    given = ["model.dtype=bfloat16"]
+    run(desk, f"out={tmp_path / 'exact'}", *given)
+    run(desk, f"out={tmp_path / 'run'}", *given, f"model.quantize={quantize}")
+    exact, ours = (torch.tensor(losses(tmp_path / name)) for name in ("exact", "run"))
+    torch.testing.assert_close(ours, exact, rtol={"8bit": 0.05, "4bit": 0.2}[quantize], atol=0)
+    assert not torch.equal(ours, exact)
+    assert ours[-5:].mean() < ours[:5].mean()
+    chat = minichat.load(tmp_path / "run", device="cpu", quantize=quantize).chat(max_new_tokens=4)
+    assert isinstance(chat.ask("What is it?"), str)
