@@ -72,7 +72,7 @@ def test_a_step_is_the_models_own_mean_over_all_supervised_tokens(desk: Path) ->
         stage.bot.processor.render(example.conversation()) for example in formats.read(str(desk / "talks.jsonl"))
     ]
     batch = stage.bot.processor.batch(
-        [rendered[number] for number in data.feed.batches[0]], padding_side="right", labels=True
+        [rendered[number] for number in data.feed.epoch(0).batches[0]], padding_side="right", labels=True
     )
     theirs = stage.model(**batch).loss
     theirs.backward()

@@ -30,6 +30,7 @@ class Data:
     feed: Feed
     of_an_epoch: int | None  # steps; None: a stream
     longest: int  # tokens of a row
+    tokens_of_a_step: float | None  # on average; None: a stream
     held_out: Listed | None
     shown: list[Example]  # held-out samples for the report
 
@@ -59,10 +60,12 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     run = config.run
     if rows_of is None:
         feed = _stream(config, stage, parts=parts, **place)
-        return Data(feed, None, stage.longest, validation, shown)
+        return Data(feed, None, stage.longest, None, validation, shown)
     length: dict[str, Any] = {"epochs": run.epochs, "steps": run.steps, "batch_size": run.batch_size}
     listed_feed = Listed(rows_of, stage.collate, seed=config.seed, parts=parts, **length, **place)
-    return Data(listed_feed, listed_feed.of_an_epoch, int(listed_feed.rows.lengths.max()), validation, shown)
+    lengths = listed_feed.rows.lengths
+    mean = float(lengths.mean()) * run.batch_size
+    return Data(listed_feed, listed_feed.of_an_epoch, int(lengths.max()), mean, validation, shown)
 
 
 class _Rows:

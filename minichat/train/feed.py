@@ -17,7 +17,7 @@ from minichat.data.batches import Shares, plan, shares
 from minichat.data.example import Problem, StoredPicture
 from minichat.data.formats.stream import Part, Stream
 from minichat.data.rows import Row, Rows
-from minichat.errors import MiniChatError, SettingsError
+from minichat.errors import DataError, MiniChatError, SettingsError
 from minichat.train.interruption import leave_to_the_main_process
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ class Feed(Protocol):
 
     def where(self, step: int) -> list[list[str]]:
         """Of each of a step's batches, the places of its rows: file and line."""
+
+    def heaviest(self, start: int) -> int:
+        """A step whose batches need as much memory as any, as far as that is known."""
+
+    def left_out(self) -> list[str]:
+        """What was wrong with records that were passed over, since this was last asked."""
 
     def facts(self) -> dict[str, Any]:
         """What is read, for the record; `fingerprint` changes with it."""
@@ -114,6 +120,14 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
         division = shares(epoch.batches[step], **self._division)
         return [[str(epoch.rows[place].where) for place in share.rows] for share in division]
 
+    def heaviest(self, start: int) -> int:
+        epoch = self.epoch(0)
+        sizes = [len(batch) * int(epoch.rows.lengths[batch].max()) for batch in epoch.batches]
+        return min(sizes.index(max(sizes)), self.steps - 1)
+
+    def left_out(self) -> list[str]:
+        return []
+
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for row in self.rows:
@@ -129,8 +143,8 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
         }
 
 
-class Streamed(IterableDataset[list[Batch] | MiniChatError]):
-    """Rows that are read as the run goes; a record that is wrong is left out of its batch."""
+class Streamed(IterableDataset["Records | MiniChatError"]):
+    """Rows that are read as the run goes; a record that is wrong is left out of its batch, and told (`left_out`)."""
 
     def __init__(
         self,
@@ -156,8 +170,9 @@ class Streamed(IterableDataset[list[Batch] | MiniChatError]):
         self._part = Part(rank, processes)
         self._fingerprint = fingerprint
         self._start = 0
+        self._left_out: list[str] = []
 
-    def __iter__(self) -> Iterator[list[Batch] | MiniChatError]:
+    def __iter__(self) -> Iterator[Records | MiniChatError]:
         worker = get_worker_info()
         own, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         records = self._records(self._start)
@@ -169,34 +184,59 @@ class Streamed(IterableDataset[list[Batch] | MiniChatError]):
     def _records(self, step: int) -> Iterator[Example | Problem]:
         return self._stream.scan(self._part, skip=step * self._of_a_step)
 
-    def _batches(self, records: list[Example | Problem]) -> list[Batch] | MiniChatError:
-        rows = sorted(self._rows(records), key=lambda row: len(row.ids))
+    def _batches(self, records: list[Example | Problem]) -> Records | MiniChatError:
+        rows, problems = list[Row](), list[str]()
+        for record in records:
+            try:
+                if isinstance(record, Problem):
+                    raise DataError(str(record))
+                row = self._render(record)
+                shown = tuple(_Opened(p.name, p.source, _open(row, p)) for p in row.pictures)
+                rows.append(replace(row, pictures=shown))
+            except MiniChatError as error:
+                problems.append(str(error))
+        rows.sort(key=lambda row: len(row.ids))
         size = -(-self._of_a_step // self._parts)
         try:
-            return [self._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+            batches = [self._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
         except MiniChatError as error:
             return error
-
-    def _rows(self, records: list[Example | Problem]) -> Iterator[Row]:
-        for record in records:
-            if isinstance(record, Problem):
-                continue
-            try:
-                row = self._render(record)
-                yield replace(row, pictures=tuple(_Opened(p.name, p.source, p.open()) for p in row.pictures))
-            except MiniChatError:
-                continue
+        return Records(batches, problems)
 
     def load(self, start: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
         self._start = start
-        yield from _loaded(self, workers)
+        for records in _loaded(self, workers):
+            self._left_out += records.left_out
+            yield records.batches
 
     def where(self, step: int) -> list[list[str]]:
         records = itertools.islice(self._records(step), self._of_a_step)
         return [[str(record.where) for record in records]]
 
+    def heaviest(self, start: int) -> int:
+        return start
+
+    def left_out(self) -> list[str]:
+        found, self._left_out = self._left_out, []
+        return found
+
     def facts(self) -> dict[str, Any]:
         return {"samples": None, "fingerprint": self._fingerprint}
+
+
+@dataclass(frozen=True)
+class Records:
+    """A step's share of a stream: batches, and what is wrong with the records that are not in them."""
+
+    batches: list[Batch]
+    left_out: list[str]
+
+
+def _open(row: Row, picture: StoredPicture) -> Image.Image:
+    try:
+        return picture.open()
+    except MiniChatError as error:
+        raise DataError(f"{row.where}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -209,7 +249,7 @@ class _Opened(StoredPicture):
         return self.image
 
 
-def _loaded(dataset: Any, workers: int, **options: Any) -> Iterator[list[Batch]]:
+def _loaded(dataset: Any, workers: int, **options: Any) -> Iterator[Any]:
     """A data set's items, prepared ahead by `workers` processes. Raises what was handed over in place of one.
 
     A worker's error is handed over rather than raised: PyTorch would put its traceback into the message.

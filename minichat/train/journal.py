@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from minichat.disk import replace_file
 from minichat.errors import ModelError
 from minichat.train.together import Together
 
+Line = dict[str, float]
 Track = Callable[[Mapping[str, float], int], None]
 
 
@@ -44,6 +44,7 @@ class Journal:
         self._track = track
         self._overflow = norms_may_overflow
         self._waiting: list[Entry] = []
+        self._recent: list[Line] = []
 
     def rewind(self, step: int) -> None:
         """Forget what was written after `step`: it will be done again. A torn last line goes too."""
@@ -55,36 +56,37 @@ class Journal:
     def add(self, entry: Entry) -> None:
         self._waiting.append(entry)
 
-    def flush(self, where: Callable[[int], list[list[str]]]) -> list[dict[str, float]]:
-        """Read the figures of the steps since the last time from the device, write them, and return them.
+    def flush(self, where: Callable[[int], list[list[str]]]) -> None:
+        """Read the figures of the steps since the last time from the device, and write them.
 
         `where` gives the places of a step's rows. Raises `ModelError`, naming those, for a step whose loss or gradient
         is not finite.
         """
         entries, self._waiting = self._waiting, []
         if not entries:
-            return []
+            return
         local = [torch.stack(e.losses).sum() if e.losses else torch.zeros_like(e.norm) for e in entries]
         losses = self._together.add(torch.stack(local)).tolist()
         norms = torch.stack([e.norm for e in entries]).tolist()
         for entry, loss, norm in zip(entries, losses, norms, strict=True):
             if not math.isfinite(loss) or not (math.isfinite(norm) or self._overflow):
                 raise ModelError(self._culprit(entry, loss, where))
-        lines = [
-            {"step": e.step, "loss": loss, "rate": e.rate, "norm": norm, "items": e.items, "tokens": e.tokens}
-            for e, loss, norm in zip(entries, losses, norms, strict=True)
-        ]
-        self.write(*lines)
+            line = {"step": entry.step, "loss": loss, "rate": entry.rate, "norm": norm}
+            self.write(line | {"items": entry.items, "tokens": entry.tokens})
+
+    def recent(self) -> list[Line]:
+        """The steps' lines since this was last asked."""
+        lines, self._recent = [line for line in self._recent if "loss" in line], []
         return lines
 
-    def write(self, *lines: Mapping[str, float]) -> None:
-        """Append lines, and hand their figures to the trackers."""
+    def write(self, line: Line) -> None:
+        """Append a line, and hand its figures to the trackers."""
+        self._recent.append(line)
         if not self._together.first:
             return
         with self._path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line) + "\n" for line in lines))
-        for line in lines:
-            self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
+            file.write(json.dumps(line) + "\n")
+        self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
 
     def _culprit(self, entry: Entry, loss: float, where: Callable[[int], list[list[str]]]) -> str:
         places = [
@@ -102,7 +104,7 @@ class Journal:
         )
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[Line]:
     """The lines of a `metrics.jsonl`; none where there is no such file."""
     if not path.exists():
         return []

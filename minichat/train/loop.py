@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minichat.errors import DataError, SettingsError
 from minichat.train.config import Config
 from minichat.train.data import read_data
@@ -25,6 +27,7 @@ from minichat.train.network import precision
 from minichat.train.optimizer import set_rate
 from minichat.train.run import (
     CONFIG,
+    SMALLER,
     Run,
     Say,
     alone_in,
@@ -83,7 +86,12 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
         run = Run(config, out, accelerator, together, stage, read_data(config, stage, together, say), say)
         restore(run)
         introduce(run)
-        stopped = loop(run)
+        try:
+            stopped = loop(run)
+        except torch.OutOfMemoryError:
+            raise SettingsError(
+                f"Memory ran out at step {run.standing.step + 1}: {SMALLER}; the run goes on from its last checkpoint."
+            ) from None
         if stopped is None:
             finish(run)
         accelerator.end_training()

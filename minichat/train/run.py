@@ -28,7 +28,9 @@ from minichat.train.together import Together
 from minichat.weights.projection import FACTS
 
 Say = Callable[[str], None]
-CONFIG, METRICS, BEFORE, CURVE, PAGE = "config.yaml", "metrics.jsonl", "before.json", "curve.png", "report.html"
+SMALLER = "lower run.device_batch_size, set model.checkpoint_llm to true, or set model.quantize"
+CONFIG, METRICS, LEFT_OUT = "config.yaml", "metrics.jsonl", "left_out.txt"
+BEFORE, CURVE, PAGE = "before.json", "curve.png", "report.html"
 
 
 @dataclass
@@ -169,12 +171,13 @@ def introduce(run: Run) -> None:
 
 
 def seconds_left(run: Run) -> float:
-    """How long the steps that are left will take, by a trial of the first of them, which changes nothing.
+    """How long the steps that are left will take, by a trial of the largest batch, which changes nothing.
 
     Raises `SettingsError` where it does not fit into memory.
     """
-    batches = next(run.data.feed.load(run.standing.step))
-    batch = to_device(batches[-1], run.accelerator.device)
+    batches = next(run.data.feed.load(run.data.feed.heaviest(run.standing.step)))
+    heaviest = max(batches, key=lambda batch: batch["input_ids"].numel())
+    batch = to_device(heaviest, run.accelerator.device)
     run.stage.model.train()
     try:
         for _ in range(2):  # the first time is slower
@@ -187,14 +190,12 @@ def seconds_left(run: Run) -> float:
             settle(run.accelerator.device)
             seconds = time.monotonic() - began
     except torch.OutOfMemoryError:
-        raise SettingsError(
-            f"{len(batch['input_ids'])} rows of {batch['input_ids'].shape[1]} tokens do not fit into memory at once: "
-            "lower run.device_batch_size, or set model.checkpoint_llm to true, or model.quantize."
-        ) from None
+        rows, length = heaviest["input_ids"].shape
+        raise SettingsError(f"{rows} rows of {length} tokens do not fit into memory at once: {SMALLER}.") from None
     finally:
         run.optimizer.zero_grad()
-    share = sum(tokens_of(some) for some in batches) / max(1, tokens_of(batches[-1]))
-    return seconds * share * (run.steps - run.standing.step)
+    mean = run.data.tokens_of_a_step or sum(tokens_of(some) for some in batches) * run.together.count
+    return seconds * mean / run.together.count / max(1, tokens_of(heaviest)) * (run.steps - run.standing.step)
 
 
 # --- meanwhile
@@ -235,8 +236,9 @@ def places(run: Run, step: int) -> str:
 
 def tell_progress(run: Run, since: float) -> float:
     """Write the figures of the last steps, and a line about them. Returns the time now."""
-    lines = run.journal.flush(run.data.feed.where)
-    now = time.monotonic()
+    run.journal.flush(run.data.feed.where)
+    lines, now = run.journal.recent(), time.monotonic()
+    tell_what_was_left_out(run)
     if lines:
         loss = sum(line["loss"] for line in lines) / len(lines)
         per_second = sum(line["tokens"] for line in lines) / max(1e-9, now - since)
@@ -247,6 +249,16 @@ def tell_progress(run: Run, since: float) -> float:
             f"{per_second:,.0f} tokens/s  {memory}  {opening.duration(left)} left"
         )
     return now
+
+
+def tell_what_was_left_out(run: Run) -> None:
+    """Name the records of a stream that could not be read since the last time, and keep their list."""
+    found = [problem for some in run.together.from_all(run.data.feed.left_out()) for problem in some]
+    if not found or not run.together.first:
+        return
+    with (run.out / LEFT_OUT).open("a", encoding="utf-8") as file:
+        file.write("".join(f"{problem}\n" for problem in found))
+    run.say(f"Left out: {found[0]}" + (f" (and {len(found) - 1} more: {LEFT_OUT})" if len(found) > 1 else ""))
 
 
 @torch.no_grad()
