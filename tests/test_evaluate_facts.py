@@ -101,6 +101,12 @@ def test_a_name_without_a_shape_or_a_colour_fits_what_is_left():
     assert counts("Three stars.") == (1, 3, 2)
 
 
+def test_the_plainest_names_are_matched_first():
+    """ "A star and a red star" are the blue one and the red one."""
+    said = Counter({(None, "star"): 1, ("red", "star"): 1})
+    assert tally(said, Counter({("red", "star"): 1, ("blue", "star"): 1})).right == 2
+
+
 @given(
     st.lists(st.tuples(st.sampled_from([None, "red", "blue"]), st.sampled_from([None, "star", "ring"])), max_size=6),
     st.lists(st.tuples(st.sampled_from(["red", "blue"]), st.sampled_from(["star", "ring"])), max_size=6),

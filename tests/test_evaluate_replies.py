@@ -83,7 +83,9 @@ def test_few_features_are_kept(encoded, monkeypatch):
     assert sum(encoded) == 3
     teller.replies([Ask("Why?", (Noise(3),)), Ask("Why?", (Noise(2),))], 2)
     assert sum(encoded) == 3
-    teller.replies([Ask("Why?", (Noise(1),))], 2)  # the one that was dropped
+    teller.replies([Ask("Why?", (Noise(1),))], 2)  # one that was dropped; now 3 is, which was used before 2
+    assert sum(encoded) == 4
+    teller.replies([Ask("Who?", (Noise(2),))], 2)
     assert sum(encoded) == 4
 
 

@@ -132,6 +132,8 @@ def test_two_runs_side_by_side(runs, tmp_path):
     assert "| ROUGE-L | 50.0% | 50.0% | +0.0 points |" in text
     assert "| CIDEr-D | 4.25 | 4.25 | +0.00 |" in text
     assert "different questions" not in text
+    report(right=0.905).write(tmp_path / "close")
+    assert "| overall | 90.0% | 90.5% | +0.5 points |" in compare(runs[0], tmp_path / "close").to_markdown()
     found.write(tmp_path / "both")
     assert sorted(path.name for path in (tmp_path / "both").iterdir()) == [
         "captions.png",
