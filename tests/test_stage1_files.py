@@ -31,6 +31,7 @@ from tests.conftest import ROOT
 from tests.published_files import their_names, vision_file
 from tests.tiny import noise_picture, tiny_bot, tokenizer_model
 from tests.tiny_stage1 import QUERIES, SIDE, WORDS, tiny_pretraining, vocabulary
+from tests.tiny_t5 import publish_t5
 
 VOCABULARY = len(WORDS) + 1  # with [DEC]
 TEXTS = ["a red circle", "blue squares left of a star", "a star"]
@@ -421,7 +422,8 @@ def test_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """The program and the command of docs/PRETRAINING.md, with small files in the place of the published ones."""
     page = (ROOT / "docs" / "PRETRAINING.md").read_text()
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (command,) = re.findall(r"```bash\nminichat (.*?)\n```", page, re.DOTALL)
+    commands = re.findall(r"```bash\nminichat (.*?)\n```", page, re.DOTALL)
+    assert len(commands) == 2
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(published, "VISION_HEADS", {16: 2})
     monkeypatch.setattr(published, "QFORMER_HEADS", {12: 2})
@@ -434,7 +436,10 @@ def test_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     names: dict[str, Any] = {"pixels": pixels()[:2]}
     exec(program, names)
     assert names["losses"].loss.isfinite()
-    with pytest.raises(SystemExit) as end:
-        app(shlex.split(command))
-    assert not end.value.code
-    assert minichat.load("stage2", device="cpu").caption([noise_picture()], max_new_tokens=3)
+    publish_t5(Path("flan-t5-xl"))
+    for command in commands:
+        with pytest.raises(SystemExit) as end:
+            app(shlex.split(command))
+        assert not end.value.code
+    for out in ("stage2", "stage2-t5"):
+        assert minichat.load(out, device="cpu").caption([noise_picture()], max_new_tokens=3)
