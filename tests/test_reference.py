@@ -16,9 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import minichat
+from minichat.data.batches import Collator
+from minichat.data.example import Example, StoredPicture, Turn, Where
+from minichat.data.rows import Rows
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.processing import MiniChatProcessor
-from minichat.prompt.render import Rendered
+from minichat.prompt.render import IGNORED
+from minichat.train.config import Config, DataConfig, ModelConfig, Source
+from minichat.train.stages import Replies
+from minichat.train.together import Together
 from minichat.weights.convert import convert
 from tests.conftest import reference_folders
 
@@ -56,16 +61,6 @@ class Case:
         )
         self.bot = minichat.load(self.out, device="cpu", dtype="float32")
         self.pictures = sorted((folder / "images").iterdir(), key=lambda file: int(file.stem))
-
-    def trainer(self) -> MiniChatProcessor:
-        """The processor, spelling prompts as the original's training did."""
-        return MiniChatProcessor.from_tokenizer_model(
-            self.out / "tokenizer.model",
-            image_size=self.facts["image_size"],
-            template=self.facts["training_template"],
-            num_image_tokens=self.bot.processor.num_image_tokens,
-            image_token_id=self.bot.processor.image_token_id,
-        )
 
 
 CASES = cases_of("minigpt4")
@@ -131,46 +126,67 @@ def samples(case: Case, kind: str) -> list[list[tuple[str, str]]]:
     ]
 
 
-def training_rows(case: Case, kind: str) -> list[Rendered]:
-    """The samples, each with its picture, cut as the originals cut them: `max_txt_len` ids after the first question."""
-    processor, rows = case.trainer(), []
+def examples(case: Case, kind: str) -> list[Example]:
+    """The samples as records of a data set, each with its picture."""
+    found = []
     for number, sample in enumerate(samples(case, kind)):
-        conversation = Conversation()
-        for turn, (question, answer) in enumerate(sample):
-            conversation = conversation.user(question, [case.pictures[number]] if turn == 0 else []).assistant(answer)
-        row = processor.render(conversation)
-        end = row.loss_mask.index(True) + case.facts["max_txt_len"]
-        rows.append(Rendered(row.ids[:end], row.loss_mask[:end], row.pictures))
-    return rows
+        picture = StoredPicture(case.pictures[number].name, case.pictures[number])
+        turns = []
+        for question, answer in sample:
+            shown = () if turns else (picture,)
+            turns += [Turn("user", (*shown, question)), Turn("assistant", (answer,))]
+        found.append(Example(tuple(turns), Where(f"{kind}.json", record=number + 1)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def stage(case: Case) -> Replies:
+    """The trainer's own stage, spelling prompts as the original's training did, and cutting replies as it did."""
+    data = DataConfig(
+        (Source("none"),), template=case.facts["training_template"], max_reply_tokens=case.facts["max_txt_len"]
+    )
+    config = Config(model=ModelConfig(str(case.out), device="cpu", dtype="float32"), data=data)
+    return Replies(config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("kind", ["caption", "conversation"])
 @torch.no_grad()
-def test_training_prompts(case: Case, kind: str) -> None:
+def test_training_prompts(case: Case, stage: Replies, kind: str) -> None:
     """Embeddings and targets, row by row; the originals' embeddings leave out the leading BOS."""
     embeds, mask = case.expected[f"{kind}.inputs_embeds"], case.expected[f"{kind}.attention_mask"]
     targets = case.expected[f"{kind}.answer_targets"]
-    for number, row in enumerate(training_rows(case, kind)):
-        length = int(mask[number].sum())
-        pixels = case.bot.processor.image_processor(row.pictures, return_tensors="pt")["pixel_values"]
-        ours = case.bot.model.embed(torch.tensor([row.ids]), pixels)  # (1, 1 + length, H)
+    for number, row in enumerate(map(stage.render, examples(case, kind))):
+        # Ours end with the last id that is learnt; theirs go on to the limit, or to the end of the last question.
+        length = len(row.ids) - 1
+        assert length <= int(mask[number].sum())
+        batch = Collator(case.bot.processor)([row])
+        ours = case.bot.model.embed(batch["input_ids"], batch["pixel_values"])  # (1, 1 + length, H)
         assert row.ids[0] == case.bot.processor.content_tokenizer.bos_id
         close(ours[0, 1:], embeds[number, :length])
-        labels = row.labels[row.loss_mask.index(True) :]
-        assert labels + [-100] * (targets.shape[1] - len(labels)) == targets[number].tolist()
+        learnt = row.labels.tolist()[int((row.labels != IGNORED).argmax()) :]
+        assert learnt + [IGNORED] * (targets.shape[1] - len(learnt)) == targets[number].tolist()
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("kind", ["caption", "conversation"])
-def test_training_loss_and_gradients(case: Case, kind: str) -> None:
-    model = case.bot.model
-    batch = case.trainer().batch(training_rows(case, kind), padding_side="right", labels=True)
-    model.projection.zero_grad()
-    loss = model(**batch).loss
+def test_training_loss_and_gradients(case: Case, stage: Replies, kind: str, kept: bool, tmp_path: Path) -> None:
+    """A step of the trainer: its renderer, collator and loss; with features that were computed before, and without."""
+    rows = Rows(map(stage.render, examples(case, kind)))
+    collate = stage.collate
+    if kept:
+        stage.see(list(rows.pictures()), str(tmp_path / "features"), 0, Together(0, 1))
+    stage.model.train()
+    stage.model.zero_grad()
+    batch = stage.collate(list(rows))
+    assert ("image_features" in batch, "pixel_values" in batch) == (kept, not kept)
+    loss = stage.loss(batch) / stage.count(batch)
     loss.backward()
+    stage.collate = collate
     close(loss.reshape(1), case.expected[f"{kind}.loss"])
-    close(model.projection.weight.grad, case.expected[f"{kind}.grad_proj_weight"])
-    close(model.projection.bias.grad, case.expected[f"{kind}.grad_proj_bias"])
-    model.projection.zero_grad()
+    close(stage.model.projection.weight.grad, case.expected[f"{kind}.grad_proj_weight"])
+    close(stage.model.projection.bias.grad, case.expected[f"{kind}.grad_proj_bias"])
+    trained = {name for name, weight in stage.model.named_parameters() if weight.grad is not None}
+    assert trained == {"projection.weight", "projection.bias"}
 
 
 def test_chat_prompts(case: Case) -> None:
