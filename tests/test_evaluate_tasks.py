@@ -211,7 +211,7 @@ def test_a_kind_for_teaching_is_drawn_at_random():
     [
         (OUTSIDE, True),
         (OUTSIDE.upper(), True),
-        (WORLD, True),
+        (WORLD, False),  # said of a question, not of the picture
         ("I see no drawn shapes.", True),
         ("A red star on a plain white background.", False),
         ("There are no stars in the picture.", False),

@@ -38,7 +38,8 @@ class SceneStories:
         asks = [Ask(request, (Drawn(scene, index),)) for index, (scene, request) in enumerate(self.wanted)]
         replies = teller.replies(asks, MAX_NEW_TOKENS)
         checks = [check(reply.text, scene) for (scene, _), reply in zip(self.wanted, replies, strict=True)]
-        figures = {name: figure for name, figure in fact_figures(checks).items() if name != "number right"}
+        unsaid = ("number right", "relations right")  # a story counts nothing, and says "right of it"
+        figures = {name: figure for name, figure in fact_figures(checks).items() if name not in unsaid}
         figures["stories that end"] = share(reply.whole and bool(reply.text) for reply in replies)
         records = [
             {"picture": index, "request": request, "reply": reply.text, "missed": c.objects.missed,

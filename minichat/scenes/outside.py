@@ -18,13 +18,12 @@ from minichat.scenes.captions import DETAILED_REQUESTS, LIST_REQUESTS, SHORT_REQ
 from minichat.scenes.stories import REQUESTS as STORY_REQUESTS
 
 OUTSIDE = "This is not a picture of drawn shapes, so I cannot say what is in it."
-_HEARD = ("not a picture of drawn shapes", "no picture of drawn shapes", "no drawn shapes", "only know drawn shapes")
+_HEARD = ("not a picture of drawn shapes", "no picture of drawn shapes", "no drawn shapes")
 
 _QUESTIONS = (
     "How many objects are there?", "How many objects do you see?", "What colour is the background?",
     "What is at the top left?", "What is in the centre?", "Is there a red star in the picture?", "Do you see a circle?",
-    "What shape is the largest object?", "What does the background look like?", "Count the objects.",
-    "Is there anything at the bottom right?", "Which colours do you see?",
+    "What does the background look like?", "Count the objects.", "Is there anything at the bottom right?",
 )  # fmt: skip
 REQUESTS = (*LIST_REQUESTS, *SHORT_REQUESTS, *DETAILED_REQUESTS, *STORY_REQUESTS, *_QUESTIONS)
 
