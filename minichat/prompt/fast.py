@@ -22,8 +22,8 @@ class FastTokenizer:
         self._tokenizer = tokenizer
         if (begins and tokenizer.bos_token_id is None) or tokenizer.eos_token_id is None:
             raise ModelError(
-                "The tokenizer names no begin or no end token: set bos_token and eos_token, or for an encoder–decoder use "
-                "the template 't5', which needs no begin."
+                "The tokenizer names no begin or no end token: set bos_token and eos_token, or for an encoder–decoder "
+                "use the template 't5', which needs no begin."
             )
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = tokenizer.eos_token_id
