@@ -13,6 +13,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="minichat-tiny", help="name, folder or hub id (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)")
+    parser.add_argument("--quantize", choices=("8bit", "4bit"), help="keep the LLM in 8 or 4 bits (bitsandbytes)")
+    parser.add_argument("--device-map", help="auto: spread the LLM over all GPUs, and the CPU if need be")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=None, help="port (default: 7860, or the next free one)")
     return parser.parse_args(arguments)
@@ -24,8 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     import minichat
     from minichat import web
 
+    given = {name: value for name in ("quantize", "device_map") if (value := getattr(options, name))}
     try:
-        bot = minichat.load(options.model, device=options.device, dtype=options.dtype)
+        bot = minichat.load(options.model, device=options.device, dtype=options.dtype, **given)
         running = web.launch(web.build_app(bot), host=options.host, port=options.port)
     except minichat.MiniChatError as error:
         print(error, file=sys.stderr)  # noqa: T201

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from minichat.errors import MiniChatError, ModelError
 from minichat.weights.files import check_header, quiet, read_json, sentence, weight_files
@@ -27,8 +27,9 @@ def load(
     name: str | os.PathLike[str],
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
-    quantize: Literal["8bit", "4bit"] | None = None,
-    device_map: Mapping[str, Any] | Literal["auto"] | None = None,
+    quantize: str | None = None,
+    device_map: Mapping[str, Any] | str | None = None,
+    verify: bool = False,
 ) -> MiniChat:
     """Load a model with its processor.
 
@@ -41,6 +42,7 @@ def load(
         quantize: "8bit" or "4bit" stores the LLM's matrices so, and nothing else; it needs bitsandbytes.
         device_map: where the LLM goes if it does not fit on `device`: "auto" fills the GPUs and then the CPU, a dict
             says it for each part ("language_model.model.layers.0": 1). The vision side stays whole on `device`.
+        verify: hold all weights against the hashes that `--verify` recorded when the folder was made.
 
     Raises:
         ModelError: if there is no such model, a file is missing or damaged, a tensor is missing, left over, of the
@@ -57,9 +59,12 @@ def load(
     placement = choose(device, dtype, quantize, device_map)
     from minichat.chat import MiniChat
     from minichat.weights.loading import load_network
+    from minichat.weights.verifying import verify as check_hashes
 
     if projection is not None:
         projection.check(folder)
+    if verify:
+        check_hashes(folder, projection)
     model = load_network(folder, placement, reference)
     if projection is not None:
         model.projection.load_state_dict(projection.tensors())

@@ -62,8 +62,8 @@ def bot(monkeypatch):
     fake = FakeBot()
     fake.loaded = []
 
-    def load(name, device="auto", dtype="auto"):
-        fake.loaded.append((name, device, dtype))
+    def load(name, device="auto", dtype="auto", **options):
+        fake.loaded.append((name, device, dtype, *options.items()))
         if name == "absent":
             raise ModelError("There is no model 'absent': check the name.")
         return fake
@@ -142,7 +142,7 @@ def test_the_commands_are_these():
     assert listed == {command[0] for command in COMMANDS}
 
 
-@pytest.mark.parametrize("option", ["--model", "--device", "--dtype"])
+@pytest.mark.parametrize("option", ["--model", "--device", "--dtype", "--quantize", "--device-map", "--verify"])
 def test_model_device_and_dtype_are_the_same_everywhere(option):
     helps = [run(command, "--help", env={"COLUMNS": "200"}).stdout for command in ("chat", "demo", "caption")]
     spelled = [" ".join(re.search(rf"{option} .*", text)[0].split()) for text in helps]
@@ -215,8 +215,10 @@ def test_settings_and_model_are_passed_on_and_defaults_are_left_to_the_library(b
     run("caption", folder / "3.png")
     options = ["--model", "m", "--device", "cuda:1", "--dtype", "float16", "--prompt", "Look.", "--batch-size", "2"]
     options += ["--max-new-tokens", "9", "--temperature", "0.5", "--top-p", "0.9", "--num-beams", "1"]
+    options += ["--quantize", "4bit", "--device-map", "auto", "--verify"]
     run("caption", folder / "3.png", *options, "--repetition-penalty", "1.5", "--seed", "7")
-    assert bot.loaded == [("minichat-tiny", "auto", "auto"), ("m", "cuda:1", "float16")]
+    placed = [("quantize", "4bit"), ("device_map", "auto"), ("verify", True)]
+    assert bot.loaded == [("minichat-tiny", "auto", "auto"), ("m", "cuda:1", "float16", *placed)]
     assert bot.calls[0] == {"count": 1, "prompt": None, "batch_size": 1}
     assert bot.calls[1] == {
         "count": 1, "prompt": "Look.", "batch_size": 1, "max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9,

@@ -48,6 +48,11 @@ def commands(**options: Any) -> typer.Typer:
     )
 
 
+class Bits(StrEnum):
+    eight = "8bit"
+    four = "4bit"
+
+
 class Dtype(StrEnum):
     auto = "auto"
     float32 = "float32"
@@ -58,6 +63,11 @@ class Dtype(StrEnum):
 Model = Annotated[str, typer.Option("--model", help="A known name, a folder, or a hub id.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the frozen parts.")]
+Quantized = Annotated[Bits | None, typer.Option("--quantize", help="Keep the LLM in 8 or 4 bits (bitsandbytes).")]
+DeviceMap = Annotated[
+    str | None, typer.Option("--device-map", help="auto: spread the LLM over all GPUs, and the CPU if need be.")
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Check all weights against the hashes that were recorded.")]
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="Longest reply, in tokens.")]
 Temperature = Annotated[float | None, typer.Option(help="0: always the likeliest word; above: sampled.")]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Sample from the likeliest words of this probability.")]
@@ -68,10 +78,19 @@ Seed = Annotated[int | None, typer.Option(help="The same seed samples the same r
 DEFAULT_MODEL = "minichat-tiny"
 
 
-def load_bot(model: str, device: str, dtype: Dtype) -> MiniChat:
+def load_bot(
+    model: str,
+    device: str,
+    dtype: Dtype,
+    quantize: Bits | None = None,
+    device_map: str | None = None,
+    verify: bool = False,
+) -> MiniChat:
     from minichat.load import load
 
-    return load(model, device=device, dtype=dtype.value)
+    bits = None if quantize is None else quantize.value
+    chosen: Any = given(quantize=bits, device_map=device_map, verify=verify or None)
+    return load(model, device=device, dtype=dtype.value, **chosen)
 
 
 def given(**settings: Any) -> dict[str, Any]:

@@ -13,14 +13,17 @@ from minichat.cli.shared import (
     SOME_FAILED,
     Beams,
     Device,
+    DeviceMap,
     Dtype,
     Model,
     NewTokens,
     Penalty,
     Precision,
+    Quantized,
     Seed,
     Temperature,
     TopP,
+    Verify,
     commands,
     given,
     load_bot,
@@ -37,6 +40,9 @@ def chat(
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
+    quantize: Quantized = None,
+    device_map: DeviceMap = None,
+    verify: Verify = False,
     max_new_tokens: NewTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -53,7 +59,7 @@ def chat(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    bot = load_bot(model, device, dtype)
+    bot = load_bot(model, device, dtype, quantize, device_map, verify)
     terminal = TerminalChat(lambda: bot.chat(**settings), sys.stdin, sys.stdout, sys.stderr)
     for picture in pictures or []:
         terminal.add_picture(picture)
@@ -70,6 +76,9 @@ def demo(
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
+    quantize: Quantized = None,
+    device_map: DeviceMap = None,
+    verify: Verify = False,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; the default is this machine alone.")] = (
         "127.0.0.1"
     ),
@@ -78,7 +87,8 @@ def demo(
     """Chat in a web page."""
     from minichat import web
 
-    running = web.launch(web.build_app(load_bot(model, device, dtype)), host=host, port=port)
+    bot = load_bot(model, device, dtype, quantize, device_map, verify)
+    running = web.launch(web.build_app(bot), host=host, port=port)
     typer.echo(f"MiniChat is at {running.url}  (Ctrl-C ends it)", err=True)
     running.wait()
 
@@ -92,6 +102,9 @@ def caption(
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
+    quantize: Quantized = None,
+    device_map: DeviceMap = None,
+    verify: Verify = False,
     max_new_tokens: NewTokens = None,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -113,7 +126,7 @@ def caption(
     paths = find_pictures(files_or_folders)
     done = failed = 0
     with output(out) as file:
-        bot = load_bot(model, device, dtype)
+        bot = load_bot(model, device, dtype, quantize, device_map, verify)
         for row in caption_paths(bot, paths, prompt=prompt, batch_size=batch_size, **settings):
             append_row(file, row)
             done += 1

@@ -48,6 +48,9 @@ def convert(
     allow_unused: Annotated[
         list[str] | None, typer.Option("--allow-unused", help="Leave out unknown tensors of this name (a glob).")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Record hashes of all weights, to be checked later.")
+    ] = False,
 ) -> None:
     """Make a model's folder from published MiniGPT-4 and BLIP-2 weights."""
     from minichat.weights.convert import convert as make
@@ -67,6 +70,7 @@ def convert(
         qformer_heads=qformer_heads,
         image_size=image_size,
         allow_unused=allow_unused or (),
+        verify=verify,
         progress=lambda message: typer.echo(f"{message} ...", err=True),
     )
     typer.echo(f"The model is in {out}.", err=True)
@@ -79,11 +83,14 @@ def export(
         Format, typer.Option("--format", help="projection: the trained part alone; blip2: for plain transformers.")
     ],
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Record hashes of all that the projection belongs to, to be checked later.")
+    ] = False,
 ) -> None:
     """Write a model's trained projection, or the whole model for other programs."""
     from minichat.weights.export import export as write
 
-    write(model, form.value, out)
+    write(model, form.value, out, verify)
     typer.echo(f"It is in {out}.", err=True)
 
 

@@ -23,6 +23,7 @@ from minichat.weights.files import quiet, sentence
 from minichat.weights.llm import Llm, find_llm
 from minichat.weights.published import Sizes, add_bridge, add_vision, bridge_sizes, open_part, projection_sizes
 from minichat.weights.reading import Checkpoint
+from minichat.weights.verifying import RECORDED, hashes
 from minichat.weights.writing import Entry, write_tensors
 
 RECORD = "conversion.json"
@@ -45,6 +46,7 @@ def convert(
     qformer_heads: int | None = None,
     image_size: int | None = None,
     allow_unused: Iterable[str] = (),
+    verify: bool = False,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Path:
     """Write a model's folder from published files, whole or not at all.
@@ -61,6 +63,7 @@ def convert(
         no_qformer: take the vision encoder alone from `blip2`.
         vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
         allow_unused: globs of tensors that may be left out although nothing is known of them; recorded in the folder.
+        verify: record hashes of all that was written and of the LLM, which `load(..., verify=True)` holds them against.
         progress: is told what is being done.
 
     Raises:
@@ -110,7 +113,11 @@ def convert(
         config.save_pretrained(folder)
         GenerationConfig(**ids).save_pretrained(folder)
         processor.save_pretrained(folder)
-        write_json(folder / RECORD, _record(account, words, trained))
+        record = _record(account, words, trained)
+        if verify:
+            progress("Computing hashes")
+            record[RECORDED] = hashes(folder, out.name)
+        write_json(folder / RECORD, record)
     return out
 
 

@@ -16,15 +16,20 @@ FORMATS = ("projection", "blip2")
 _RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "projection.": "language_projection.", "bridge.": ""}
 
 
-def export(model: str, form: str, out: Path) -> Path:
+def export(model: str, form: str, out: Path, verify: bool = False) -> Path:
     """Write a model (a known name, a folder or a hub id) to the new folder `out`, whole or not at all.
 
-    `form`: "projection", the trained part alone; or "blip2", a whole `Blip2ForConditionalGeneration`. Raises
+    `form`: "projection", the trained part alone; or "blip2", a whole `Blip2ForConditionalGeneration`. `verify` records
+    hashes of everything that the projection belongs to; a BLIP-2 has no place for them. Raises
     `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another form.
     """
     if form not in FORMATS:
         raise SettingsError(f"format is {form!r}; it must be one of {', '.join(FORMATS)}.")
-    return export_projection(model, out) if form == "projection" else export_blip2(model, out)
+    if form == "projection":
+        return export_projection(model, out, verify)
+    if verify:
+        raise SettingsError("--verify is for --format projection: a BLIP-2's folder has no place for hashes.")
+    return export_blip2(model, out)
 
 
 def export_blip2(model: str, out: Path) -> Path:

@@ -56,8 +56,8 @@ class Llm:
         """Hash what came from the hub. Raises `ModelError` for a file that is not what was published."""
         verify(self.folder, [checkpoint.file for checkpoint in self.checkpoints])
 
-    def fingerprint(self) -> str:
-        return fingerprint((name, checkpoint.plain(name)) for name, checkpoint in self.tensors().items())
+    def fingerprint(self, whole: bool = False) -> str:
+        return fingerprint(((name, checkpoint.plain(name)) for name, checkpoint in self.tensors().items()), whole)
 
 
 def find_llm(name: str, revision: str | None = None) -> Llm:
@@ -107,8 +107,8 @@ def _config(folder: Path) -> PreTrainedConfig:
         raise ModelError(f"The LLM's config.json in {folder.name!r} cannot be used: {sentence(error)}.") from None
     if not known:
         raise ModelError(
-            f"{folder.name!r} is of type {config.model_type!r}, but the LLM must be one that writes, such as 'llama' or "
-            "'t5'."
+            f"{folder.name!r} is of type {config.model_type!r}, but the LLM must be one that writes, such as 'llama' "
+            "or 't5'."
         )
     return config
 
@@ -154,12 +154,15 @@ def referred_llm(reference: dict[str, str], model: str) -> Llm:
     return llm
 
 
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of stored tensors: names, dtypes, shapes and the first 64 KiB of each, whatever files they are in."""
-    whole = hashlib.sha256()
+def fingerprint(tensors: Iterable[tuple[str, Tensor]], whole: bool = False) -> str:
+    """A hash of stored tensors: names, dtypes, shapes and the first 64 KiB of each, whatever files they are in.
+
+    `whole`: all of each tensor, for which everything is read.
+    """
+    digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        count = min(tensor.numel(), _SAMPLE // tensor.element_size())
+        count = tensor.numel() if whole else min(tensor.numel(), _SAMPLE // tensor.element_size())
         sample = tensor.flatten()[:count].contiguous().view(torch.uint8) if count else torch.empty(0, dtype=torch.uint8)
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        whole.update(sample.cpu().numpy().tobytes())
-    return whole.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(sample.cpu().numpy().data)
+    return digest.hexdigest()

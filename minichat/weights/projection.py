@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError
 from minichat.weights.files import HUB_ID, check_header, read_json, weight_files
+from minichat.weights.verifying import RECORDED, hashes
 from minichat.weights.zoo import BUILT_IN, KNOWN, find
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Projection:
     shape: tuple[int, int]  # (H, D)
     fingerprints: dict[str, str]
     checkpoint: Checkpoint
+    hashes: dict[str, str] | None = None  # of everything, where it was written with --verify
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: self.checkpoint[name].float() for name in ("weight", "bias")}
@@ -108,7 +110,9 @@ def read_projection(folder: Path) -> Projection:
     held = {name: list(checkpoint.plain(name).shape) for name in checkpoint}
     if held != {"weight": shape, "bias": shape[:1]}:
         raise ModelError(f"{TENSORS} in {folder.name!r} holds {held}, but {FACTS} says {shape}: export it again.")
-    return Projection(folder.name, base, facts["template"], (shape[0], shape[1]), prints, checkpoint)
+    return Projection(
+        folder.name, base, facts["template"], (shape[0], shape[1]), prints, checkpoint, facts.get(RECORDED)
+    )
 
 
 def write_projection(
@@ -163,15 +167,23 @@ def unpack(parcel: Path, out: Path, last: str) -> None:
     parcel.rmdir()
 
 
-def export_projection(model: str, out: Path) -> Path:
-    """`minichat export MODEL --format projection`: the projection of a whole model, or of a projection's folder."""
-    folder = find(model)
+def export_projection(model: str, out: Path, verify: bool = False) -> Path:
+    """`minichat export MODEL --format projection`: the projection of a whole model, or of a projection's folder.
+
+    `verify`: record hashes of everything in the frozen parts, too.
+    """
+    folder, projection = find(model), None
     if is_projection(folder):
         projection = read_projection(folder)
-        projection.check(projection.base_folder())
-        return write_projection(out, projection.tensors(), projection.base_name(), template=projection.template)
+        folder = projection.base_folder()
+        projection.check(folder)
+    facts = {RECORDED: {part: found for part, found in hashes(folder).items() if part in FROZEN}} if verify else None
+    if projection is not None:
+        base, template = projection.base_name(), projection.template
+        return write_projection(out, projection.tensors(), base, template=template, facts=facts)
     stored = _stored(folder)
-    return write_projection(out, {name: stored[f"projection.{name}"] for name in ("weight", "bias")}, model)
+    tensors = {name: stored[f"projection.{name}"] for name in ("weight", "bias")}
+    return write_projection(out, tensors, model, facts=facts)
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
