@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -67,8 +68,11 @@ def test_a_users_file(bot, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cli.evaluate, "load_bot", lambda *arguments: bot)
     folder = dataset.write(tmp_path / "scenes", 4, seed=9)
-    result = run("questions", "--data", folder / "questions.jsonl", "--count", 12)
+    result = run("questions", "--data", folder / "questions.jsonl", "--count", 12, "--out", tmp_path / "own")
     assert result.exit_code == 0, result.stderr
+    data = json.loads((tmp_path / "own" / "results.json").read_text())["data"]
+    assert data["files"] == {"questions.jsonl": hashlib.sha256((folder / "questions.jsonl").read_bytes()).hexdigest()}
+    assert data["seed"] is None
     (line,) = (row for row in result.stdout.splitlines() if row.startswith("| the answer is in the reply"))
     assert float(line.split("|")[2].strip().rstrip("%")) > 50
     captions = run(

@@ -126,6 +126,22 @@ def test_what_does_not_fit_is_refused():
             Teller(BOT, batch_size=size)
 
 
+def test_a_batch_that_does_not_fit_into_memory(monkeypatch):
+    def full(*arguments, **settings):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(BOT, "encode", full)
+    with pytest.raises(SettingsError, match="batch_size is 4, .* lower it"):
+        Teller(BOT, batch_size=4).replies(asks())
+
+    def broken(*arguments, **settings):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(BOT, "encode", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        Teller(BOT).replies(asks())
+
+
 def test_a_picture_that_is_missing_is_an_error_that_names_it(tmp_path):
     from minichat.data.example import StoredPicture
 

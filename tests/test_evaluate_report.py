@@ -27,7 +27,7 @@ def report(name: str = "tiny", right: float = 0.9, asked: str = "abc") -> Report
         Line("captions", "nothing", Figure(None, 0)),
     ]
     records = [{"task": "questions", "reply": "été"}]
-    found = Report(name, {"model.safetensors": "00"}, versions(), "held-out scenes", 0, None, {}, figures)
+    found = Report(name, {"model.safetensors": "00"}, versions(), "held-out scenes", 0, None, {}, lines=figures)
     found.asked, found.records, found.seconds = {"questions": asked, "captions": "c"}, records, {"questions": 1.5}
     return found
 

@@ -102,17 +102,25 @@ class Teller:
         """A reply for each question, in order.
 
         Raises ContextError for a question that does not fit into the model's context, ImageError or DataError for a
-        picture that cannot be opened.
+        picture that cannot be opened, SettingsError for a batch that does not fit into memory.
         """
         wanted = [_blinded(ask) for ask in asks] if self.blind else list(asks)
         different = list(dict.fromkeys(wanted))
         found: dict[Ask, Reply] = {}
         for start in range(0, len(different), self.batch_size):
             batch = different[start : start + self.batch_size]
-            found |= zip(batch, self._answer(batch, max_new_tokens), strict=True)
+            found |= zip(batch, self._within_memory(batch, max_new_tokens), strict=True)
             self.answered += len(batch)
             self._progress(self.answered)
         return [found[ask] for ask in wanted]
+
+    def _within_memory(self, asks: Sequence[Ask], max_new_tokens: int) -> list[Reply]:
+        try:
+            return self._answer(asks, max_new_tokens)
+        except (MemoryError, RuntimeError) as error:
+            if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "enough memory" not in str(error):
+                raise
+        raise SettingsError(f"batch_size is {self.batch_size}, and so many questions do not fit into memory: lower it.")
 
     def _answer(self, asks: Sequence[Ask], max_new_tokens: int) -> list[Reply]:
         import torch

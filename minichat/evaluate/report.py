@@ -18,7 +18,11 @@ RESULTS, TABLE, REPLIES = "results.json", "results.md", "replies.jsonl"
 
 @dataclass
 class Report:
-    """What a run found. `asked`: a hash of each task's questions; `blind`: headlines that pictures did not change."""
+    """What a run found.
+
+    `files`: the hashes of a user's; `asked`: a hash of each task's questions; `blind`: headlines that pictures did not
+    change.
+    """
 
     model: str
     weights: dict[str, str]
@@ -27,6 +31,7 @@ class Report:
     seed: int | None
     count: int | None
     settings: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
     blind: list[Line] = field(default_factory=list)
     asked: dict[str, str] = field(default_factory=dict)
@@ -43,7 +48,13 @@ class Report:
             "format": FORMAT,
             "model": {"name": self.model, "weights": self.weights},
             "versions": self.versions,
-            "data": {"source": self.source, "seed": self.seed, "count": self.count, "asked": self.asked},
+            "data": {
+                "source": self.source,
+                "files": self.files,
+                "seed": self.seed,
+                "count": self.count,
+                "asked": self.asked,
+            },
             "settings": self.settings,
             "figures": [
                 {"task": line.task, "name": line.name, **_figure(line.seen)}

@@ -163,6 +163,7 @@ def _report(name: str, loaded: str, plan: Plan, files: Files | None) -> Report:
         weights=weights_of(loaded),
         versions=versions(),
         source=source,
+        files={} if files is None else {path.name: _digest(path) for path in files.data if path.is_file()},
         seed=plan.seed if files is None else None,
         count=plan.count,
         settings={
