@@ -131,7 +131,7 @@ def test_a_batch_that_does_not_fit_into_memory(monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
     monkeypatch.setattr(BOT, "encode", full)
-    with pytest.raises(SettingsError, match="batch_size is 4, .* lower it"):
+    with pytest.raises(SettingsError, match=r"batch_size is 4, .* lower it"):
         Teller(BOT, batch_size=4).replies(asks())
 
     def broken(*arguments, **settings):
