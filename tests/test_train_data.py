@@ -16,6 +16,7 @@ import torch
 from minichat.data import formats
 from minichat.errors import SettingsError
 from minichat.train.data import Data, division, read_data
+from minichat.train.loop import train
 from minichat.train.stages import Replies
 from minichat.train.together import Together
 from tests.tiny import SENTENCES, noise_picture
@@ -144,6 +145,12 @@ def test_the_template_it_is_trained_with(desk: Path) -> None:
     assert any(row.ids.tolist() == ids for row in data.feed.epoch(0).rows)
 
 
+def test_the_largest_batch_is_known(desk: Path) -> None:
+    _, data = data_of(desk, "run.batch_size=5")
+    sizes = [batches[0]["input_ids"].numel() for batches in data.feed.load()]
+    assert sizes[data.feed.heaviest(0)] == max(sizes[: data.of_an_epoch])
+
+
 # --- streams
 
 
@@ -182,6 +189,18 @@ def test_a_stream_mixes_by_ratio_and_leaves_out_what_is_wrong(desk: Path) -> Non
     sizes = Counter(sum(len(b["input_ids"]) for b in batches) for batches in data.feed.load())
     assert sum(sizes.values()) == 200
     assert set(sizes) > {3, 4}  # a picture that is none is left out, and its batch is smaller
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_stream_leaves_out_is_named(workers: int, desk: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    config = config_of(desk, *stream_of(desk, f"out={tmp_path}", f"data.workers={workers}", "report.log_every=6"))
+    train(config, say=said.append)
+    found = [line for line in said if line.startswith("Left out: ")]
+    listed = (tmp_path / "left_out.txt").read_text().splitlines()
+    assert 1 <= len(found) <= 2  # at each line of progress
+    assert all(line.startswith((f"{desk}/web-0.tar:4: ", f"{desk}/web-0.tar:6: ")) for line in listed)
+    assert len({line.split(": ")[0] for line in listed}) == 2
 
 
 def test_a_run_on_a_stream_resumes_to_the_bit(desk: Path, tmp_path: Path) -> None:

@@ -356,6 +356,26 @@ def test_what_does_not_fit_is_said(desk: Path, tmp_path: Path, monkeypatch: pyte
         run(desk, f"out={tmp_path / 'run'}")
 
 
+def test_memory_that_runs_out_later_is_said_and_less_at_once_goes_on(
+    desk: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Replies.loss, []
+
+    def full(self: Replies, batch: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 2 + 7:  # after the trial's two
+            raise torch.OutOfMemoryError
+        return real(self, batch)
+
+    given = [f"out={tmp_path / 'run'}", "run.save_every=5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Replies, "loss", full)
+        with pytest.raises(SettingsError, match=r"Memory ran out at step 8: lower run\.device_batch_size"):
+            run(desk, *given)
+    assert run(desk, *given, "run.device_batch_size=1").step == 20
+    same_curve(tmp_path / "run", whole)
+
+
 # --- validation
 
 

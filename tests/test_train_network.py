@@ -10,9 +10,11 @@ from torch import nn
 
 import minichat
 from minichat.errors import SettingsError
-from minichat.train.config import ModelConfig
+from minichat.scenes import dataset
+from minichat.train.config import ModelConfig, read_config
+from minichat.train.loop import train
 from minichat.train.network import drop_path, open_bot, precision
-from tests.training import losses, make_desk, run
+from tests.training import make_desk, steps_of
 
 CPU = torch.device("cpu")
 
@@ -88,16 +90,40 @@ def test_drop_path_leaves_out_whole_branches_more_often_with_depth() -> None:
     assert (layers[2](many) == 2).all()
 
 
-@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
-def test_against_a_quantized_llm_losses_are_close_to_bfloat16s(quantize: str, tmp_path: Path) -> None:
-    """A random LLM of a size that bitsandbytes takes; 4 bits are coarse on random weights."""
-    desk = make_desk(tmp_path, text={"hidden_size": 64, "intermediate_size": 128})
-    given = ["model.dtype=bfloat16"]
-    run(desk, f"out={tmp_path / 'exact'}", *given)
-    run(desk, f"out={tmp_path / 'run'}", *given, f"model.quantize={quantize}")
-    exact, ours = (torch.tensor(losses(tmp_path / name)) for name in ("exact", "run"))
-    torch.testing.assert_close(ours, exact, rtol={"8bit": 0.05, "4bit": 0.2}[quantize], atol=0)
-    assert not torch.equal(ours, exact)
-    assert ours[-5:].mean() < ours[:5].mean()
+# --- a quantized LLM
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of a short run of the built-in model, whose matrices are no random numbers."""
+    folder = tmp_path_factory.mktemp("scenes")
+    dataset.write(folder / "scenes", 12)
+    (folder / "train.yaml").write_text("run: {epochs: 1, batch_size: 3}\nreport: {pictures: 0, tensorboard: false}\n")
+    talks = folder / "scenes" / "conversations.jsonl"
+    return [
+        str(folder / "train.yaml"), f"data.train={talks}", f"data.validation={talks}", "run.validate_every=2",
+        "model.device=cpu", "model.dtype=bfloat16", f"data.features={folder / 'features'}", "optimizer.rate=1e-3",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exact(scenes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exact") / "run"
+    train(read_config(scenes[0], [*scenes[1:], f"out={out}"]))
+    return out
+
+
+@pytest.mark.parametrize(("quantize", "close"), [("8bit", 0.05), ("4bit", 0.25)])
+def test_against_a_quantized_llm_losses_are_close_to_bfloat16s(
+    quantize: str, close: float, scenes: list[str], exact: Path, tmp_path: Path
+) -> None:
+    """Losses and gradients, also after passes without a gradient, such as validation."""
+    train(read_config(scenes[0], [*scenes[1:], f"out={tmp_path / 'run'}", f"model.quantize={quantize}"]))
+    ours, theirs = (steps_of(out) for out in (tmp_path / "run", exact))
+    assert len(ours) == 4
+    for name, tolerance in (("loss", close), ("norm", 2 * close)):
+        values = [torch.tensor([line[name] for line in lines]) for lines in (ours, theirs)]
+        torch.testing.assert_close(*values, rtol=tolerance, atol=tolerance * 0.05)
+        assert not torch.equal(*values)
     chat = minichat.load(tmp_path / "run", device="cpu", quantize=quantize).chat(max_new_tokens=4)
-    assert isinstance(chat.ask("What is it?"), str)
+    assert chat.ask("Hello.")

@@ -57,9 +57,24 @@ def open_bot(config: ModelConfig, trainable: tuple[str, ...], device: torch.devi
     set_trainable(model, trainable)
     for name, precise in wanted.items():
         model.get_submodule(name).to(precise)
+    if config.quantize == "4bit":
+        _keep_unpacked(model)
     model.bridge.register_forward_pre_hook(_as_the_bridge)
     _save_memory(model, config)
     return bot
+
+
+def _keep_unpacked(model: nn.Module) -> None:
+    """Keep 4-bit matrices in the form that gradients pass through.
+
+    On a CPU with AVX-512 and bfloat16, bitsandbytes 0.50 packs a matrix that is used without a gradient, as for a
+    validation loss, and from then on lets none through, in silence.
+    """
+    from bitsandbytes.nn import modules
+
+    for module in model.modules():
+        if isinstance(module, modules.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _as_the_bridge(bridge: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
