@@ -121,9 +121,13 @@ def test_against_a_quantized_llm_losses_are_close_to_bfloat16s(
     train(read_config(scenes[0], [*scenes[1:], f"out={tmp_path / 'run'}", f"model.quantize={quantize}"]))
     ours, theirs = (steps_of(out) for out in (tmp_path / "run", exact))
     assert len(ours) == 4
-    for name, tolerance in (("loss", close), ("norm", 2 * close)):
-        values = [torch.tensor([line[name] for line in lines]) for lines in (ours, theirs)]
-        torch.testing.assert_close(*values, rtol=tolerance, atol=tolerance * 0.05)
-        assert not torch.equal(*values)
+    losses, norms = (
+        [torch.tensor([line[name] for line in lines]) for lines in (ours, theirs)] for name in ("loss", "norm")
+    )
+    torch.testing.assert_close(*losses, rtol=close, atol=close * 0.05)
+    assert not torch.equal(*losses)
+    ratio = norms[0] / norms[1]
+    assert ratio.min() > 0.4
+    assert ratio.max() < 2.5
     chat = minichat.load(tmp_path / "run", device="cpu", quantize=quantize).chat(max_new_tokens=4)
     assert chat.ask("Hello.")
