@@ -123,6 +123,7 @@ COMMANDS = [
     ["convert"],
     ["export"],
     ["models"],
+    ["doctor"],
     ["train"],
     ["evaluate"],
     ["data"],
