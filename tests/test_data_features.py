@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from minichat import images
+from minichat import cli, images
 from minichat.chat import MiniChat
 from minichat.data import encoding, features
 from minichat.data.batches import Collator
@@ -23,9 +24,14 @@ from minichat.data.example import Example, Member, StoredPicture, Turn, Where
 from minichat.data.features import FeatureCache, Origin
 from minichat.data.rows import prepare
 from minichat.errors import DataError, SettingsError
+from minichat.train.config import Config, DataConfig, ModelConfig, Source
+from minichat.train.data import read_data
+from minichat.train.stages import Replies
+from minichat.train.together import Together
 from tests.data_samples import example, stored
 from tests.tiny import counting, noise_picture, tiny_bot
 from tests.tiny_network import KINDS
+from tests.training import write_talks
 
 COUNT = 11
 
@@ -324,3 +330,27 @@ def test_a_batch_of_features(one_bot: MiniChat, tmp_path) -> None:
     lost = prepare([example(("What?", "A boat."), pictures=1, line=9)], bot.processor)
     with pytest.raises(DataError, match=r"^talk\.jsonl:9: the picture '900\.png' is not among the features"):
         Collator(bot.processor, cache)(lost)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """Features of a data set for the trainer, which then has nothing left to compute."""
+    write_talks(tmp_path / "talks.jsonl", 6)
+    arguments = ["data", "features", str(tmp_path / "talks.jsonl"), "--out", str(tmp_path / "kept"), "--device", "cpu"]
+    for _ in range(2):
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 0, result.output
+        assert (result.stdout, result.stderr) == ("", f"6 different pictures are in {tmp_path / 'kept'}.\n")
+    data = DataConfig((Source(str(tmp_path / "talks.jsonl")),), features=str(tmp_path / "kept"))
+    config = Config(model=ModelConfig("minichat-tiny", device="cpu"), data=data)
+    stage = Replies(config, torch.device("cpu"))
+    with counting(stage.bot) as counts:
+        read_data(config, stage, Together(0, 1), print)
+    assert counts["pictures"] == 0
+    result = CliRunner().invoke(cli.app, [*arguments, "--dtype", "bfloat16"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("minichat: The features in 'kept' were not computed by this model")
+    assert result.stderr.count("\n") == 1
+    (tmp_path / "pictures" / "0-0.png").unlink()
+    result = CliRunner().invoke(cli.app, arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "talks.jsonl:1: the picture 'pictures/0-0.png' is missing" in result.stderr

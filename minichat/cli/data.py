@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minichat.cli.shared import DEFAULT_MODEL, FAILED, SOME_FAILED, Model, commands, given
+from minichat.cli.shared import (
+    DEFAULT_MODEL,
+    FAILED,
+    SOME_FAILED,
+    Device,
+    Dtype,
+    Model,
+    Precision,
+    commands,
+    given,
+    load_bot,
+    progress,
+)
 
 if TYPE_CHECKING:
     from minichat.data.example import Problem
@@ -157,6 +169,37 @@ def split(
     options = _options(form, images, instructions, image_column, text_column, question_column)
     sizes = split(examples(source, **options), out, validation, test, seed)
     typer.echo(f"{', '.join(f'{name} {size:,}' for name, size in sizes.items())}: in {out}.", err=True)
+
+
+@app.command()
+def features(
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", help="A new folder, or one with features of the same model.")],
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    dtype: Precision = Dtype.auto,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Pictures that are encoded together.")] = 8,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that open pictures ahead.")] = 0,
+    form: Form = None,
+    images: Images = None,
+    instructions: Instructions = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    question_column: QuestionColumn = None,
+) -> None:
+    """Compute what the frozen parts see in every picture, once; training with data.features=OUT then opens none.
+
+    A folder that holds some of them already is made whole: a pass that was stopped goes on.
+    """
+    from minichat.data.encoding import encode
+    from minichat.data.formats import examples
+
+    options = _options(form, images, instructions, image_column, text_column, question_column)
+    pictures = [(example.where, picture) for example in examples(source, **options) for picture in example.pictures]
+    bot = load_bot(model, device, dtype)
+    told = {"batch_size": batch_size, "workers": workers}
+    cache = encode(bot.model, bot.processor, pictures, out, progress=lambda done: progress(done, len(pictures)), **told)
+    typer.echo(f"{len(cache):,} different pictures are in {out}.", err=True)
 
 
 @app.command()
