@@ -265,7 +265,8 @@ def test_the_page_trusts_no_text(tmp_path: Path) -> None:
     noise_picture().save(tmp_path / "a.png")
     shown = StoredPicture("a.png", tmp_path / "a.png")
     example = Example((Turn("user", (shown, evil)), Turn("assistant", (evil,))), Where(f"{evil}.jsonl", 1))
-    replies.page(tmp_path / "page.html", [example], [evil], [evil], [(evil, evil)])
+    replies.curve(tmp_path / "curve.png", [])
+    replies.page(tmp_path / "page.html", [example], [evil], [evil], [(evil, evil)], tmp_path / "curve.png")
     assert "<script" not in (tmp_path / "page.html").read_text()
 
 

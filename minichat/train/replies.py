@@ -57,11 +57,12 @@ def page(
     before: Sequence[str],
     after: Sequence[str],
     facts: Sequence[tuple[str, str]],
+    curve: Path,
 ) -> None:
-    """Write a page that holds all it shows: pictures, questions, and the replies wanted, before and after."""
+    """Write a page that holds all it shows: the curve, pictures, questions, replies wanted, before and after."""
     rows = "".join(_row(*row) for row in zip(examples, before, after, strict=True))
     said = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts)
-    replace_file(out, _PAGE.format(rows=rows, facts=said).encode())
+    replace_file(out, _PAGE.format(rows=rows, facts=said, curve=_address(curve.read_bytes(), "png")).encode())
 
 
 def _row(example: Example, before: str, after: str) -> str:
@@ -79,7 +80,11 @@ def _thumbnail(picture: Image.Image) -> str:
     small.thumbnail((_SIDE, _SIDE))
     written = io.BytesIO()
     small.save(written, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(written.getvalue()).decode()
+    return _address(written.getvalue(), "jpeg")
+
+
+def _address(picture: bytes, form: str) -> str:
+    return f"data:image/{form};base64," + base64.b64encode(picture).decode()
 
 
 _PAGE = """<!doctype html>
@@ -90,11 +95,14 @@ body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76r
 table {{ border-collapse: collapse; width: 100% }}
 td, th {{ border: 1px solid #ccc; padding: .6rem; text-align: left; vertical-align: top }}
 table.replies td {{ width: 25%; white-space: pre-wrap }}
-img {{ max-width: 192px; display: block; margin-bottom: .4rem }}
+table.facts {{ width: auto; margin-bottom: 1rem }}
+img.curve {{ max-width: 100% }}
+td img {{ max-width: 192px; display: block; margin-bottom: .4rem }}
 small {{ color: #666 }}
 </style></head><body>
 <h1>Before and after</h1>
-<table>{facts}</table>
+<table class="facts">{facts}</table>
+<img class="curve" src="{curve}" alt="loss per token over the steps">
 <h2>Validation samples</h2>
 <table class="replies"><tr><th>asked</th><th>wanted</th><th>before</th><th>after</th></tr>
 {rows}</table>
@@ -103,20 +111,35 @@ small {{ color: #666 }}
 
 
 def curve(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
-    """Draw the losses over the steps as a PNG."""
+    """Draw the losses over the steps as a PNG: training, each step and smoothed, and validation."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, label, style in (("loss", "training", "-"), ("validation_loss", "validation", "o-")):
-        points = [(line["step"], line[name]) for line in metrics if name in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1.2, markersize=4)
+    steps = [line for line in metrics if "loss" in line]
+    if steps:
+        numbers = [line["step"] for line in steps]
+        axes.plot(numbers, [line["loss"] for line in steps], color="tab:blue", alpha=0.25, linewidth=0.8)
+        axes.plot(numbers, _smoothed(steps), color="tab:blue", label="training")
+    validated = [line for line in metrics if "validation_loss" in line]
+    if validated:
+        points = [line["step"] for line in validated], [line["validation_loss"] for line in validated]
+        axes.plot(*points, "o-", color="tab:orange", label="validation", markersize=4)
     axes.set_xlabel("step")
     axes.set_ylabel("loss per token")
     axes.grid(alpha=0.3)
-    if axes.lines:
+    if metrics:
         axes.legend()
     written = io.BytesIO()
     figure.savefig(written, format="png", dpi=120)
     replace_file(out, written.getvalue())
+
+
+def _smoothed(steps: Sequence[dict[str, Any]]) -> list[float]:
+    """Each step's loss per token with those before it, a twentieth of the run: batches of like length differ much."""
+    window = max(1, len(steps) // 20)
+    means = []
+    for end in range(1, len(steps) + 1):
+        some = steps[max(0, end - window) : end]
+        means.append(sum(line["loss"] * line["items"] for line in some) / sum(line["items"] for line in some))
+    return means

@@ -317,9 +317,11 @@ def finish(run: Run) -> None:
         facts = facts_of(run, metrics)
         before = replies.kept(run.out / BEFORE)
         if run.data.shown and before is not None:
-            said = [(name, str(facts[name])) for name in ("steps", "validation_loss", "seconds") if name in facts]
+            said = [("steps", f"{facts['steps']:,}"), ("time", opening.duration(facts["seconds"]))]
+            if "validation_loss" in facts:
+                said.append(("validation loss", f"{facts['validation_loss']:.4f}"))
             after = run.stage.answer(run.data.shown)
-            replies.page(run.out / PAGE, run.data.shown, before, after, said)
+            replies.page(run.out / PAGE, run.data.shown, before, after, said, run.out / CURVE)
         run.stage.write(run.out, run.config.model.name, {"training": facts})
         run.say(f"The result is in {run.out}.")
     run.together.wait()
