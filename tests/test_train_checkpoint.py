@@ -187,8 +187,8 @@ def points_of_a_save(folder: Path) -> int:
 
 def at_points(numbers: list[int], folder: Path) -> None:
     """Kill the writing of a third checkpoint at each of these points: the second or the third is whole, and goes on."""
-    for number in numbers:
-        checkpoints = Checkpoints(folder / str(number))
+    for place, number in enumerate(numbers):
+        checkpoints = Checkpoints(folder / str(place))
         save(checkpoints, 1)
         save(checkpoints, 2)
 

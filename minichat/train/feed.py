@@ -96,7 +96,7 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
         if self._held is None or self._held[0] != number:
             rows = self._rows_of(number)
             batches = plan(rows.lengths, epoch=number, **self._planning)
-            shares_of_it = Shares(rows, batches, self._collate, **self._division)  # type: ignore[arg-type]
+            shares_of_it = Shares(rows, batches, self._collate, **self._division)
             self._held = number, Epoch(rows, batches, shares_of_it)
         return self._held[1]
 
