@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from functools import cache
 
+from minichat.chat import MiniChat
 from minichat.data.example import Example, StoredPicture, Turn, Where
+from minichat.data.rows import Renderer, Rows
 from tests.tiny import noise_picture
 
 WORDS = (
@@ -33,3 +36,8 @@ def example(*turns: tuple[str, str], pictures: int = 0, line: int = 1) -> Exampl
         before, after = (shown[:-1] or shown, shown[1:][-1:]) if number == 0 else ([], [])
         messages += [Turn("user", (*before, question, *after)), Turn("assistant", (reply,))]
     return Example(tuple(messages), Where("talk.jsonl", line))
+
+
+def rows_of(bot: MiniChat, samples: Iterable[Example], **limits: int) -> Rows:
+    """The samples as the bot's model is to see them."""
+    return Rows(map(Renderer(bot.processor, **limits), samples))

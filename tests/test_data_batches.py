@@ -7,14 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from minichat.chat import MiniChat
 from minichat.data.batches import Collator, Shares, padding, plan, shares
 from minichat.data.example import Example, StoredPicture, Turn, Where
-from minichat.data.rows import Rows, prepare
+from minichat.data.rows import Rows
 from minichat.errors import DataError, SettingsError
 from minichat.prompt.render import IGNORED
-from tests.data_samples import WORDS, example
+from tests.data_samples import WORDS, example, rows_of
 from tests.tiny import tiny_bot
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=120)
@@ -78,7 +79,7 @@ def rows(bot: MiniChat) -> Rows:
     for n, pictures in enumerate(counts):
         turn = (WORDS[n % 5][: 20 + 7 * n], WORDS[(n + 2) % 5][: 5 + 9 * n])
         samples.append(example(*[turn] * (1 + n % 2), pictures=pictures, line=n))
-    return prepare(samples, bot.processor)
+    return rows_of(bot, samples)
 
 
 def test_a_batch_says_what_its_rows_say(bot: MiniChat, rows: Rows) -> None:
@@ -121,30 +122,25 @@ def test_muted_rows_add_nothing(bot: MiniChat, rows: Rows) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_workers_and_restarts_change_nothing(bot: MiniChat, rows: Rows, accumulation: int) -> None:
-    batches = plan(rows.lengths, batch_size=2, seed=0, epoch=0)
-    epoch = Shares(rows, batches, Collator(bot.processor), accumulation=accumulation)
-    whole = list(epoch.load())
-    assert len(whole) == len(epoch) == 5 * accumulation
-    for start, workers in ((0, 2), (3, 0), (3, 2)):
-        rest = list(epoch.load(start=start, workers=workers))
-        assert len(rest) == (5 - start) * accumulation
-        for ours, theirs in zip(rest, whole[start * accumulation :], strict=True):
-            assert ours.keys() == theirs.keys()
-            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    learnt = sum(int((batch["labels"] != IGNORED).sum()) for batch in whole)
-    assert learnt == sum(epoch.supervised(step) for step in range(5)) == rows.supervised.sum()
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_is_gone_is_named(bot: MiniChat, workers: int, tmp_path) -> None:
-    lost = Example(
-        (Turn("user", (StoredPicture("lost.png", tmp_path / "lost.png"), "What?")), Turn("assistant", ("It.",))),
-        Where("talk.jsonl", 7),
+def test_a_share_is_the_same_whoever_asks_for_it(bot: MiniChat, rows: Rows, accumulation: int) -> None:
+    epoch = Shares(
+        rows, plan(rows.lengths, batch_size=2, seed=0, epoch=0), Collator(bot.processor), accumulation=accumulation
     )
-    epoch = Shares(prepare([lost], bot.processor), [[0]], Collator(bot.processor))
-    with pytest.raises(DataError, match=r"^talk\.jsonl:7: the picture 'lost\.png' is missing[^\n]*$"):
-        list(epoch.load(workers=workers))
+    whole = [epoch[number] for number in range(len(epoch))]
+    assert len(whole) == 5 * accumulation
+    for number, share in enumerate(DataLoader(epoch, batch_size=None, sampler=range(3, len(epoch)), num_workers=2), 3):
+        assert share.keys() == whole[number].keys()
+        assert all(torch.equal(share[name], whole[number][name]) for name in share)
+    assert sum(int((batch["labels"] != IGNORED).sum()) for batch in whole) == rows.supervised.sum()
+
+
+def test_a_picture_that_is_gone_is_named(bot: MiniChat, tmp_path) -> None:
+    """As a value: what a worker raises would come with its traceback."""
+    lost = StoredPicture("lost.png", tmp_path / "lost.png")
+    sample = Example((Turn("user", (lost, "What?")), Turn("assistant", ("It.",))), Where("talk.jsonl", 7))
+    found = Shares(rows_of(bot, [sample]), [[0]], Collator(bot.processor))[0]
+    assert isinstance(found, DataError)
+    assert str(found).startswith("talk.jsonl:7: the picture 'lost.png' is missing")
 
 
 def test_a_batch_needs_a_row(bot: MiniChat) -> None:

@@ -22,13 +22,12 @@ from minichat.data.batches import Collator
 from minichat.data.encoding import encode
 from minichat.data.example import Example, Member, StoredPicture, Turn, Where
 from minichat.data.features import FeatureCache, Origin
-from minichat.data.rows import prepare
 from minichat.errors import DataError, SettingsError
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
 from minichat.train.data import read_data
 from minichat.train.stages import Replies
 from minichat.train.together import Together
-from tests.data_samples import example, stored
+from tests.data_samples import example, rows_of, stored
 from tests.tiny import counting, noise_picture, tiny_bot
 from tests.tiny_network import KINDS
 from tests.training import write_talks
@@ -104,7 +103,7 @@ def test_no_picture_is_opened_again(one_bot: MiniChat, pictures, tmp_path, monke
     """With features, neither reading a batch nor a second pass opens a file; the losses are the same."""
     bot = one_bot
     turns = [(Turn("user", (picture, "What?")), Turn("assistant", ("A boat.",))) for _, picture in pictures]
-    rows = prepare([Example(turn, where) for turn, (where, _) in zip(turns, pictures, strict=True)], bot.processor)
+    rows = rows_of(bot, [Example(turn, where) for turn, (where, _) in zip(turns, pictures, strict=True)])
     some = [rows[number] for number in range(4)]
     plain = Collator(bot.processor)(some)
     cache = encode(bot.model, bot.processor, rows.pictures(), tmp_path / "kept", batch_size=4)
@@ -317,17 +316,15 @@ def test_killed_at_a_hundred_moments(one_bot: MiniChat, pictures, tmp_path) -> N
 def test_a_batch_of_features(one_bot: MiniChat, tmp_path) -> None:
     """Rows with none, one and several pictures, whose features come in the order of their slots."""
     bot = one_bot
-    rows = prepare(
-        [example(("What?", "A boat."), pictures=count, line=line) for line, count in enumerate((2, 0, 3), start=1)],
-        bot.processor,
-    )
+    counts = enumerate((2, 0, 3), start=1)
+    rows = rows_of(bot, [example(("What?", "A boat."), pictures=count, line=line) for line, count in counts])
     cache = encode(bot.model, bot.processor, rows.pictures(), tmp_path / "kept")
     batch = Collator(bot.processor, cache)(rows)
     wanted = torch.stack([cache[picture] for row in rows for picture in row.pictures])
     assert torch.equal(batch["image_features"], wanted)
     assert batch["image_features"].shape == (5, *cache.origin.shape)
     assert "image_features" not in Collator(bot.processor, cache)([rows[1]])
-    lost = prepare([example(("What?", "A boat."), pictures=1, line=9)], bot.processor)
+    lost = rows_of(bot, [example(("What?", "A boat."), pictures=1, line=9)])
     with pytest.raises(DataError, match=r"^talk\.jsonl:9: the picture '900\.png' is not among the features"):
         Collator(bot.processor, cache)(lost)
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from minichat.chat import MiniChat
 from minichat.data.example import Example, Member, StoredPicture, Turn, Where
-from minichat.data.rows import Renderer, Rows, prepare
+from minichat.data.rows import Renderer, Rows
 from minichat.errors import DataError
 from minichat.prompt.processing import MiniChatProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import EOS, TEMPLATES, get_template
-from tests.data_samples import WORDS, example
+from tests.data_samples import WORDS, example, rows_of
 from tests.tiny import tiny_bot, tokenizer_model
 
 BOTS = {name: tiny_bot(name) for name in TEMPLATES}
@@ -118,16 +118,14 @@ def test_a_picture_behind_the_cut_goes_with_its_slots(bot: MiniChat) -> None:
 
 def test_what_cannot_be_learnt_is_named(bot: MiniChat) -> None:
     with pytest.raises(DataError, match=r"^talk\.jsonl:3: there is no reply"):
-        prepare([SAMPLE, Example((Turn("user", ("Hello?",)),), Where("talk.jsonl", 3))], bot.processor)
+        rows_of(bot, [SAMPLE, Example((Turn("user", ("Hello?",)),), Where("talk.jsonl", 3))])
     with pytest.raises(DataError, match=r"^talk\.jsonl:1: .* \d+ tokens.*max_length 5\b"):
-        prepare([SAMPLE], bot.processor, max_length=5)
-    with pytest.raises(DataError, match="no conversation"):
-        prepare([], bot.processor)
+        rows_of(bot, [SAMPLE], max_length=5)
     with pytest.raises(DataError, match="max_reply_tokens"):
-        prepare([SAMPLE], bot.processor, max_reply_tokens=0)
+        rows_of(bot, [SAMPLE], max_reply_tokens=0)
     wrong = Example((Turn("assistant", ("Hello.",)),), Where("talk.jsonl", 4))
     with pytest.raises(DataError, match=r"^talk\.jsonl:4: "):
-        prepare([wrong], bot.processor)
+        rows_of(bot, [wrong])
 
 
 def test_rows_are_kept_as_they_were(bot: MiniChat, tmp_path) -> None:
@@ -163,12 +161,6 @@ def test_rows_are_kept_as_they_were(bot: MiniChat, tmp_path) -> None:
     assert np.array_equal(rows[-1].ids, expected[-1].ids)
     with pytest.raises(IndexError):
         rows[5]
-
-
-def test_progress_is_told() -> None:
-    told: list[int] = []
-    prepare([SAMPLE] * 3, BOTS["llama2"].processor, progress=told.append)
-    assert told == [1, 2, 3]
 
 
 def test_templates_end_replies_in_both_ways() -> None:

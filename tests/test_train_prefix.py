@@ -8,22 +8,22 @@ import torch
 
 from minichat.chat import MiniChat
 from minichat.data.batches import Collator
-from minichat.data.rows import Rows, prepare
+from minichat.data.rows import Rows
 from minichat.model import set_trainable
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import TEMPLATES
 from minichat.train.prefix import Prefix, shared
-from tests.data_samples import WORDS, example
+from tests.data_samples import WORDS, example, rows_of
 from tests.tiny import tiny_bot
 from tests.tiny_network import KINDS
 
 
-def rows_of(bot: MiniChat, counts: tuple[int, ...] = (1, 2, 1, 3)) -> Rows:
+def some_rows(bot: MiniChat, counts: tuple[int, ...] = (1, 2, 1, 3)) -> Rows:
     samples = [
         example((WORDS[n], WORDS[(n + 2) % 5]), (WORDS[3], "A cat."), pictures=count, line=n + 1)
         for n, count in enumerate(counts)
     ]
-    return prepare(samples, bot.processor)
+    return rows_of(bot, samples)
 
 
 def step(bot: MiniChat, rows: Rows, prefix: Prefix | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -64,11 +64,11 @@ def test_the_same_losses_and_gradients(kind: str, llm: dict, attention: str) -> 
     bot = tiny_bot(kind=kind, text=llm)
     set_trainable(bot.model)
     bot.model.language_model.set_attn_implementation(attention)
-    rows = rows_of(bot)
+    rows = some_rows(bot)
     prefix = Prefix(bot.model, bot.processor)
     assert shared(prefix.ids, rows) == len(prefix.ids) > 40  # the system prompt
     same_steps(bot, rows, prefix)
-    some = rows_of(bot, (1, 0, 1))  # one without a picture
+    some = some_rows(bot, (1, 0, 1))  # one without a picture
     assert 40 < shared(prefix.ids, some) < len(prefix.ids)
     same_steps(bot, some, prefix)
 
@@ -77,7 +77,7 @@ def test_the_same_losses_and_gradients(kind: str, llm: dict, attention: str) -> 
 def test_rows_begin_with_it(name: str) -> None:
     bot = tiny_bot(name)
     set_trainable(bot.model)
-    rows = rows_of(bot)
+    rows = some_rows(bot)
     prefix = Prefix(bot.model, bot.processor)
     assert all(row.ids[: len(prefix.ids)].tolist() == prefix.ids.tolist() for row in rows)
     assert rows[0].ids[len(prefix.ids)] == bot.processor.image_token_id
@@ -89,13 +89,13 @@ def test_the_first_learnt_id_is_still_predicted() -> None:
     bot = tiny_bot()
     set_trainable(bot.model)
     prefix = Prefix(bot.model, bot.processor)
-    (row,) = rows_of(bot, (1,))
+    (row,) = some_rows(bot, (1,))
     early = row.muted()
     early.labels[10:] = row.ids[10:]
     assert shared(prefix.ids, [row]) == len(prefix.ids)
     assert shared(prefix.ids, [row, early]) == 9
     assert shared(prefix.ids, [row.muted()]) == len(prefix.ids)
-    other = rows_of(tiny_bot("vicuna-v1.1"), (1,))[0]
+    other = some_rows(tiny_bot("vicuna-v1.1"), (1,))[0]
     assert shared(prefix.ids, [row, other]) == 0
     short = row.muted()
     object.__setattr__(short, "ids", row.ids[:12])
@@ -105,7 +105,7 @@ def test_the_first_learnt_id_is_still_predicted() -> None:
 
 def test_where_it_would_not_hold_there_is_none() -> None:
     bot = tiny_bot()
-    rows = rows_of(bot)
+    rows = some_rows(bot)
     assert shared(Prefix(bot.model, bot.processor).ids, rows) == 0  # everything trains
     set_trainable(bot.model, ["projection", "language_model.model.norm"])
     assert shared(Prefix(bot.model, bot.processor).ids, rows) == 0

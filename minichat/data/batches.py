@@ -6,7 +6,7 @@ accumulated, and so is the order of batches. Rows of like length are put togethe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from minichat.data.example import StoredPicture
 from minichat.data.rows import Row, Rows
@@ -155,7 +155,7 @@ class Shares(Dataset[Batch | MiniChatError]):
         self,
         rows: Rows,
         batches: Sequence[Sequence[int]],
-        collator: Collator,
+        collate: Callable[[Sequence[Row]], Batch],
         *,
         accumulation: int = 1,
         rank: int = 0,
@@ -163,7 +163,7 @@ class Shares(Dataset[Batch | MiniChatError]):
     ) -> None:
         self.rows = rows
         self.batches = batches
-        self.collator = collator
+        self.collate = collate
         self.division = {"accumulation": accumulation, "rank": rank, "processes": processes}
         shares((0,), **self.division)  # refuses a division that is none
 
@@ -175,28 +175,10 @@ class Shares(Dataset[Batch | MiniChatError]):
         share = shares(self.batches[step], **self.division)[part]
         rows = [self.rows[i] if share.learn else self.rows[i].muted() for i in share.rows]
         try:
-            return self.collator(rows)
+            return self.collate(rows)
         except MiniChatError as error:
             # Handed over rather than raised: PyTorch would put a worker's traceback into the message.
             return error
-
-    def supervised(self, step: int) -> int:
-        """How many ids the whole global batch of a step learns, over all processes: what its loss is a mean of."""
-        return int(self.rows.supervised[list(self.batches[step])].sum())
-
-    def load(self, *, start: int = 0, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
-        """The shares from step `start` on; `workers` processes open pictures ahead of time.
-
-        Raises what reading a share raises.
-        """
-        first = start * self.division["accumulation"]
-        loader: DataLoader[Any] = DataLoader(
-            self, batch_size=None, sampler=range(first, len(self)), num_workers=workers, pin_memory=pin
-        )
-        for batch in loader:
-            if isinstance(batch, MiniChatError):
-                raise batch
-            yield batch
 
 
 def _rounded(length: int, multiple: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,29 +222,3 @@ class _Pictures:
         file = Path(os.fsdecode(path))
         source = Member(file, int(place[0]), int(place[1])) if place else file
         return StoredPicture(name.decode("utf-8", "surrogateescape"), source)
-
-
-def prepare(
-    examples: Iterable[Example],
-    processor: MiniChatProcessor,
-    *,
-    max_length: int | None = None,
-    max_reply_tokens: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> Rows:
-    """Render every example (see `Renderer`); `progress` is told how many are done.
-
-    Raises `DataError`, with file and line, as `Renderer` does, and for a data set without an example.
-    """
-    render = Renderer(processor, max_length=max_length, max_reply_tokens=max_reply_tokens)
-
-    def rendered() -> Iterator[Row]:
-        for number, example in enumerate(examples, start=1):
-            yield render(example)
-            if progress is not None:
-                progress(number)
-
-    rows = Rows(rendered())
-    if not len(rows):
-        raise DataError("The data set holds no conversation: nothing could be learnt from it.")
-    return rows
