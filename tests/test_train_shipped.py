@@ -83,9 +83,9 @@ def write_align(folder: Path) -> None:
 
 def test_the_built_in_model(desk: Path) -> None:
     """As it stands, on fewer scenes."""
-    *scenes, train = commands("tiny_finetune")
-    for command in scenes:
-        invoke(command, "--count", "4")
+    scenes, split, train = commands("tiny_finetune")
+    invoke(scenes, "--count", "12")
+    invoke(split)
     settings = ["run.epochs=1", "run.batch_size=2", "report.pictures=1", "report.max_new_tokens=12"]
     invoke(train, "model.device=cpu", *settings)
     out = Path("runs/tiny_finetune")
