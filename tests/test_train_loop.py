@@ -128,23 +128,26 @@ def halves(lines: list[Any]) -> tuple[list[Any], list[Any]]:
     return lines[: len(lines) // 2], lines[len(lines) // 2 :]
 
 
+def launched(desk: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0", *options]
+    command = [sys.executable, *launch, "-m", "minichat", "train", str(desk / "train.yaml"), "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
+
+
 def test_accelerate_launch_gives_the_same_curve(desk: Path, whole: Path, tmp_path: Path) -> None:
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        "2",
-        "--cpu",
-        "--main_process_port",
-        "0",
-    ]
-    command = [*launch, "-m", "minichat", "train", str(desk / "train.yaml"), "--out", str(tmp_path / "run")]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=250
-    )
+    """Processes on the CPU are started by --multi_gpu: accelerate's own --cpu starts one."""
+    done = launched(desk, tmp_path / "run", "--multi_gpu")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("The result is in") == 1
+    assert json.loads((tmp_path / "run" / "minichat.json").read_text())["training"]["processes"] == 2
+    same_curve(tmp_path / "run", whole)
+
+
+@pytest.mark.long
+def test_accelerate_launch_that_starts_one_process_is_told(desk: Path, whole: Path, tmp_path: Path) -> None:
+    done = launched(desk, tmp_path / "run", "--cpu")
+    assert "One process: accelerate's --cpu starts no more" in done.stderr
     same_curve(tmp_path / "run", whole)
 
 

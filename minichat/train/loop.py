@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import signal
 import time
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
         say = _nobody
     elif resume and not (out / CONFIG).exists():
         raise SettingsError(f"There is no run in {out.name!r} to resume: leave --resume out to begin one.")
+    if together.count == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        say(
+            "One process: accelerate's --cpu starts no more. For several on the CPU: --multi_gpu, and model.device=cpu."
+        )
     with alone_in(out, together):
         if together.from_first(begin(out, config) if together.first else None):
             say(f"The run in {out} is finished.")

@@ -58,7 +58,11 @@ def samples(facts: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> lis
 
 def portions(config: Config, steps: int, of_an_epoch: int | None, processes: int, at_once: int) -> tuple[str, str]:
     """The steps, and how one is divided."""
-    epochs = "" if of_an_epoch is None else f" ({steps / of_an_epoch:.3g} epochs of {of_an_epoch:,})"
+    epochs = (
+        ""
+        if of_an_epoch is None
+        else f" ({f'{steps / of_an_epoch:,.1f}'.removesuffix('.0')} epochs of {of_an_epoch:,})"
+    )
     batch = config.run.batch_size
     divided = f"batch {batch} = {processes} process{'es' if processes > 1 else ''}, {at_once} rows at once on each"
     return "steps", f"{steps:,}{epochs}; {divided}"
@@ -68,8 +72,9 @@ def memory(expected: int | None, device: torch.device) -> list[tuple[str, str]]:
     """What is expected to be needed, and what is free."""
     if expected is None:
         return []
-    free = look().device(str(device)).available
-    return [("memory", f"{gib(expected)} expected on {device}, where {gib(free)} are free")]
+    name = device.type if device.type == "cpu" else str(device)
+    free = look().device(name).available
+    return [("memory", f"{gib(expected)} expected on {name}, where {gib(free)} are free")]
 
 
 def duration(seconds: float) -> str:
