@@ -119,6 +119,8 @@ def test_processes_share_a_batch(settings: list[str], desk: Path, tmp_path: Path
     run(desk, f"out={alone}", *held_out, settings[0])
     in_processes(2, lambda: run(desk, f"out={shared}", *held_out, *settings))
     same_curve(shared, alone)
+    made = [json.loads((out / "minichat.json").read_text())["training"]["processes"] for out in (shared, alone)]
+    assert made == [2, 1]
     validated = [json.loads(line) for out in (shared, alone) for line in (out / "metrics.jsonl").open()]
     ours, theirs = ([v["validation_loss"] for v in half if "validation_loss" in v] for half in halves(validated))
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), **CLOSE)
