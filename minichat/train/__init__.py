@@ -1,0 +1,1 @@
+"""One trainer for all stages: a configuration, a flat loop, checkpoints that a killed run goes on from."""

@@ -22,6 +22,7 @@ import torch
 from minichat.errors import DataError, SettingsError
 from minichat.train.config import Config
 from minichat.train.data import read_data
+from minichat.train.ending import finish
 from minichat.train.interruption import Interruption
 from minichat.train.journal import Entry
 from minichat.train.network import precision
@@ -33,7 +34,6 @@ from minichat.train.run import (
     Say,
     alone_in,
     begin,
-    finish,
     introduce,
     places,
     restore,

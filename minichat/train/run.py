@@ -1,4 +1,4 @@
-"""A run's parts, and what is done to them around the loop: begin, restore, save, validate, tell, finish."""
+"""A run's parts, and what is done to them around the loop: begin, restore, save, validate, tell."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from minichat.train import opening, replies
 from minichat.train.checkpoint import Checkpoints
 from minichat.train.config import Config, difference, plain, read_config, write_yaml
 from minichat.train.data import Data, division
-from minichat.train.journal import Journal, read_metrics
+from minichat.train.journal import Journal
 from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
-from minichat.train.result import versions
 from minichat.train.stages import Stage
 from minichat.train.together import Together
 from minichat.weights.projection import FACTS
@@ -30,7 +29,7 @@ from minichat.weights.projection import FACTS
 Say = Callable[[str], None]
 SMALLER = "lower run.device_batch_size, set model.checkpoint_llm to true, or set model.quantize"
 CONFIG, METRICS, LEFT_OUT = "config.yaml", "metrics.jsonl", "left_out.txt"
-BEFORE, CURVE, PAGE = "before.json", "curve.png", "report.html"
+BEFORE = "before.json"
 
 
 @dataclass
@@ -301,45 +300,3 @@ def save(run: Run) -> None:
     if run.accelerator.scaler is not None:
         facts["scaler"] = run.accelerator.scaler.state_dict()
     run.checkpoints.save(run.standing.step, tensors, facts)
-
-
-# --- after
-
-
-def finish(run: Run) -> None:
-    """Leave the result, the curve and the page of replies; the result is that of the best validation loss, if any."""
-    if run.together.first:
-        best = run.checkpoints.best()
-        if best is not None:
-            load_weights(run.weights, best.tensors)
-        metrics = read_metrics(run.out / METRICS)
-        replies.curve(run.out / CURVE, metrics)
-        facts = facts_of(run, metrics)
-        before = replies.kept(run.out / BEFORE)
-        if run.data.shown and before is not None:
-            said = [("steps", f"{facts['steps']:,}"), ("time", opening.duration(facts["seconds"]))]
-            if "validation_loss" in facts:
-                said.append(("validation loss", f"{facts['validation_loss']:.4f}"))
-            after = run.stage.answer(run.data.shown)
-            replies.page(run.out / PAGE, run.data.shown, before, after, said, run.out / CURVE)
-        run.stage.write(run.out, run.config.model.name, {"training": facts})
-        run.say(f"The result is in {run.out}.")
-    run.together.wait()
-
-
-def facts_of(run: Run, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is recorded of a run beside its result."""
-    data = run.data
-    facts: dict[str, Any] = {
-        "config": plain(run.config),
-        "versions": versions(),
-        "data": data.feed.facts(),
-        "steps": run.standing.best_step or run.standing.step,
-        "seconds": round(run.standing.seconds, 1),
-        "processes": run.together.count,
-        "device": str(run.accelerator.device),
-    }
-    if data.held_out is not None:
-        facts |= {"validation_data": data.held_out.facts(), "validation_loss": run.standing.best}
-    losses = [line["loss"] for line in metrics if "loss" in line]
-    return facts | ({"loss": losses[-1]} if losses else {})
