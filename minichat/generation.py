@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from minichat.onerow import one_row
 from minichat.settings import GenerationSettings
 from minichat.stopping import Decoder, ReplyText, Stops
 from minichat.turnstile import Turnstile
@@ -133,7 +134,8 @@ class Memory:
         if self.cache is None:
             self.cache = DynamicCache(config=model.config.text_config)
         try:
-            output = model(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+            with one_row(embeds):
+                output = model(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         except BaseException:
             self.clear()  # some layers have read it and some have not
             raise
