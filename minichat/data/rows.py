@@ -151,9 +151,10 @@ class Rows(Sequence[Row]):
         self._cut = np.frombuffer(cut, bool)
         #: (N,): ids of each row.
         self.lengths: NDArray[np.int64] = np.diff(self._ends)
-        learnt = np.concatenate([[0], np.cumsum(self._learn, dtype=np.int64)])
         #: (N,): ids of each row that are learnt.
-        self.supervised: NDArray[np.int64] = np.diff(learnt[self._ends])
+        self.supervised: NDArray[np.int64] = (
+            np.add.reduceat(self._learn, self._ends[:-1], dtype=np.int64) if len(self.lengths) else self.lengths
+        )
         #: (N,): pictures of each row.
         self.picture_counts: NDArray[np.int64] = np.diff(self._picture_ends)
 
