@@ -129,11 +129,6 @@ class Replies:
         """Load the model that the configuration names. Raises what loading raises."""
         self.bot: MiniChat = open_bot(config.model, config.trainable or self.trainable, device)
         self.model = self.bot.model
-        if self.model.config.is_encoder_decoder:
-            raise SettingsError(
-                f"stage is 'replies', for a decoder-only LLM, but {config.model.name!r} has an encoder-decoder: name "
-                "another model."
-            )
         self._processor = _with_template(self.bot.processor, config.data.template)
         limits = [limit for limit in (config.data.max_tokens, self.bot.context) if limit is not None]
         limit = min(limits, default=None)
