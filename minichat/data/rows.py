@@ -1,6 +1,6 @@
 """Tokenised examples: rendered once, kept small, with their replies' ids marked as what is learnt.
 
-Lengths are in ids, an image slot counting as one. Half a million conversations of 150 ids take about 0.4 GB.
+Lengths are in ids, an image slot counting as one. Half a million conversations of 150 ids take about 0.5 GB.
 """
 
 from __future__ import annotations
