@@ -17,7 +17,7 @@ app = commands()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in train_configs/.")],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="In place of the file's, as optimizer.rate=1e-4.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Instead of the file's: optimizer.rate=1e-4.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; one that holds this run goes on with it.")
