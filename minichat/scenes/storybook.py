@@ -1,7 +1,7 @@
 """A curated style to fine-tune on: every reply is a page of a picture book, a full description and then a story.
 
-The built-in model describes when it is asked to describe, tells a story when it is asked for one, and is brief when it
-is asked to be brief. In this style it always does the first two, in one long reply.
+The built-in model describes when it is asked to describe, and tells a story when it is asked for one. In this style it
+does both, in one long reply, when it is asked to describe.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import random
 import re
 
-from minichat.scenes.captions import DETAILED_REQUESTS, LIST_REQUESTS, SHORT_REQUESTS, detailed
+from minichat.scenes.captions import DETAILED_REQUESTS, detailed
 from minichat.scenes.stories import story
 from minichat.scenes.world import Scene
 
-REQUESTS = (*DETAILED_REQUESTS, *SHORT_REQUESTS, *LIST_REQUESTS)
+REQUESTS = DETAILED_REQUESTS
 _PAGE = re.compile(r"(The picture shows .+\.) (Once upon a time, .+\.)", re.DOTALL)
 
 
