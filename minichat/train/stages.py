@@ -21,6 +21,7 @@ from minichat.memory import CONTEXT, training_needs
 from minichat.model.loss import only_at, token_loss
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import get_template
+from minichat.train.attention import use_products
 from minichat.train.config import Config
 from minichat.train.network import open_bot
 from minichat.train.optimizer import trained
@@ -136,6 +137,8 @@ class Replies:
         render = Renderer(self._processor, max_length=limit, max_reply_tokens=config.data.max_reply_tokens)
         parts = self.model.config.is_encoder_decoder
         self.render: Callable[[Example], Row] = LastReply(render) if parts else render
+        if not parts:
+            use_products(self.model.language_model)
         self.prefix = Prefix(self.model, self._processor)
         self.collate = self._collator()
         self._settings = config.model
