@@ -87,15 +87,20 @@ class Loop:
 
 
 def plain_step(stage: Replies, collate: Collator, optimizer: torch.optim.Optimizer) -> Callable[[list[Row]], float]:
-    """Everything, for every sample, each time."""
+    """Everything, for every sample, each time; attention as transformers has it."""
+    llm = stage.model.language_model
+    ours = llm.config._attn_implementation
 
     def step(rows: list[Row]) -> float:
+        llm.set_attn_implementation("sdpa")
         batch = collate(rows)
         labels = batch.pop("labels")
         logits = stage.model(**batch, use_cache=False).logits.float()  # (B, T, V)
         wanted = labels[:, 1:].flatten()
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), wanted, ignore_index=-100)
-        return _learn(stage, optimizer, loss) * int(wanted.ne(-100).sum())
+        summed = _learn(stage, optimizer, loss) * int(wanted.ne(-100).sum())
+        llm.set_attn_implementation(ours)
+        return summed
 
     return step
 
