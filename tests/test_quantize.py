@@ -27,6 +27,7 @@ from minichat.weights.spreading import spread
 from tests.published_files import arguments, publish
 from tests.tiny import counting, noise_picture
 from tests.tiny_network import tiny_network
+from tests.tiny_t5 import publish_t5
 
 BITS: list[Any] = ["8bit", "4bit"]
 #: Bits → the largest ‖quantized − float‖ / ‖float‖ of the built-in model's logits that passes. Measured: 0.0056 and
@@ -37,14 +38,21 @@ NEAR = {"8bit": 0.02, "4bit": 0.25}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same small model, holding its LLM and referring to it, and a projection that was trained on the latter."""
+    """The same small model, holding its LLM and referring to it, a projection for the latter, and one with a T5."""
     folder = tmp_path_factory.mktemp("models")
     bot = publish(folder / "files")
     given = arguments(folder / "files")
     holds, refers = convert(folder / "holds", merge=True, **given), convert(folder / "refers", **given)
     torch.manual_seed(0)
     other = {name: torch.randn_like(tensor) for name, tensor in bot.model.projection.state_dict().items()}
-    return {"holds": holds, "refers": refers, "trained": write_projection(folder / "trained", other, str(refers))}
+    publish_t5(folder / "t5")
+    given |= {"llm": str(folder / "t5"), "projection": None, "template": "t5"}
+    return {
+        "holds": holds,
+        "refers": refers,
+        "trained": write_projection(folder / "trained", other, str(refers)),
+        "encoder-decoder": convert(folder / "other", **given),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +111,7 @@ def test_it_answers_and_computes_nothing_twice(bots: dict[str | None, MiniChat],
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("kind", ["holds", "refers", "trained"])
+@pytest.mark.parametrize("kind", ["holds", "refers", "trained", "encoder-decoder"])
 def test_every_kind_of_folder(models: dict[str, Path], kind: str, bits: Any) -> None:
     whole, bot = minichat.load(models[kind], device="cpu"), minichat.load(models[kind], device="cpu", quantize=bits)
     for name, tensor in parts(whole).items():
