@@ -58,17 +58,15 @@ class Choice:
 def choices(config: MiniChatConfig, machine: Machine, context: int = CONTEXT, batch: int = 1) -> list[Choice]:
     """All forms that could be tried here, the best first.
 
-    On one GPU: bfloat16, spread over all GPUs, 8 bits, 4 bits, spread over the GPUs and the processor. Then on the
-    processor: float32 where there is no GPU (as exact, and about as fast), bfloat16, 8 bits, 4 bits.
+    On GPUs: bfloat16, 8 bits, 4 bits, each on one and then spread over all; then bfloat16 on the GPUs and the processor
+    together. On the processor: float32 where there is no GPU (exact, and about as fast), bfloat16, 8 bits, 4 bits.
     """
     cpu, gpus = machine.devices[-1], machine.gpus
     found: list[tuple[tuple[Device, ...], str, str | None]] = []
     if gpus:
         roomiest = (max(gpus, key=lambda gpu: gpu.available),)
-        found.append((roomiest, "bfloat16", None))
-        if len(gpus) > 1:
-            found.append((gpus, "bfloat16", None))
-        found += [(roomiest, "bfloat16", quantize) for quantize in QUANTIZED]
+        on_gpus = [roomiest, gpus] if len(gpus) > 1 else [roomiest]
+        found += [(places, "bfloat16", quantize) for quantize in (None, *QUANTIZED) for places in on_gpus]
         found.append(((*gpus, cpu), "bfloat16", None))
     found += [((device,), "float16", None) for device in machine.devices if device.name == "mps"]
     if not found:
@@ -126,8 +124,8 @@ def check_fits(config: MiniChatConfig, name: str, placement: Placement, machine:
     if needs * (1 - _MARGIN) <= wanted.available:
         return
     raise ModelError(
-        f"{name!r} needs about {gib(needs)} of memory in {placement.quantize or dtype}, but {wanted.where} has "
-        f"{gib(wanted.available)} free: {_next(config, machine)}, or set {IGNORE}=1 to try all the same."
+        f"{name!r} needs about {gib(needs)} of memory in {placement.quantize or dtype}, but {gib(wanted.available)} is "
+        f"free on {wanted.where}: {_next(config, machine)}, or set {IGNORE}=1 to try all the same."
     )
 
 

@@ -124,7 +124,10 @@ def versions() -> dict[str, str | None]:
 
 def read_config(name: str) -> MiniChatConfig:
     """A model's configuration; its weights may be elsewhere. Raises `ModelError` as `examine` does."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    )
 
     from minichat.model import MiniChatConfig
 
@@ -139,7 +142,10 @@ def read_config(name: str) -> MiniChatConfig:
         with quiet():
             if kind == "minichat":
                 return MiniChatConfig.from_pretrained(folder, local_files_only=True)
-            if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:  # the vision side's own defaults are MiniGPT-4's
+            if kind in {
+                **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+                **MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+            }:  # the vision side's own defaults are MiniGPT-4's
                 return MiniChatConfig(text_config=stored)
     except MiniChatError:
         raise

@@ -162,7 +162,8 @@ def _kept_for_backward(text: Any, size: int) -> int:
 
 
 def _inner(text: Any) -> int:
-    return getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    """The width inside an LLM's MLP, which T5 calls d_ff."""
+    return getattr(text, "intermediate_size", None) or getattr(text, "d_ff", None) or 4 * text.hidden_size
 
 
 def _check(dtype: str, quantize: str | None, context: int, batch: int, device: str) -> None:
@@ -252,9 +253,10 @@ def _reading(text: Any, batch: int, context: int, size: int) -> int:
 
     In a gated MLP the residual, its norm, and the inner layer three times: the gate, the values and their product; in
     a norm the residual, and it thrice in float32. Attention holds no scores: PyTorch computes them in pieces (SDPA).
-    Rows of unequal length have a mask of context × context.
+    Rows of unequal length have a mask of context × context, and T5 a bias of that size for each head.
     """
     width = text.hidden_size
     block = max(size * (2 * width + 3 * _inner(text)), (2 * size + 12) * width)
     mask = context * context * size if batch > 1 else 0
-    return batch * (context * block + mask + text.vocab_size * (size + 4))
+    bias = text.num_attention_heads * context * context * size if text.is_encoder_decoder else 0
+    return batch * (context * block + mask + text.vocab_size * (size + 4)) + bias

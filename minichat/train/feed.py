@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from minichat.data.batches import Shares, plan, shares
+from minichat.data.batches import Shares, padding, plan, shares
 from minichat.data.example import Problem, StoredPicture
 from minichat.data.formats.stream import Part, Stream
 from minichat.data.rows import Row, Rows
@@ -23,6 +23,7 @@ from minichat.train.interruption import leave_to_the_main_process
 if TYPE_CHECKING:
     from minichat.data.example import Example
 
+_LOOKED_AT = 1000  # batches, to know how much of all is padding
 Batch = dict[str, Tensor]
 Collate = Callable[[Sequence[Row]], Batch]
 
@@ -43,6 +44,9 @@ class Feed(Protocol):
 
     def left_out(self) -> list[str]:
         """What was wrong with records that were passed over, since this was last asked."""
+
+    def padding(self) -> float | None:
+        """The share of the computed positions that hold nothing, from 0 to 1; None where it is not known before."""
 
     def facts(self) -> dict[str, Any]:
         """What is read, for the record; `fingerprint` changes with it."""
@@ -127,6 +131,10 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
 
     def left_out(self) -> list[str]:
         return []
+
+    def padding(self) -> float | None:
+        epoch = self.epoch(0)
+        return padding(epoch.rows.lengths, epoch.batches[:_LOOKED_AT], **self._division)
 
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256()
@@ -219,6 +227,9 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
     def left_out(self) -> list[str]:
         found, self._left_out = self._left_out, []
         return found
+
+    def padding(self) -> float | None:
+        return None
 
     def facts(self) -> dict[str, Any]:
         return {"samples": None, "fingerprint": self._fingerprint}

@@ -40,7 +40,9 @@ def _line(name: str, weights: Sequence[nn.Parameter], whole: bool) -> str:
     return f"{name}{'' if whole else ' in part'} {count:,} ({', '.join(types)})"
 
 
-def samples(facts: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+def samples(
+    facts: Mapping[str, Any], held_out: Mapping[str, Any] | None, padding: float | None
+) -> list[tuple[str, str]]:
     """The data set, as its feed knows it."""
     if facts["samples"] is None:
         rows = [("samples", "a stream")]
@@ -51,6 +53,8 @@ def samples(facts: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> lis
             ("supervised", f"{facts['supervised_tokens']:,} of {facts['tokens']:,} tokens ({share:.0%})"),
             ("cut", f"{facts['samples_cut']:,} samples are over the length limit: their last reply has no end"),
         ]
+    if padding is not None:
+        rows.append(("padding", f"{padding:.1%} of the positions that are computed"))
     if held_out:
         rows.append(("validation", f"{held_out['samples']:,} samples, {held_out['supervised_tokens']:,} tokens"))
     return rows

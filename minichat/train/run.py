@@ -159,7 +159,7 @@ def introduce(run: Run) -> None:
     config, stage, data = run.config, run.stage, run.data
     _, at_once = division(config, run.together.count)
     rows = opening.parts(stage.model)
-    rows += opening.samples(data.feed.facts(), data.held_out.facts() if data.held_out else None)
+    rows += opening.samples(data.feed.facts(), data.held_out.facts() if data.held_out else None, data.feed.padding())
     rows.append(opening.portions(config, run.steps, data.of_an_epoch, run.together.count, at_once))
     rows += opening.memory(stage.memory(at_once, data.longest), run.accelerator.device)
     if run.standing.step < run.steps:
