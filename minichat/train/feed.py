@@ -134,7 +134,8 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
 
     def padding(self) -> float | None:
         epoch = self.epoch(0)
-        return padding(epoch.rows.lengths, epoch.batches[:_LOOKED_AT], **self._division)
+        division = {name: count for name, count in self._division.items() if name != "rank"}
+        return padding(epoch.rows.lengths, epoch.batches[:_LOOKED_AT], **division)
 
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256()
