@@ -137,6 +137,7 @@ def training_needs(
     tokens, layers = batch * length, text.num_hidden_layers
     block = tokens * _kept_for_backward(text, size)
     kept = layers * tokens * text.hidden_size * size + block if checkpointing else layers * block
+    kept += tokens * text.hidden_size * 4  # the last norm's input
     # The logits, their gradient in pieces and whole (`minichat.model.loss`), and the gradient's way through a block.
     logits = 3 * tokens * text.vocab_size * size
     return Needs(

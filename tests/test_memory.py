@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache, LlamaForCausalLM
 
@@ -23,6 +23,7 @@ from tests.tiny_t5 import t5_config
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WITHIN = 0.15
+TINY = tiny_config()
 
 
 def full(**changes) -> MiniChatConfig:
@@ -42,8 +43,7 @@ def test_weights_are_the_bytes_that_a_network_has(kind, text, dtype):
     assert estimate(network.config, dtype=dtype).weights == held
 
 
-@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("quantize", "dtype"), [("8bit", "bfloat16"), ("4bit", "float32")])
 def test_quantized_weights_are_the_bytes_that_bitsandbytes_holds(quantize, dtype):
     model = minichat.load("minichat-tiny", device="cpu", dtype=dtype, quantize=quantize).model
     held = {}
@@ -88,9 +88,10 @@ def test_the_cache_is_as_large_as_it_becomes(text):
     assert estimate(network.config, dtype="float32", context=7, batch=3).cache == held
 
 
+@settings(max_examples=25, deadline=None)
 @given(context=st.integers(1, 4096), batch=st.integers(1, 64))
 def test_more_is_never_cheaper(context, batch):
-    config = tiny_config()
+    config = TINY
     needs = estimate(config, context=context, batch=batch)
     for more in ({"context": context + 1, "batch": batch}, {"context": context, "batch": batch + 1}):
         larger = estimate(config, **more)
@@ -111,7 +112,6 @@ def test_encoder_decoders_are_estimated():
 # --- training
 
 
-@pytest.mark.xfail(reason="of attention that is learnt through as plain products too little is counted", strict=False)
 @pytest.mark.parametrize("text", [{}, {"num_key_value_heads": 1}, {"num_hidden_layers": 5}], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_activations_are_what_autograd_keeps(text, dtype):
