@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minichat.errors import SettingsError
-from minichat.train.typed import build, override, plain, read_yaml, write_yaml
+from minichat.train.pretraining_options import NewQFormer, PretrainingOptions
+from minichat.train.typed import build, need, override, plain, read_yaml, write_yaml
 
 __all__ = [
     "Config",
     "DataConfig",
     "ModelConfig",
+    "NewQFormer",
     "OptimizerConfig",
+    "PretrainingOptions",
     "ReportConfig",
     "RunConfig",
     "Source",
@@ -53,8 +56,8 @@ class ModelConfig:
     """Gradient checkpointing of the vision encoder; only where it trains."""
 
     def __post_init__(self) -> None:
-        _need(bool(self.name), "model.name", self.name, "a model")
-        _need(0 <= self.vision_drop_path < 1, "model.vision_drop_path", self.vision_drop_path, "from 0 to below 1")
+        need(bool(self.name), "model.name", self.name, "a model")
+        need(0 <= self.vision_drop_path < 1, "model.vision_drop_path", self.vision_drop_path, "from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class Source:
     """What the format's reader takes, such as the names of columns."""
 
     def __post_init__(self) -> None:
-        _need(bool(self.source), "data: source", self.source, "a file or a folder")
-        _need(0 < self.ratio < math.inf, "data: ratio", self.ratio, "above 0")
+        need(bool(self.source), "data: source", self.source, "a file or a folder")
+        need(0 < self.ratio < math.inf, "data: ratio", self.ratio, "above 0")
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,10 @@ class DataConfig:
     """Processes that prepare batches ahead; 0: the program itself does."""
 
     def __post_init__(self) -> None:
-        _need(self.max_tokens is None or self.max_tokens > 1, "data.max_tokens", self.max_tokens, "at least 2")
+        need(self.max_tokens is None or self.max_tokens > 1, "data.max_tokens", self.max_tokens, "at least 2")
         limit = self.max_reply_tokens
-        _need(limit is None or limit > 0, "data.max_reply_tokens", limit, "at least 1")
-        _need(0 <= self.workers <= 256, "data.workers", self.workers, "from 0 to 256")
+        need(limit is None or limit > 0, "data.max_reply_tokens", limit, "at least 1")
+        need(0 <= self.workers <= 256, "data.workers", self.workers, "from 0 to 256")
 
 
 @dataclass(frozen=True)
@@ -125,15 +128,15 @@ class OptimizerConfig:
     """The longest gradient, as a norm; none: as it is."""
 
     def __post_init__(self) -> None:
-        _need(0 < self.rate < math.inf, "optimizer.rate", self.rate, "above 0")
+        need(0 < self.rate < math.inf, "optimizer.rate", self.rate, "above 0")
         for name in ("floor", "warmup_rate"):
             value = getattr(self, name)
-            _need(0 <= value <= self.rate, f"optimizer.{name}", value, f"from 0 to optimizer.rate ({self.rate})")
-        _need(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
-        _need(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
+            need(0 <= value <= self.rate, f"optimizer.{name}", value, f"from 0 to optimizer.rate ({self.rate})")
+        need(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        need(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
         for name in ("beta1", "beta2"):
-            _need(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "from 0 to below 1")
-        _need(self.clip is None or 0 < self.clip < math.inf, "optimizer.clip", self.clip, "above 0, or none")
+            need(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "from 0 to below 1")
+        need(self.clip is None or 0 < self.clip < math.inf, "optimizer.clip", self.clip, "above 0, or none")
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ class RunConfig:
             raise SettingsError(f"run.epochs and run.steps: {given}; give one of the two, and null for the other.")
         for name in ("epochs", "steps", "batch_size", "device_batch_size", "validate_every", "patience", "save_every"):
             value = getattr(self, name)
-            _need(value is None or value > 0, f"run.{name}", value, "at least 1")
+            need(value is None or value > 0, f"run.{name}", value, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -182,9 +185,9 @@ class ReportConfig:
     """What they are filed under there."""
 
     def __post_init__(self) -> None:
-        _need(self.log_every > 0, "report.log_every", self.log_every, "at least 1")
-        _need(0 <= self.pictures <= 1000, "report.pictures", self.pictures, "from 0 to 1000")
-        _need(self.max_new_tokens > 0, "report.max_new_tokens", self.max_new_tokens, "at least 1")
+        need(self.log_every > 0, "report.log_every", self.log_every, "at least 1")
+        need(0 <= self.pictures <= 1000, "report.pictures", self.pictures, "from 0 to 1000")
+        need(self.max_new_tokens > 0, "report.max_new_tokens", self.max_new_tokens, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -200,21 +203,26 @@ class Config:
     trainable: tuple[str, ...] = ()
     """The parts that train, by name; none: the stage's own."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    pretraining: PretrainingOptions | None = None
+    """Of the stage `pretraining` alone."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(epochs=1))
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
-        _need(bool(self.out), "out", self.out, "a folder")
-        _need(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2147483647")
-        _need(bool(self.data.train), "data.train", list(self.data.train), "a list of data sets")
+        need(bool(self.out), "out", self.out, "a folder")
+        need(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2147483647")
+        need(bool(self.data.train), "data.train", list(self.data.train), "a list of data sets")
         if self.model.quantize and any(part.split(".")[0] == "language_model" for part in self.trainable):
             raise SettingsError(
                 f"model.quantize is {self.model.quantize!r}, but trainable names the language_model: "
                 "what is quantized cannot train."
             )
-        trained_sight = [part for part in self.trainable if part.split(".")[0] in ("vision_model", "bridge")]
+        if self.pretraining is not None and self.stage != "pretraining":
+            raise SettingsError(f"pretraining is for the stage pretraining, but stage is {self.stage!r}: drop it.")
+        seen = ("vision_model",) if self.stage == "pretraining" else ("vision_model", "bridge")
+        trained_sight = [part for part in self.trainable if part.split(".")[0] in seen]
         if self.data.features and trained_sight:
             raise SettingsError(
                 f"data.features keeps what the frozen parts see, but trainable names {trained_sight[0]}: drop one."
@@ -266,8 +274,3 @@ def difference(run: Any, asked: Any, name: str = "") -> tuple[str, Any, Any] | N
                 return found
         return None
     return name, run, asked
-
-
-def _need(held: bool, name: str, value: object, wanted: str) -> None:
-    if not held:
-        raise SettingsError(f"{name} is {value!r}; it must be {wanted}.")

@@ -134,6 +134,12 @@ def _read(kind: Any, value: Any, name: str) -> Any:
     return value
 
 
+def need(held: bool, name: str, value: object, wanted: str) -> None:
+    """Raise `SettingsError` for the field `name` where `held` is false."""
+    if not held:
+        raise SettingsError(f"{name} is {value!r}; it must be {wanted}.")
+
+
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
