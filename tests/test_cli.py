@@ -120,6 +120,7 @@ COMMANDS = [
     ["chat"],
     ["demo"],
     ["caption"],
+    ["search"],
     ["convert"],
     ["export"],
     ["models"],

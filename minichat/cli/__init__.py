@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from minichat import __version__
-from minichat.cli import data, evaluate, talk, train, weights
+from minichat.cli import data, evaluate, search, talk, train, weights
 from minichat.cli.shared import TERMINATED, commands
 
 app = commands()
@@ -25,13 +25,13 @@ def root(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)] = False,
 ) -> None:
-    """Talk about pictures, and caption folders of them."""
+    """Talk about pictures, caption folders of them, and find them by words."""
     if version:
         typer.echo(f"minichat {__version__}")
         raise typer.Exit()
 
 
-for group in (talk, train, evaluate, weights):
+for group in (talk, search, train, evaluate, weights):
     app.registered_commands += group.app.registered_commands
 app.add_typer(data.app, name="data")
 

@@ -53,7 +53,9 @@ class Stage1Finder:
     """A Q-Former that was pre-trained, as `minichat.weights.stage1` reads it."""
 
     def __init__(self, stage1: Stage1, device: str | torch.device = "cpu", batch_size: int = 32) -> None:
-        self.model, self.tokenizer, self.batch_size = stage1.model.to(device), stage1.tokenizer, batch_size
+        from minichat.search.reader import Reader
+
+        self.reader, self.batch_size = Reader(stage1, device), batch_size
 
     def compare(self, pictures: Sequence[Shown], texts: Sequence[str]) -> Comparison:
         return _Stage1Comparison(self, pictures, texts)
@@ -73,12 +75,10 @@ def can_retrieve(name: str) -> bool:
 
 def load_finder(name: str, device: str = "auto", batch_size: int = 32) -> Stage1Finder:
     """A folder's model, ready to retrieve, in float32. Raises `ModelError` for a folder that holds another model."""
+    from minichat.search.reader import read_known
     from minichat.weights.placement import choose_device
-    from minichat.weights.stage1 import read_stage1
-    from minichat.weights.zoo import BUILT_IN, find
 
-    where = str(find(name)) if name in BUILT_IN else name
-    return Stage1Finder(read_stage1(where), choose_device(device), batch_size)
+    return Stage1Finder(read_known(name), choose_device(device), batch_size)
 
 
 class _Stage1Comparison:
@@ -87,31 +87,24 @@ class _Stage1Comparison:
     def __init__(self, finder: Stage1Finder, pictures: Sequence[Shown], texts: Sequence[str]) -> None:
         import torch
 
-        from minichat.images import to_pixels
-        from minichat.prompt.wordpiece import tokenize
-
-        self._model, self._device, size = finder.model, finder.model.device, finder.batch_size
-        positions = self._model.embeddings.position_embeddings.num_embeddings
-        self._words = tokenize(finder.tokenizer, texts, positions)  # longer ones are cut
-        side = self._model.config.vision_config.image_size
+        self._reader, size = finder.reader, finder.batch_size
+        self._words = self._reader.words(texts)
         patches, images, words = [], [], []
-        with torch.inference_mode():
-            for start in range(0, len(pictures), size):
-                opened = [picture.open() for picture in pictures[start : start + size]]
-                some = self._model.encode_patches(to_pixels(opened, side).to(self._device))
-                patches.append(some.cpu())
-                images.append(self._model.image_embeddings(some))
-            for start in range(0, len(texts), size):
-                part = {name: ids[start : start + size].to(self._device) for name, ids in self._words.items()}
-                words.append(self._model.text_embeddings(**part))
+        for start in range(0, len(pictures), size):
+            opened = [self._reader.pixels(picture.open()) for picture in pictures[start : start + size]]
+            seen, embeddings = self._reader.see(torch.cat(opened))
+            patches.append(seen.cpu())
+            images.append(embeddings)
+        for start in range(0, len(texts), size):
+            words.append(self._reader.read({name: ids[start : start + size] for name, ids in self._words.items()}))
         self._patches, self._images, self._texts = torch.cat(patches), torch.cat(images), torch.cat(words)
 
     def similarity(self) -> Tensor:
-        return self._model.similarity(self._images, self._texts)
+        return self._reader.model.similarity(self._images, self._texts)
 
     def match(self, pictures: Tensor, texts: Tensor) -> Tensor:
-        words = {name: ids[texts.cpu()].to(self._device) for name, ids in self._words.items()}
-        return self._model.match(self._patches[pictures.cpu()].to(self._device), **words)
+        words = {name: ids[texts.cpu()] for name, ids in self._words.items()}
+        return self._reader.match(self._patches[pictures.cpu()], words)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from minichat.model import MiniChatConfig
 
 BUILT_IN = ("minichat-tiny",)
+BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # of a repository on the hub; nothing that could run
 
 
@@ -186,7 +187,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     Raises `ModelError`, which says what is known and where was looked, or what is missing.
     """
     text = os.fspath(name)
-    if text in BUILT_IN:
+    if text in BUILT_IN or text in BUILT_IN_STAGE1:
         folder = Path(str(resources.files("minichat"))) / "assets" / text
         if not folder.is_dir():
             raise ModelError(f"The built-in model {text!r} is not in this installation: install minichat anew.")
@@ -208,7 +209,7 @@ def find(name: str | os.PathLike[str]) -> Path:
 
 def _close_to(text: str) -> str:
     """The known names that `text` may stand for, or all of them."""
-    names = [*BUILT_IN, *KNOWN]
+    names = [*BUILT_IN, *BUILT_IN_STAGE1, *KNOWN]
     asked = text.strip().lower()
     close = [name for name in names if asked and asked in name] or get_close_matches(asked, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else ", ".join(names)

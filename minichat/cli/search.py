@@ -1,0 +1,116 @@
+"""`minichat search`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minichat.cli.shared import SOME_FAILED, Device, Dtype, Model, Precision, commands, given, progress
+
+if TYPE_CHECKING:
+    from minichat.search import Hit
+
+app = commands()
+
+FINDER = "minichat-tiny-stage1"
+
+
+@app.command()
+def search(
+    query_and_folder: Annotated[
+        list[str],
+        typer.Argument(metavar="[QUERY] FOLDER", help="What is to be seen (-: each line of stdin), and where."),
+    ],
+    image: Annotated[Path | None, typer.Option("--image", help="Find what is like this picture; no QUERY.")] = None,
+    top: Annotated[int | None, typer.Option("--top", help="How many pictures (10).")] = None,
+    rerank: Annotated[
+        int | None, typer.Option("--rerank", help="So many of the most similar are matched (32); 0: none.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object for each picture.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Write a contact sheet here, too: a .png that must not exist yet.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option("--index", help="Keep the index in this folder, not in the user's cache.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures that are encoded together.")] = None,
+    model: Model = FINDER,
+    device: Device = "auto",
+    dtype: Precision = Dtype.auto,
+) -> None:
+    """Find the pictures in a folder that fit some words best: a line with score and path for each.
+
+    The folder is indexed once; after that only pictures that are new or have changed are read.
+    """
+    *queries, folder = query_and_folder
+    if len(queries) != (image is None):
+        raise typer.BadParameter("give QUERY and FOLDER, or --image PICTURE and FOLDER.")
+    if sheet is not None and (queries == ["-"] or sheet.suffix.lower() != ".png"):
+        raise typer.BadParameter("--sheet is for one query, and its name ends in .png.")
+    from minichat.disk import new_file
+    from minichat.errors import DataError
+    from minichat.search import Index, contact_sheet
+
+    # Made first: what stands in its way is told before a folder is indexed.
+    with nullcontext() if sheet is None else new_file(sheet, DataError) as file:
+        found = Index.open(
+            folder,
+            model,
+            where=index,
+            device=device,
+            dtype=dtype.value,
+            progress=progress,
+            waiting=lambda: typer.echo("Another process is indexing this folder: waiting for it ...", err=True),
+            **given(batch_size=batch_size),
+        )
+        for skipped in found.skipped:
+            typer.echo(f"minichat: {_spelled(skipped.path)}: {skipped.error}", err=True)
+        hits = []
+        for query in _lines() if queries == ["-"] else queries:
+            hits = found.find(query, **given(top=top, rerank=rerank))
+            _show(hits, as_json, query if queries == ["-"] else None)
+        if image is not None:
+            hits = found.find_image(image, **given(top=top))
+            _show(hits, as_json)
+        if file is not None:
+            contact_sheet(hits).save(file, format="PNG")
+    if found.skipped:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _lines() -> Iterator[str]:
+    """The queries that are typed or piped in, one a line, as they come."""
+    for line in iter(sys.stdin.readline, ""):
+        if line.strip():
+            yield line.strip()
+
+
+def _show(hits: Sequence[Hit], as_json: bool, query: str | None = None) -> None:
+    """One line for each; an empty one ends the answer to one of several queries."""
+    for hit in hits:
+        typer.echo(_json(hit, query) if as_json else f"{hit.score:.4f}  {_spelled(hit.path)}")
+    if query is not None and not as_json:
+        typer.echo()
+
+
+def _json(hit: Hit, query: str | None) -> str:
+    record: dict[str, Any] = given(query=query) | {"image": str(hit.path), "score": hit.score}
+    record |= {"similarity": hit.similarity, "matching": hit.matching}
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # a file name that is no Unicode: escaped, it can be read back
+        return json.dumps(record)
+    return line
+
+
+def _spelled(path: Path) -> str:
+    """A path as it is; quoted and escaped where it would break a line or is no Unicode."""
+    text = str(path)
+    return text if text.isprintable() else json.dumps(text)

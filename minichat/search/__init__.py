@@ -1,0 +1,9 @@
+"""Find pictures by words or by a picture: `Index.open("photos").find("a red star left of a blue circle")`."""
+
+from __future__ import annotations
+
+from minichat.search.index import Hit, Index, Skipped
+from minichat.search.reader import DEFAULT, Reader, load_reader
+from minichat.search.sheet import contact_sheet
+
+__all__ = ["DEFAULT", "Hit", "Index", "Reader", "Skipped", "contact_sheet", "load_reader"]
