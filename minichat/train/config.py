@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minichat.errors import SettingsError
+from minichat.train.new_parts import NewLanguage, NewVision
 from minichat.train.pretraining_options import NewQFormer, PretrainingOptions
 from minichat.train.typed import build, need, override, plain, read_yaml, write_yaml
 
@@ -110,6 +111,9 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW, and a cosine schedule with a linear warm-up and a floor."""
 
+    matrices: Literal["adamw", "muon"] = "adamw"
+    """What moves the matrices of layers; all else is moved by AdamW."""
+
     rate: float = 3e-5
     """The learning rate that the schedule comes down from."""
     floor: float = 0.0
@@ -205,6 +209,10 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     pretraining: PretrainingOptions | None = None
     """Of the stage `pretraining` alone."""
+    vision: NewVision | None = None
+    """Of the stage `vision` alone."""
+    language: NewLanguage | None = None
+    """Of the stage `language` alone."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(epochs=1))
@@ -219,8 +227,9 @@ class Config:
                 f"model.quantize is {self.model.quantize!r}, but trainable names the language_model: "
                 "what is quantized cannot train."
             )
-        if self.pretraining is not None and self.stage != "pretraining":
-            raise SettingsError(f"pretraining is for the stage pretraining, but stage is {self.stage!r}: drop it.")
+        for name in ("pretraining", "vision", "language"):
+            if getattr(self, name) is not None and self.stage != name:
+                raise SettingsError(f"{name} is for the stage {name}, but stage is {self.stage!r}: drop it.")
         seen = ("vision_model",) if self.stage == "pretraining" else ("vision_model", "bridge")
         trained_sight = [part for part in self.trainable if part.split(".")[0] in seen]
         if self.data.features and trained_sight:

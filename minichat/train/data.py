@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minichat.data import formats
+from minichat.data.drawn import DrawnStream
 from minichat.data.formats import stream
 from minichat.data.rows import Row, Rows
 from minichat.errors import DataError, SettingsError
 from minichat.train.config import Config, Source
-from minichat.train.feed import Feed, Listed, Streamed
+from minichat.train.feed import Examples, Feed, Listed, Streamed
 
 if TYPE_CHECKING:
     from minichat.data.example import Example
     from minichat.train.stages import Stage
     from minichat.train.together import Together
 
+DRAWN = "drawn"  # the form of a source that is made up as it is read: its name is a kind of `minichat.data.drawn`
 _LOOKED_AT = 100  # records: what is drawn differs among so many
 
 
@@ -112,9 +114,18 @@ def _stream(config: Config, stage: Stage, **division: int) -> Streamed:
     options = sources[0].options
     if any(source.options != options for source in sources):
         raise SettingsError("data.train: sources of one stream must have the same options.")
-    if unknown := sorted(set(options) - {"instructions", "shuffle"}):
-        raise SettingsError(f"data.train: a stream has no option {unknown[0]!r}; it has instructions and shuffle.")
-    mixed = stream.Stream([stream.Source(s.source, s.ratio) for s in sources], seed=config.seed, **options)
+    drawn = {source.form == DRAWN for source in sources}
+    if len(drawn) > 1:
+        raise SettingsError(f"data.train: what is {DRAWN} and what is read cannot be mixed: use one or the other.")
+    known = ("easy",) if drawn == {True} else ("instructions", "shuffle")
+    if unknown := sorted(set(options) - set(known)):
+        raise SettingsError(f"data.train: a stream has no option {unknown[0]!r}; it has {' and '.join(known)}.")
+    mixed: Examples
+    if drawn == {True}:
+        ratios = {source.source: source.ratio for source in sources}
+        mixed = DrawnStream(ratios, batch_size=config.run.batch_size, seed=config.seed, **options)
+    else:
+        mixed = stream.Stream([stream.Source(s.source, s.ratio) for s in sources], seed=config.seed, **options)
     return Streamed(
         mixed,
         stage.render,

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from minichat.data.batches import Shares, padding, plan, shares
+from minichat.data.drawn import DrawnPicture
 from minichat.data.example import Problem, StoredPicture
-from minichat.data.formats.stream import Part, Stream
+from minichat.data.formats.stream import Part
 from minichat.data.rows import Row, Rows
 from minichat.errors import DataError, MiniChatError, SettingsError
 from minichat.train.interruption import leave_to_the_main_process
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 _LOOKED_AT = 1000  # batches, to know how much of all is padding
 Batch = dict[str, Tensor]
 Collate = Callable[[Sequence[Row]], Batch]
+
+
+class Examples(Protocol):
+    """Records without end, the same for the same arguments."""
+
+    def scan(self, part: Part = ..., skip: int = ...) -> Iterator[Example | Problem]:
+        """A process's share of them, from its number `skip` on."""
 
 
 class Feed(Protocol):
@@ -157,7 +165,7 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
 
     def __init__(
         self,
-        stream: Stream,
+        stream: Examples,
         render: Callable[[Example], Row],
         collate: Collate,
         *,
@@ -200,7 +208,7 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
                 if isinstance(record, Problem):
                     raise DataError(str(record))
                 row = self._render(record)
-                shown = tuple(_Opened(p.name, p.source, _open(row, p)) for p in row.pictures)
+                shown = tuple(_opened(row, picture) for picture in row.pictures)
                 rows.append(replace(row, pictures=shown))
             except MiniChatError as error:
                 problems.append(str(error))
@@ -244,9 +252,12 @@ class Records:
     left_out: list[str]
 
 
-def _open(row: Row, picture: StoredPicture) -> Image.Image:
+def _opened(row: Row, picture: StoredPicture) -> StoredPicture:
+    """The picture, found to be sound. One that is drawn always is."""
+    if isinstance(picture, DrawnPicture):
+        return picture
     try:
-        return picture.open()
+        return _Opened(picture.name, picture.source, picture.open())
     except MiniChatError as error:
         raise DataError(f"{row.where}: {error}") from None
 

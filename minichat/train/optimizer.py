@@ -1,8 +1,9 @@
-"""AdamW over what trains, and its state as named tensors."""
+"""AdamW over what trains, or Muon over its matrices, and their state as named tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,12 +19,55 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def make_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; biases and other tensors of fewer than two dimensions do not decay."""
+def make_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW; biases and other tensors of fewer than two dimensions do not decay. Or Muon for the layers' matrices."""
+    if config.matrices == "muon":
+        return MuonAndAdamW(weights, config)
     decays = [weight for weight in weights.values() if weight.dim() >= 2]
     stays = [weight for weight in weights.values() if weight.dim() < 2]
     groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": stays, "weight_decay": 0.0}]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.rate, betas=(config.beta1, config.beta2))
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """PyTorch's Muon for the matrices of layers, and its AdamW for embeddings, heads, norms and biases.
+
+    Both at the same rate, as Muon's update is scaled to be as long as AdamW's (arXiv:2502.16982, section 2.2).
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+        matrices = [weight for name, weight in weights.items() if weight.dim() == 2 and _IN_LAYER.search(name)]
+        chosen = set(map(id, matrices))
+        others = [weight for weight in weights.values() if id(weight) not in chosen]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self._muon = torch.optim.Muon(matrices, lr=config.rate, adjust_lr_fn="match_rms_adamw")
+        self._adamw = torch.optim.AdamW(others, lr=config.rate, betas=(config.beta1, config.beta2))
+        super().__init__(groups, {"lr": config.rate})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        inner = (self._muon, self._adamw)[len(self.param_groups)]
+        super().add_param_group(inner.defaults | param_group)
+        self._share()
+
+    def _share(self) -> None:
+        """The two keep their state, and find their rates, in what this optimizer saves."""
+        for inner, group in zip((self._muon, self._adamw), self.param_groups, strict=False):
+            inner.param_groups, inner.state = [group], self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        self._muon.step()
+        self._adamw.step()
+
+
+_IN_LAYER = re.compile(r"\blayers?\.\d+\.")
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:

@@ -1,0 +1,176 @@
+"""Data that is drawn as it is read: scenes, pictures of them, and what is said about them, without end.
+
+Example i follows from the seed and from i alone, so a run that goes on from a checkpoint reads what it would have read.
+A configuration mixes the kinds by their ratios: `{source: questions, form: drawn, ratio: 3}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from minichat.data.example import Example, StoredPicture, Turn, Where
+from minichat.data.formats.stream import Part
+from minichat.errors import SettingsError
+from minichat.scenes import training
+from minichat.scenes.captions import SHORT_REQUESTS, short
+from minichat.scenes.description import READING_REQUESTS, reading
+from minichat.scenes.dialogues import telling
+from minichat.scenes.draw import Style, draw
+from minichat.scenes.outside import OUTSIDE, REQUESTS, outside_picture
+from minichat.scenes.pairs import pair_questions, random_pair
+from minichat.scenes.questions import ALL_KINDS, questions
+from minichat.scenes.world import Scene, random_scene
+
+SIDE = 96  # pixels; a third are drawn larger, for the model's own processor to scale down
+_POOL = 8  # batches: among so many, examples are sorted by length, so that little is padding
+_HARD_KINDS = ("relation", "count") * 3 + ("existence", "position") * 2  # asked more often: slow to learn
+_WHOLE = Part()
+_NUMBERS = (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6)  # of things
+
+
+@dataclass(frozen=True)
+class DrawnPicture(StoredPicture):
+    """A picture that is drawn when it is opened: of `scene`, or, without one, of no drawn shapes at all."""
+
+    source: bytes = b""
+    scene: Scene | None = None
+    seed: int = 0
+
+    def read(self) -> bytes:
+        """It as a PNG file."""
+        file = io.BytesIO()
+        self.open().save(file, "PNG")
+        return file.getvalue()
+
+    def key(self) -> str:
+        return hashlib.sha256(f"{self.scene} {self.seed}".encode()).hexdigest()
+
+    def open(self) -> Image.Image:
+        rng = random.Random(self.seed)
+        if self.scene is None:
+            return outside_picture(rng, SIDE)
+        side = rng.choice((128, 192, 320)) if rng.random() < 0.33 else SIDE
+        return draw(self.scene, side, rng.getrandbits(32), Style.random(rng))
+
+
+Said = tuple[list[training.Turn], Sequence[Scene | None]]  # turns, and the scenes that they number
+
+
+def _scene(rng: random.Random, easy: bool) -> Scene:
+    return random_scene(rng, things=rng.choice((1, 1, 2, 2, 3) if easy else _NUMBERS))
+
+
+def _questions(rng: random.Random, easy: bool) -> Said:
+    """Separate questions about one picture, each of which must be looked up."""
+    scene = _scene(rng, easy)
+    asked = questions(scene, rng, rng.randint(8, 12), ALL_KINDS + _HARD_KINDS)
+    return _one_after_another([(question.text, question.reply) for question in asked]), [scene]
+
+
+def _dialogue(rng: random.Random, easy: bool) -> Said:
+    scene = _scene(rng, easy)
+    return training.training_dialogue(rng, [scene], turns=rng.randint(4, 8), two=0, none=0.04), [scene]
+
+
+def _pair(rng: random.Random, easy: bool) -> Said:
+    """Questions that compare two pictures, or a dialogue about both."""
+    scenes = random_pair(rng)
+    asked = pair_questions(*scenes, rng, 8) if rng.random() < 0.5 else []
+    if not asked:
+        return training.training_dialogue(rng, scenes, turns=rng.randint(3, 8), two=0.9), scenes
+    turns = _one_after_another([(question.text, question.reply) for question in asked])
+    return [training.Turn(turns[0].question, (0, 1), turns[0].reply), *turns[1:]], scenes
+
+
+def _reading(rng: random.Random, easy: bool) -> Said:
+    scene = _scene(rng, easy)
+    return [training.Turn(rng.choice(READING_REQUESTS), (0,), reading(scene))], [scene]
+
+
+def _caption(rng: random.Random, easy: bool) -> Said:
+    """One sentence, as people write under a picture."""
+    scene = _scene(rng, easy)
+    return [training.Turn(rng.choice(SHORT_REQUESTS), (0,), short(scene, rng))], [scene]
+
+
+def _telling(rng: random.Random, easy: bool) -> Said:
+    """A caption, a list, a full description or a story."""
+    scene = _scene(rng, easy)
+    told = telling(scene, rng)
+    return [training.Turn(told.text, (0,), told.reply)], [scene]
+
+
+def _outside(rng: random.Random, easy: bool) -> Said:
+    asked = rng.sample(REQUESTS, rng.randint(1, 4))
+    return _one_after_another([(request, OUTSIDE) for request in asked]), [None]
+
+
+def _one_after_another(said: Sequence[tuple[str, str]]) -> list[training.Turn]:
+    """Turns about one picture, shown with the first."""
+    return [training.Turn(text, () if number else (0,), reply) for number, (text, reply) in enumerate(said)]
+
+
+KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
+    "questions": _questions,
+    "dialogues": _dialogue,
+    "pairs": _pair,
+    "readings": _reading,
+    "captions": _caption,
+    "tellings": _telling,
+    "outside": _outside,
+}
+
+
+class DrawnStream:
+    """Examples of several kinds, mixed.
+
+    Args:
+        ratios: kind → how much of the stream is of it.
+        batch_size: as many that follow one another are of like length.
+        seed: the same seed gives the same examples.
+        easy: so many at the beginning show three things at most.
+
+    Raises `SettingsError` for a kind that does not exist.
+    """
+
+    def __init__(self, ratios: dict[str, float], *, batch_size: int, seed: int = 0, easy: int = 0) -> None:
+        if unknown := sorted(ratios.keys() - KINDS.keys()):
+            raise SettingsError(
+                f"data.train: nothing is drawn of the kind {unknown[0]!r}; there are {', '.join(KINDS)}."
+            )
+        self._kinds, self._ratios = list(ratios), list(ratios.values())
+        self._batch_size, self._seed, self._easy = batch_size, seed, easy
+
+    def scan(self, part: Part = _WHOLE, skip: int = 0) -> Iterator[Example]:
+        """The part's examples from number `skip` on; what is skipped costs nothing."""
+        first = part.index + skip * part.count
+        pool = self._batch_size * _POOL
+        from_here = itertools.chain.from_iterable(self._pool(number) for number in itertools.count(first // pool))
+        return itertools.islice(from_here, first % pool, None, part.count)
+
+    def _pool(self, number: int) -> list[Example]:
+        size = self._batch_size
+        drawn = [self.example(number * size * _POOL + place) for place in range(size * _POOL)]
+        drawn.sort(key=lambda example: sum(len(turn.text) for turn in example.turns))
+        batches = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+        random.Random(f"order {self._seed} {number}").shuffle(batches)
+        return [example for batch in batches for example in batch]
+
+    def example(self, index: int) -> Example:
+        """Example number `index`, before any sorting."""
+        rng = random.Random(f"drawn {self._seed} {index}")
+        (kind,) = rng.choices(self._kinds, self._ratios)
+        said, scenes = KINDS[kind](rng, index < self._easy)
+        where = Where(f"drawn {kind}", 0, index + 1)
+        turns = []
+        for turn in said:
+            shown = [DrawnPicture(f"drawn {index}", b"", scenes[n], rng.getrandbits(32)) for n in turn.pictures]
+            turns += [Turn("user", (*shown, turn.question)), Turn("assistant", (turn.reply,))]
+        return Example(tuple(turns), where)

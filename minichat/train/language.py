@@ -1,0 +1,169 @@
+"""A language model from text alone: what is said about scenes, given in words where a picture will be.
+
+The 32 places of a picture hold its description (`minichat.scenes.description`), each place the sum of its words'
+embeddings. So the model learns to look up what it is asked about, and a Q-Former can learn later to fill these places
+from pixels, through the frozen model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from minichat.data.drawn import DrawnPicture
+from minichat.data.rows import Renderer, Row
+from minichat.disk import write_json
+from minichat.errors import DataError
+from minichat.model.loss import only_at, token_loss
+from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
+from minichat.prompt.render import IGNORED
+from minichat.scenes.description import LEVELS, TOKENS, Bag, description, outside_description
+from minichat.train.config import Config
+from minichat.train.new_parts import NewLanguage
+from minichat.train.vocabulary import train_tokenizer, word_ids
+
+if TYPE_CHECKING:
+    from minichat.data.example import Example, StoredPicture, Where
+    from minichat.train.together import Together
+
+Batch = dict[str, Tensor]
+
+_WORDS_AT_MOST = 5  # in one place
+_EMPTY = -1
+_ROUND = 32  # row lengths come in multiples of it: oneDNN compiles each product anew for each shape
+
+
+class Language:
+    """The next token of replies about described scenes; of a LLaMA that begins with nothing."""
+
+    trainable: ClassVar[tuple[str, ...]] = ("model",)
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        """Raises `SettingsError` for sizes that cannot be."""
+        sizes = config.language or NewLanguage()
+        self._tokenizer = train_tokenizer(sizes.vocabulary, sizes.template, config.seed)
+        self._words = word_ids(self._tokenizer)
+        self._processor = MiniChatProcessor.from_tokenizer_model(
+            self._tokenizer.serialized, image_size=1, template=sizes.template, num_image_tokens=TOKENS
+        )
+        self._noise = sizes.noise
+        torch.manual_seed(config.seed)
+        self.model: Any = LlamaForCausalLM._from_config(_llama(sizes, self._tokenizer), attn_implementation="eager")
+        with torch.no_grad():
+            _spread_places(self.model.get_input_embeddings().weight, self._words)
+        self.model.to(device)
+        self.longest = min(config.data.max_tokens or sizes.context, sizes.context)
+        self.render = Renderer(self._processor, max_length=self.longest)
+
+    def see(
+        self, pictures: Sequence[tuple[Where, StoredPicture]], folder: str, workers: int, together: Together
+    ) -> None:
+        """Nothing: descriptions are not kept."""
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Rows → `input_ids`, `attention_mask` (B, T), `words` (I, 32, 5) and what is learnt at which positions."""
+        longest = -(-max(len(row.ids) for row in rows) // _ROUND) * _ROUND
+        ids = np.zeros((len(rows), longest), np.int64)
+        labels = np.full((len(rows), longest), IGNORED, np.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row.ids)], labels[number, : len(row.ids)] = row.ids, row.labels
+        filled = np.arange(longest) < np.array([len(row.ids) for row in rows])[:, None]
+        after = np.roll(labels, -1, 1)
+        after[:, -1] = IGNORED
+        positions = np.flatnonzero(after != IGNORED)
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(filled.astype(np.int64)),
+            "words": torch.from_numpy(np.stack([self._described(row, p) for row in rows for p in row.pictures] or [])),
+            "positions": torch.from_numpy(positions),
+            "targets": torch.from_numpy(after.ravel()[positions]),
+        }
+
+    def _described(self, row: Row, picture: StoredPicture) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The ids of a description's words (32, 5); −1 where a place has no further word."""
+        if not isinstance(picture, DrawnPicture):
+            raise DataError(f"{row.where}: the stage language learns from what is drawn alone: use `form: drawn`.")
+        words = np.full((TOKENS, _WORDS_AT_MOST), _EMPTY, np.int64)
+        for place, bag in enumerate(_bags(picture)):
+            words[place, : len(bag)] = [self._words[word] for word in bag]
+        return words
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["targets"])
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of the next-token cross-entropies of the targets."""
+        ids, weight = batch["input_ids"], self.model.get_input_embeddings().weight
+        slots = ids.eq(self._processor.image_token_id)  # (B, T)
+        embeds = embedding(ids.masked_fill(slots, 0), weight)  # (B, T, H)
+        places = self._places(weight, batch["words"])  # (I, 32, H)
+        embeds = embeds.masked_scatter(slots.unsqueeze(-1), places.to(embeds.dtype))
+        with only_at(self.model.get_output_embeddings(), batch["positions"]):
+            logits = self.model(inputs_embeds=embeds, use_cache=False).logits  # (1, N, V)
+        return token_loss(logits, batch["targets"], 1)
+
+    def _places(self, weight: Tensor, words: Tensor) -> Tensor:
+        """The sum of each place's words, and some noise: (I, 32, 5) → (I, 32, H)."""
+        told = embedding(words.clamp(min=0), weight) * words.ge(0).unsqueeze(-1)
+        summed: Tensor = told.sum(2)
+        if self.model.training and self._noise:
+            summed = summed + self._noise * weight.detach().square().mean().sqrt() * torch.randn_like(summed)
+        return summed
+
+    def memory(self, rows: int, longest: int) -> int | None:
+        return None
+
+    def answer(self, examples: Sequence[Example]) -> list[str]:
+        """It has no eyes to be asked about a picture."""
+        return ["" for _ in examples]
+
+    def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
+        """A folder that transformers opens, and that `minichat convert --llm` takes."""
+        (out / MODEL_FILE).write_bytes(self._tokenizer.serialized)
+        self._processor.tokenizer.save_pretrained(out)
+        write_json(out / "training.json", dict(facts))
+        self.model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        self.model.to(torch.bfloat16).save_pretrained(out)
+
+
+def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=sizes.width,
+        intermediate_size=sizes.feed_forward,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        max_position_embeddings=sizes.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=0,
+    )
+
+
+def _bags(picture: DrawnPicture) -> list[Bag]:
+    import random
+
+    if picture.scene is None:
+        return outside_description()
+    rng = random.Random(picture.seed)
+    return description(picture.scene, rng if rng.random() < 0.7 else None)
+
+
+def _spread_places(weight: Tensor, words: Mapping[str, int]) -> None:
+    """Words for places begin as sines and cosines of their levels: neighbours alike, in order along each axis."""
+    width = weight.shape[1]
+    rates = torch.pi * 2.0 ** torch.linspace(0, 4.5, width // 2)  # half a wave over the picture to eleven
+    angles = ((torch.arange(LEVELS) + 0.5) / LEVELS)[:, None] * rates
+    code = weight.std() * torch.cat([angles.sin(), angles.cos()], -1)  # (levels, width)
+    for axis in "xy":
+        order = torch.randperm(code.shape[1])
+        for level in range(LEVELS):
+            weight[words[f"<{axis}{level}>"], : code.shape[1]] = code[level, order]

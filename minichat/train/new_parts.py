@@ -1,0 +1,67 @@
+"""What a configuration says of a part that is trained from nothing: its sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minichat.errors import SettingsError
+from minichat.train.typed import need
+
+
+@dataclass(frozen=True)
+class NewVision:
+    """A vision encoder: a ViT as EVA's, smaller."""
+
+    image_size: int = 96
+    """Pixels of a picture's side."""
+    patch_size: int = 8
+    """Pixels of a patch's side."""
+    width: int = 192
+    """Of a patch's vector."""
+    layers: int = 6
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of each; they share the width."""
+    contrast: float = 0.1
+    """Share of the contrast of pictures and captions in the loss, beside what each patch must tell."""
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "width", "layers", "heads"):
+            need(getattr(self, name) > 0, f"vision.{name}", getattr(self, name), "at least 1")
+        need(self.contrast >= 0, "vision.contrast", self.contrast, "0 or more")
+        divides("vision.image_size", self.image_size, "vision.patch_size", self.patch_size)
+        divides("vision.width", self.width, "vision.heads", self.heads)
+
+
+@dataclass(frozen=True)
+class NewLanguage:
+    """A language model: a LLaMA, smaller, and its tokenizer."""
+
+    template: str = "minigpt-v2"
+    """The prompt template, whose delimiters are among what the tokenizer is trained on."""
+    vocabulary: int = 1024
+    """Pieces of the tokenizer."""
+    context: int = 1024
+    """Tokens that it can read."""
+    width: int = 256
+    """Of a token's vector."""
+    feed_forward: int = 688
+    """Of the feed-forward parts."""
+    layers: int = 6
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of each; they share the width."""
+    noise: float = 0.3
+    """Of what stands for a picture, over the size of a word's vector: image tokens will not be exact either."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "context", "width", "feed_forward", "layers", "heads"):
+            need(getattr(self, name) > 0, f"language.{name}", getattr(self, name), "at least 1")
+        need(self.noise >= 0, "language.noise", self.noise, "0 or more")
+        divides("language.width", self.width, "language.heads", self.heads)
+
+
+def divides(name: str, whole: int, part_name: str, part: int) -> None:
+    """Raise `SettingsError` unless `part` divides `whole`."""
+    if whole % part:
+        raise SettingsError(f"{name} is {whole}, which {part_name} ({part}) does not divide: make it a multiple.")

@@ -1,0 +1,104 @@
+"""Data that is drawn as it is read, and what a scene's description tells."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from minichat.data.drawn import KINDS, DrawnPicture, DrawnStream
+from minichat.data.formats.stream import Part
+from minichat.errors import SettingsError
+from minichat.scenes.description import (
+    CELLS,
+    COLUMNS,
+    NONE,
+    ROWS,
+    TOKENS,
+    WORDS,
+    description,
+    outside_description,
+    reading,
+    words_of,
+)
+from minichat.scenes.world import random_scene
+from minichat.train.vocabulary import train_tokenizer, word_ids
+
+ALL = dict.fromkeys(KINDS, 1.0)
+
+
+def first(stream: DrawnStream, count: int, **options: object) -> list[object]:
+    return list(itertools.islice(stream.scan(**options), count))  # type: ignore[arg-type]
+
+
+def test_a_stream_is_entered_anywhere() -> None:
+    stream = DrawnStream(ALL, batch_size=4, seed=3)
+    assert first(stream, 60)[37:] == first(DrawnStream(ALL, batch_size=4, seed=3), 23, skip=37)
+    assert first(stream, 5) != first(DrawnStream(ALL, batch_size=4, seed=4), 5)
+
+
+def test_parts_share_the_stream() -> None:
+    stream = DrawnStream(ALL, batch_size=4)
+    whole = first(stream, 40)
+    assert [first(stream, 20, part=Part(rank, 2)) for rank in (0, 1)] == [whole[0::2], whole[1::2]]
+    assert first(stream, 7, part=Part(1, 2), skip=13) == whole[27::2]
+
+
+def test_no_example_is_lost_by_sorting() -> None:
+    stream = DrawnStream(ALL, batch_size=3, seed=1)
+    drawn = [stream.example(index) for index in range(24)]
+    read = first(stream, 24)
+    assert sorted(read, key=lambda e: e.where.record) == drawn  # type: ignore[attr-defined]
+
+
+def test_easy_scenes_come_first() -> None:
+    stream = DrawnStream({"questions": 1}, batch_size=4, easy=16)
+    counts = [len(p.scene.things) for i in range(80) for p in stream.example(i).pictures]  # type: ignore[attr-defined]
+    assert max(counts[:16]) <= 3 < max(counts[16:])
+
+
+def test_a_drawn_picture_is_always_the_same_picture() -> None:
+    for example in first(DrawnStream(ALL, batch_size=4, seed=5), 20):
+        for picture in example.pictures:  # type: ignore[attr-defined]
+            again = DrawnPicture(picture.name, b"", picture.scene, picture.seed)
+            assert picture.read() == again.read() and picture.key() == again.key()
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(SettingsError, match="'photographs'.*questions"):
+        DrawnStream({"photographs": 1.0}, batch_size=2)
+
+
+@pytest.mark.parametrize("blurred", [False, True])
+def test_a_description_tells_each_thing_where_it_is_and_nothing_else(blurred: bool) -> None:
+    for seed in range(300):
+        scene = random_scene(random.Random(seed))
+        told = description(scene, random.Random(seed) if blurred else None)
+        assert len(told) == TOKENS
+        names = {bag[:3] for bag in told[:CELLS] if bag != (NONE,)}
+        assert names == {(thing.size, thing.colour, thing.shape) for thing in scene.things}
+        own = [int(thing.y * ROWS) * COLUMNS + int(thing.x * COLUMNS) for thing in scene.things]
+        if len(set(own)) == len(own):
+            for thing, cell in zip(scene.things, own, strict=True):
+                assert told[cell][:3] == words_of(thing)[:3]
+        assert told[CELLS][0] == scene.background.kind
+        assert set(told[CELLS][1:]) == set(scene.background.colours)
+
+
+def test_a_reading_spells_the_description() -> None:
+    scene = random_scene(random.Random(0), things=2)
+    text = reading(scene)
+    for bag in description(scene):
+        assert ("".join(bag[3:]) if bag[0] in ("small", "large") else bag[0]) in text
+
+
+def test_each_word_of_a_description_is_one_piece() -> None:
+    ids = word_ids(train_tokenizer(1024, "minigpt-v2"))
+    assert set(ids) == set(WORDS) and len(set(ids.values())) == len(WORDS)
+    assert {word for bag in outside_description() for word in bag} <= set(ids)
+
+
+def test_a_vocabulary_that_is_too_small_is_refused() -> None:
+    with pytest.raises(SettingsError, match="vocabulary is 400"):
+        train_tokenizer(400, "minigpt-v2")
