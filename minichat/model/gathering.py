@@ -17,6 +17,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
 def gather(rows: Tensor) -> Tensor:
     """This process's rows (B, …) → the joined batch's (G, …).
 
@@ -27,7 +32,15 @@ def gather(rows: Tensor) -> Tensor:
 
 def first_row(rows: Tensor) -> int:
     """Where this process's rows begin in the joined batch."""
-    return 0 if processes() == 1 else sum(_sizes(rows)[: dist.get_rank()])
+    return 0 if processes() == 1 else sum(_sizes(rows)[: rank()])
+
+
+def everyones(count: Tensor | int, device: torch.device) -> Tensor:
+    """The sum of `count` over all processes, a scalar on the device."""
+    together = torch.as_tensor(count, device=device, dtype=torch.float32).clone()
+    if processes() > 1:
+        dist.all_reduce(together)
+    return together
 
 
 def longest(length: int, device: torch.device) -> int:
@@ -45,10 +58,7 @@ def mean(total: Tensor, count: Tensor | int) -> Tensor:
     So the mean over processes, and of their gradients (which is what data-parallel training computes), is the joined
     batch's, also where they have unlike numbers of items.
     """
-    together = torch.as_tensor(count, device=total.device, dtype=torch.float32).clone()
-    if processes() > 1:
-        dist.all_reduce(together)
-    return total * processes() / together.clamp(min=1)
+    return total * processes() / everyones(count, total.device).clamp(min=1)
 
 
 def _sizes(rows: Tensor) -> list[int]:
@@ -73,4 +83,4 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         together = gradients[0].contiguous().clone()
         dist.all_reduce(together)
-        return together.split(ctx.sizes)[dist.get_rank()], None
+        return together.split(ctx.sizes)[rank()], None

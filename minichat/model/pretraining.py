@@ -112,11 +112,18 @@ class QFormerPretraining(Blip2PreTrainedModel):
                 f"pixel_values has the shape {tuple(pixel_values.shape)}; "
                 f"this model needs (pictures, 3, {side}, {side}): use its own image processor."
             )
+        if not len(pixel_values):
+            vision = self.config.vision_config
+            return pixel_values.new_zeros(0, 1 + (side // vision.patch_size) ** 2, vision.hidden_size)
         return self.vision_model(pixel_values=pixel_values).last_hidden_state
 
     def query_states(self, patches: Tensor) -> Tensor:
         """Patches (B, 1 + P, W) → what the queries have read of them (B, n, D)."""
-        return self.bridge(patches)
+        return self.bridge(patches) if len(patches) else self._none(self.config.bridge_config.num_query_tokens)
+
+    def _none(self, length: int) -> Tensor:
+        """States (0, length, D) of no pair at all, which transformers' attention cannot compute."""
+        return self.bridge.query_tokens.new_zeros(0, length, self.config.bridge_config.qformer.hidden_size)
 
     def text_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Word pieces (B, T) that see each other, and no picture → (B, T, D)."""
@@ -133,6 +140,8 @@ class QFormerPretraining(Blip2PreTrainedModel):
     def _read(self, sees: Tensor, patches: Tensor | None, input_ids: Tensor) -> Tensor:
         if (length := input_ids.shape[1]) > (most := self.embeddings.position_embeddings.num_embeddings):
             raise PromptError(f"A text has {length} word pieces, but this Q-Former reads at most {most}: cut it.")
+        if not len(input_ids):
+            return self._none(sees.shape[-1])
         queries = None
         if patches is not None:
             patches = self.bridge.ln_vision(patches)
@@ -184,8 +193,10 @@ class QFormerPretraining(Blip2PreTrainedModel):
         image_ids: Tensor | None = None,
         negatives: tuple[Tensor, Tensor] | None = None,
         seed: int = 0,
+        places: Tensor | None = None,
     ) -> Stage1Losses:
-        """The losses of B pairs, the other pairs of the joined batch being their negatives.
+        """The losses of B pairs, the other pairs of the joined batch being their negatives. Of several processes some
+        may have no pair, B = 0.
 
         Args:
             input_ids, attention_mask: texts (B, T), `[CLS]` first, padded on the right.
@@ -194,6 +205,7 @@ class QFormerPretraining(Blip2PreTrainedModel):
             negatives: (B,) indices of the joined batch's pictures, the negative of each text, and (B,) of its texts,
                 the negative of each picture. By default they are drawn.
             seed: what they are drawn with, such as the step's number. The same in all processes.
+            places: (B,) each pair's place in an order of the joined batch that they are drawn by (`hard_negatives`).
 
         Raises `PromptError` unless there are as many pictures as texts, and `ImageError` for pixels of another shape.
         """
@@ -221,7 +233,7 @@ class QFormerPretraining(Blip2PreTrainedModel):
             if "itc" in wanted:
                 itc = self._contrastive_loss(to_texts, to_images, own)
             if negatives is None:
-                negatives = hard_negatives(to_texts.detach(), to_images.detach(), own, seed)
+                negatives = hard_negatives(to_texts.detach(), to_images.detach(), own, seed, places)
         if "itm" in wanted and negatives is not None:
             itm = self._matching_loss(patches, input_ids, attention_mask, *negatives)
         loss = torch.stack([part for part in (itc, itm, itg) if part is not None]).sum()

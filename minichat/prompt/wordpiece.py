@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 from transformers import BertTokenizer, PreTrainedTokenizerBase
 
-from minichat.errors import ModelError, PromptError
+from minichat.disk import new_folder
+from minichat.errors import DataError, ModelError, PromptError, SettingsError
 
 BEGINNING = "[DEC]"
 _FILES = ("vocab.txt", "tokenizer.json")
+_CONTROLS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_SMALLEST = 100  # word pieces: letters and little more
+_AT_ONCE = 1000  # times that a word is handed over in one string
 
 
 def read_wordpiece(folder: Path) -> PreTrainedTokenizerBase:
@@ -33,6 +38,58 @@ def read_wordpiece(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.bos_token is None:
         tokenizer.add_special_tokens({"bos_token": BEGINNING})
     return tokenizer
+
+
+def make_vocabulary(texts: Iterable[str], size: int = 1000) -> list[str]:
+    """At most `size` word pieces that spell these texts well, in BERT's order; without `[DEC]`, which reading adds.
+
+    BERT's five control tokens, the letters (the most frequent, of at most half of the places), each also as the
+    continuation of a word, and what the WordPiece trainer of `tokenizers` merges of them. All is in lower case. The
+    same texts give the same pieces. Raises `SettingsError` for a size without room, `DataError` where there is no text.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    if size < _SMALLEST:
+        raise SettingsError(f"size is {size}; a vocabulary needs at least {_SMALLEST} word pieces.")
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    if not words:
+        raise DataError("There is no text to make a vocabulary of.")
+    counted: Counter[str] = Counter()
+    for word, times in words.items():
+        counted.update(dict.fromkeys(word, times))
+    frequent = sorted(counted, key=lambda letter: (-counted[letter], letter))[: (size - len(_CONTROLS)) // 4]
+    letters = sorted(frequent)
+    # As special tokens, or the trainer would number the continuations in an order that changes from run to run.
+    first = [*_CONTROLS, *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=first,
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
+    )
+    spelled = (
+        f"{word} " * min(_AT_ONCE, times - start)
+        for word, times in sorted(words.items())
+        for start in range(0, times, _AT_ONCE)
+    )
+    tokenizer.train_from_iterator(spelled, trainer)
+    vocabulary = tokenizer.get_vocab()
+    return sorted(vocabulary, key=lambda piece: vocabulary[piece])
+
+
+def write_vocabulary(out: Path, texts: Iterable[str], size: int = 1000) -> int:
+    """Write the new folder `out` with the `vocab.txt` of `make_vocabulary`; returns how many word pieces it has.
+
+    Raises as that does, and `DataError` where `out` is there already.
+    """
+    pieces = make_vocabulary(texts, size)
+    with new_folder(out, DataError) as folder:
+        (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8", newline="\n")
+    return len(pieces)
 
 
 def tokenize(

@@ -38,7 +38,6 @@ from minichat.train.run import (
     places,
     restore,
     save,
-    seed_step,
     tell_progress,
     to_device,
     tokens_of,
@@ -46,6 +45,7 @@ from minichat.train.run import (
     validate_every,
 )
 from minichat.train.schedule import rate_of
+from minichat.train.seeding import seed_step
 from minichat.train.stages import stage_of
 from minichat.train.together import Together
 

@@ -60,7 +60,7 @@ def open_bot(config: ModelConfig, trainable: tuple[str, ...], device: torch.devi
     if config.quantize == "4bit":
         _keep_unpacked(model)
     model.bridge.register_forward_pre_hook(_as_the_bridge)
-    _save_memory(model, config)
+    save_memory(model, config)
     return bot
 
 
@@ -83,7 +83,7 @@ def _as_the_bridge(bridge: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
     return (inputs[0].to(dtype), *inputs[1:])
 
 
-def _save_memory(model: nn.Module, config: ModelConfig) -> None:
+def save_memory(model: nn.Module, config: ModelConfig) -> None:
     """Gradient checkpointing and drop path; both are marked on layers, so they come before `model.train()`."""
     wanted = (("language_model", config.checkpoint_llm), ("vision_model", config.vision_checkpoint))
     for name in (name for name, checkpointed in wanted if checkpointed):

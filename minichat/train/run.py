@@ -200,11 +200,6 @@ def seconds_left(run: Run) -> float:
 # --- meanwhile
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """What is random in a step follows from these three, so that nothing needs to be remembered of it."""
-    torch.manual_seed(((seed * 2**20 + step) * 2**10 + rank) % 2**63)
-
-
 def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 

@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig, PreTrainedTokenizerBase
+from transformers import BertConfig, Blip2VisionConfig, Blip2VisionModel, PreTrainedTokenizerBase
 
-from minichat.errors import ModelError
+from minichat.errors import ModelError, SettingsError
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.pretraining_config import PretrainingConfig
 from minichat.weights.account import Account
+from minichat.weights.blip2 import CONFIGS, add_hugging_face
 from minichat.weights.files import WEIGHTS, find_folder, quiet, read_json, sentence, weight_files
-from minichat.weights.keys import BERT
-from minichat.weights.published import Sizes, add_vision, open_part
+from minichat.weights.keys import BERT, OUR_VIT
+from minichat.weights.projection import is_projection, read_projection
+from minichat.weights.published import Sizes, add_vision, open_part, resize_positions
 from minichat.weights.reading import Checkpoint, read_checkpoint
 from minichat.weights.stage1 import Stage1
+from minichat.weights.zoo import BUILT_IN, KNOWN, find
 
 _PICKLES = "pytorch_model.bin"
 _DECODER = "cls.predictions.decoder."  # the embedding's own rows, where words are tied
@@ -88,6 +91,71 @@ def read_vit(
     names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
     config = add_vision(account, open_part(path, "EVA vision encoder", *names), Sizes(heads, layers, None, image_size))
     return config, {name.removeprefix("vision_model."): account.tensor(name) for name in account.names()}
+
+
+def read_vision(
+    name: str, heads: int | None = None, image_size: int | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A vision encoder from wherever there is one → its configuration and tensors, as from `read_vit`.
+
+    `name` is EVA's original file; a MiniChat model or a trained projection, as `minichat.load` finds them; or the
+    folder or hub id of a BLIP-2, what stage 1 left among them. `heads`: of an EVA file that is not the published one.
+    With another `image_size` the position embeddings are interpolated. Raises `ModelError` and `SettingsError`.
+    """
+    file = Path(name).expanduser()
+    if file.is_file():
+        return read_vit(file, heads, image_size=image_size)
+    if heads is not None:
+        raise SettingsError(f"vision_heads is of an EVA file, but {name!r} is none: it tells its heads itself.")
+    ours = name in BUILT_IN or name in KNOWN or is_projection(file)
+    folder = find(name) if ours else find_folder(name, "The vision encoder", CONFIGS)
+    if is_projection(folder):
+        folder = read_projection(folder).base_folder()
+    account = Account()
+    if read_json(folder, "config.json").get("model_type") == "minichat":
+        config = _add_ours(account, folder if ours else find(name), image_size)
+    else:
+        config, _ = add_hugging_face(account, name, Sizes(image_size=image_size), qformer=False)
+    account.check(_wanted_vision(config))
+    return config, {name.removeprefix("vision_model."): account.tensor(name) for name in account.names()}
+
+
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "qkv_bias",
+)
+
+
+def _add_ours(account: Account, folder: Path, image_size: int | None) -> dict[str, Any]:
+    """Take in a MiniChat model's vision encoder; returns its configuration."""
+    stored = read_json(folder, "config.json").get("vision_config")
+    try:
+        given = Blip2VisionConfig(**stored)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"config.json in {folder.name!r} cannot be used: {sentence(error)}.") from None
+    for file in weight_files(folder):
+        account.add(read_checkpoint(folder / file), OUR_VIT)
+    size = image_size or given.image_size
+    if size % given.patch_size:
+        raise SettingsError(f"image_size is {size}; it must be a multiple of the patch size {given.patch_size}.")
+    if size != given.image_size:
+        resize_positions(account, size // given.patch_size)
+    return {name: getattr(given, name) for name in _SIZES} | {"image_size": size}
+
+
+def _wanted_vision(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a vision encoder's tensors."""
+    with torch.device("meta"):
+        model = Blip2VisionModel(Blip2VisionConfig(**config))
+    shapes = {f"vision_model.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    return {name: shape for name, shape in shapes.items() if not name.startswith("vision_model.post_layernorm.")}
 
 
 def read_bert(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

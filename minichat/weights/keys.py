@@ -144,6 +144,13 @@ HUGGING_FACE_VIT = KeyMap(
     parts={"vision_model.": "vision_model."},
 )
 
+# The vision encoder of a model of ours.
+OUR_VIT = KeyMap(
+    used={},
+    unused=("bridge.*", "projection.*", "language_model.*"),
+    parts={"vision_model.": "vision_model."},
+)
+
 # BLIP-2 after stage 1, with all that stage 2 leaves out (lavis/models/blip2_models/blip2_qformer.py).
 BLIP2_STAGE1 = KeyMap(
     used={
