@@ -23,12 +23,15 @@ from minichat.prompt.render import IGNORED
 from minichat.prompt.template import get_template
 from minichat.train.attention import use_products
 from minichat.train.config import Config
+from minichat.train.language import Language
 from minichat.train.network import open_bot
 from minichat.train.optimizer import trained
 from minichat.train.parts import LastReply, parted
 from minichat.train.prefix import Prefix, shared
+from minichat.train.pretraining import Pretraining
 from minichat.train.replies import ask
 from minichat.train.result import write_result
+from minichat.train.vision import Vision
 
 if TYPE_CHECKING:
     from minichat.chat import MiniChat
@@ -225,7 +228,12 @@ def _with_template(processor: MiniChatProcessor, template: str | None) -> MiniCh
 
 _PROJECTION = {"projection.weight", "projection.bias"}
 
-STAGES: dict[str, Any] = {"replies": Replies}
+STAGES: dict[str, Any] = {
+    "replies": Replies,
+    "pretraining": Pretraining,
+    "vision": Vision,
+    "language": Language,
+}
 
 
 def stage_of(name: str) -> Any:
