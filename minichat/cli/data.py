@@ -203,6 +203,27 @@ def features(
 
 
 @app.command()
+def vocabulary(
+    source: Source,
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    size: Annotated[int, typer.Option("--size", help="Word pieces, at the most.")] = 1000,
+    form: Form = None,
+    images: Images = None,
+    instructions: Instructions = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    question_column: QuestionColumn = None,
+) -> None:
+    """Write a vocabulary like BERT's of the replies, for a Q-Former that begins without BERT."""
+    from minichat.data.formats import read
+    from minichat.prompt.wordpiece import write_vocabulary
+
+    options = _options(form, images, instructions, image_column, text_column, question_column)
+    texts = (reply for example in read(source, **options) for reply in example.replies)
+    typer.echo(f"{write_vocabulary(out, texts, size):,} word pieces are in {out}.", err=True)
+
+
+@app.command()
 def scenes(
     out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
     count: Annotated[int, typer.Option("--count", help="How many samples.")] = 1000,
