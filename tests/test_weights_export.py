@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minichat
-from minichat.errors import ModelError
+from minichat.errors import ModelError, SettingsError
 from minichat.weights.convert import convert
 from minichat.weights.export import export
+from minichat.weights.files import WEIGHTS
 from minichat.weights.projection import write_projection
 from tests.published_files import arguments, publish
 from tests.tiny import noise_picture
@@ -184,3 +185,25 @@ def test_blip2_needs_a_qformer(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="'merges' has no Q-Former"):
         export(str(models["merges"]), "blip2", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("base", ["refers", "holds", "merges"])
+def test_one_folder_holds_all(models: dict[str, Path], tmp_path: Path, base: str) -> None:
+    """A base, its LLM elsewhere and a trained projection become one folder that replies the same."""
+    trained = write_projection(tmp_path / "trained", other(models[base]), str(models[base]))
+    whole = export(str(trained), "minichat", tmp_path / "whole")
+    assert "llm" not in json.loads((whole / "config.json").read_text())
+    before, after = minichat.load(trained, device="cpu"), minichat.load(whole, device="cpu")
+    held = after.model.state_dict()
+    assert all(torch.equal(tensor, held[name]) for name, tensor in before.model.state_dict().items())
+    assert before.caption(**ASK) == after.caption(**ASK)
+
+
+def test_one_folder_in_another_precision(models: dict[str, Path], tmp_path: Path) -> None:
+    stored = load_file(export(str(models["refers"]), "minichat", tmp_path / "half", dtype="bfloat16") / WEIGHTS)
+    kept = {name for name, tensor in stored.items() if tensor.dtype == torch.float32}
+    assert kept == {"projection.weight", "projection.bias"}
+    for wrong in ("projection", "blip2"):
+        with pytest.raises(SettingsError, match="--dtype is for --format minichat"):
+            export(str(models["refers"]), wrong, tmp_path / "other", dtype="bfloat16")
+    assert not (tmp_path / "other").exists()

@@ -17,6 +17,13 @@ app = commands()
 class Format(StrEnum):
     projection = "projection"
     blip2 = "blip2"
+    minichat = "minichat"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 @app.command()
@@ -80,17 +87,22 @@ def convert(
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A known name, a folder, or a hub id.")],
     form: Annotated[
-        Format, typer.Option("--format", help="projection: the trained part alone; blip2: for plain transformers.")
+        Format,
+        typer.Option(
+            "--format",
+            help="projection: the trained part alone; blip2: for plain transformers; minichat: all in one folder.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
     verify: Annotated[
         bool, typer.Option("--verify", help="Record hashes of all that the projection belongs to, to be checked later.")
     ] = False,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Of --format minichat; default: as stored.")] = None,
 ) -> None:
-    """Write a model's trained projection, or the whole model for other programs."""
+    """Write a model's trained projection, the whole model in one folder, or that for other programs."""
     from minichat.weights.export import export as write
 
-    write(model, form.value, out, verify)
+    write(model, form.value, out, verify, dtype.value if dtype else None)
     typer.echo(f"It is in {out}.", err=True)
 
 

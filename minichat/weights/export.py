@@ -2,34 +2,132 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from minichat.disk import new_folder
+from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError, SettingsError
 from minichat.weights.files import check_header, quiet, read_json, weight_files
 from minichat.weights.projection import export_projection, is_projection, read_projection
+from minichat.weights.writing import Entry
 from minichat.weights.zoo import find
 
-FORMATS = ("projection", "blip2")
+if TYPE_CHECKING:
+    from minichat.model import MiniChatConfig
+    from minichat.weights.reading import Checkpoint
+
+FORMATS = ("projection", "blip2", "minichat")
+DTYPES = ("float32", "bfloat16", "float16")
+#: What a model's folder holds beside its weights and config.json.
+_BESIDE = (
+    "chat_template.jinja",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "projection.": "language_projection.", "bridge.": ""}
 
 
-def export(model: str, form: str, out: Path, verify: bool = False) -> Path:
+def export(model: str, form: str, out: Path, verify: bool = False, dtype: str | None = None) -> Path:
     """Write a model (a known name, a folder or a hub id) to the new folder `out`, whole or not at all.
 
-    `form`: "projection", the trained part alone; or "blip2", a whole `Blip2ForConditionalGeneration`. `verify` records
-    hashes of everything that the projection belongs to; a BLIP-2 has no place for them. Raises
+    `form`: "projection", the trained part alone; "blip2", a whole `Blip2ForConditionalGeneration`; or "minichat", a
+    whole model of ours, LLM and trained projection in it. `verify` records hashes of everything that the projection
+    belongs to; the others have no place for them. `dtype`: of a "minichat"; None: as its parts are stored. Raises
     `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another form.
     """
     if form not in FORMATS:
         raise SettingsError(f"format is {form!r}; it must be one of {', '.join(FORMATS)}.")
+    if verify and form != "projection":
+        raise SettingsError("--verify is for --format projection: the other formats have no place for hashes.")
+    if dtype is not None and form != "minichat":
+        raise SettingsError("--dtype is for --format minichat: the other formats keep what is stored.")
     if form == "projection":
         return export_projection(model, out, verify)
-    if verify:
-        raise SettingsError("--verify is for --format projection: a BLIP-2's folder has no place for hashes.")
-    return export_blip2(model, out)
+    return export_blip2(model, out) if form == "blip2" else export_minichat(model, out, dtype)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A model's folder, its configuration, and where each of its tensors is stored, by what name."""
+
+    folder: Path
+    config: MiniChatConfig
+    tensors: dict[str, tuple[Checkpoint, str]]
+
+    def entry(self, name: str, written: str, change: Callable[[Any], Any] = lambda tensor: tensor) -> Entry:
+        checkpoint, stored = self.tensors[name]
+        return Entry(written, checkpoint.plain(stored).nbytes, lambda: change(checkpoint[stored]))
+
+
+def _hold(model: str) -> _Held:
+    """Open a model's files: its own, its LLM's and its projection's; only headers are read."""
+    from minichat.model import MiniChatConfig
+    from minichat.weights.llm import referred_llm
+    from minichat.weights.reading import read_checkpoint
+
+    folder, trained = find(model), None
+    if is_projection(folder):
+        trained = read_projection(folder)
+        folder = trained.base_folder()
+        trained.check(folder)
+    if (kind := read_json(folder, "config.json").get("model_type")) != "minichat":
+        raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not 'minichat'.")
+    with quiet():
+        config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+    held: dict[str, tuple[Checkpoint, str]] = {}
+    if config.llm:
+        llm = referred_llm(config.llm, folder.name)
+        held |= {f"language_model.{name}": (checkpoint, name) for name, checkpoint in llm.tensors().items()}
+    for file in weight_files(folder):
+        check_header(folder, file)
+        checkpoint = read_checkpoint(folder / file)
+        held |= {name: (checkpoint, name) for name in checkpoint}
+    if trained is not None:
+        held |= {f"projection.{name}": (trained.checkpoint, name) for name in ("weight", "bias")}
+    return _Held(folder, config, held)
+
+
+def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
+    """A folder of our own that refers to no other: vision side, projection and LLM together.
+
+    `dtype`: "float32", "bfloat16" or "float16" for all but the projection, which stays as it is; None: nothing changes.
+    """
+    import torch
+
+    from minichat.model import MiniChatForConditionalGeneration
+    from minichat.weights.writing import write_tensors
+
+    if dtype is not None and dtype not in DTYPES:
+        raise SettingsError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    held = _hold(model)
+    with torch.device("meta"):
+        network = MiniChatForConditionalGeneration(held.config)
+    _check_whole(held.folder, network, held.tensors)
+
+    def cast(tensor: Any) -> Any:
+        return tensor.to(getattr(torch, dtype)) if dtype and tensor.is_floating_point() else tensor
+
+    kept = {"projection.weight", "projection.bias"}
+    entries = [
+        held.entry(name, name) if name in kept else held.entry(name, name, cast) for name in sorted(held.tensors)
+    ]
+    config = read_json(held.folder, "config.json")
+    config.pop("llm", None)
+    with new_folder(out, ModelError) as made:
+        for file in held.folder.iterdir():
+            if file.is_file() and file.name in _BESIDE:
+                shutil.copy(file, made / file.name)
+        write_tensors(made, entries)
+        write_json(made / "config.json", config)
+    return out
 
 
 def export_blip2(model: str, out: Path) -> Path:
@@ -42,45 +140,24 @@ def export_blip2(model: str, out: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, Blip2Config, GenerationConfig
 
-    from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
-    from minichat.weights.llm import referred_llm
-    from minichat.weights.reading import Checkpoint, read_checkpoint
-    from minichat.weights.writing import Entry, write_tensors
+    from minichat.model import MiniChatForConditionalGeneration
+    from minichat.weights.writing import write_tensors
 
-    folder, trained = find(model), None
-    if is_projection(folder):
-        trained = read_projection(folder)
-        folder = trained.base_folder()
-        trained.check(folder)
-    if (kind := read_json(folder, "config.json").get("model_type")) != "minichat":
-        raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not 'minichat'.")
-    with quiet():
-        config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+    held = _hold(model)
+    folder, config = held.folder, held.config
     if config.bridge_config.kind != "qformer":
         raise ModelError(f"{folder.name!r} has no Q-Former, which BLIP-2 needs: export its projection instead.")
-    held: dict[str, tuple[Checkpoint, str]] = {}
-    if config.llm:
-        llm = referred_llm(config.llm, folder.name)
-        held |= {f"language_model.{name}": (checkpoint, name) for name, checkpoint in llm.tensors().items()}
-    for file in weight_files(folder):
-        check_header(folder, file)
-        checkpoint = read_checkpoint(folder / file)
-        held |= {name: (checkpoint, name) for name in checkpoint}
-    if trained is not None:
-        held |= {f"projection.{name}": (trained.checkpoint, name) for name in ("weight", "bias")}
     with torch.device("meta"):
         network = MiniChatForConditionalGeneration(config)
-    _check_whole(folder, network, held)
+    _check_whole(folder, network, held.tensors)
     rows = config.image_token_index + 1 - config.text_config.vocab_size
     grown = _vocabulary_tensors(network) if rows > 0 else set()
-
-    def maker(name: str) -> Callable[[], Any]:
-        checkpoint, stored = held[name]
-        if name in grown:
-            return lambda: _with_rows(checkpoint[stored], rows)
-        return lambda: checkpoint[stored]
-
-    entries = [Entry(_renamed(name), held[name][0].plain(held[name][1]).nbytes, maker(name)) for name in sorted(held)]
+    entries = [
+        held.entry(name, _renamed(name), lambda tensor: _with_rows(tensor, rows))
+        if name in grown
+        else held.entry(name, _renamed(name))
+        for name in sorted(held.tensors)
+    ]
     text = config.text_config.to_dict() | {"vocab_size": config.text_config.vocab_size + max(0, rows)}
     theirs = Blip2Config(
         vision_config=config.vision_config.to_dict(),

@@ -1,0 +1,118 @@
+"""The stages that begin with nothing: a vision encoder, and a language model from text alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from minichat.data.drawn import DrawnStream
+from minichat.data.example import Example, StoredPicture, Turn, Where
+from minichat.errors import DataError, SettingsError
+from minichat.train.config import Config, read_config
+from minichat.train.language import Language
+from minichat.train.loop import train
+from minichat.train.sight import labels
+from minichat.train.vision import Vision
+from minichat.weights.begin import read_vision
+from minichat.weights.convert import convert
+
+CPU = torch.device("cpu")
+ROAD = Path(__file__).parent.parent / "train_configs" / "tiny"
+SMALL = {
+    "0a_vision": ["vision.width=24", "vision.layers=1", "vision.heads=2"],
+    "0b_language": ["language.width=24", "language.feed_forward=48", "language.layers=1", "language.heads=2"],
+}
+STAGES = list(SMALL)
+
+
+def config(name: str, out: Path, *more: str) -> Config:
+    always = [f"out={out}", "run.batch_size=4", "run.steps=4", "run.save_every=2", "model.dtype=float32"]
+    return read_config(ROAD / f"{name}.yaml", [*always, *SMALL[name], *more])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(tmp_path: Path, name: str) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config(name, whole))
+    train(config(name, parts, "run.steps=4"))
+    for file in [*parts.glob("*.safetensors"), parts / "config.json", *parts.glob("checkpoints/*4*")]:
+        if file.is_dir():
+            for inner in file.iterdir():
+                inner.unlink()
+            file.rmdir()
+        else:
+            file.unlink()
+    assert train(config(name, parts), resume=True).step == 4
+    before, after = (load_file(folder / "model.safetensors") for folder in (whole, parts))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_language_model_is_one_that_others_load_and_that_convert_takes(tmp_path: Path) -> None:
+    train(config("0a_vision", tmp_path / "vision"))
+    train(config("0b_language", tmp_path / "language"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "language").config.hidden_size == 24
+    sizes, tensors = read_vision(str(tmp_path / "vision"))
+    assert sizes["hidden_size"] == 24
+    stored = load_file(tmp_path / "vision" / "model.safetensors")
+    assert all(torch.equal(tensor, stored[f"vision_model.{key}"]) for key, tensor in tensors.items())
+    llm = str(tmp_path / "language")
+    out = convert(tmp_path / "m", llm=llm, template="minigpt-v2", blip2=str(tmp_path / "vision"), no_qformer=True)
+    assert (out / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_loss_is_a_sum_over_what_is_counted(tmp_path: Path, name: str) -> None:
+    """Halves of a batch add up to the whole: the same whatever the parts in which gradients are accumulated."""
+    settings = config(name, tmp_path, *(["vision.contrast=0"] if name == "0a_vision" else ["language.noise=0"]))
+    stage: Any = (Vision if name == "0a_vision" else Language)(settings, CPU)
+    stage.model.eval()
+    stream = DrawnStream({"questions": 1, "outside": 1} if name == "0b_language" else {"captions": 1}, batch_size=4)
+    rows = [stage.render(stream.example(index)) for index in range(6)]
+    batches = [stage.collate(some) for some in (rows, rows[:2], rows[2:])]
+    whole, *halves = (stage.loss(batch).item() for batch in batches)
+    assert whole == pytest.approx(sum(halves), rel=1e-5)
+    assert stage.count(batches[0]) == stage.count(batches[1]) + stage.count(batches[2])
+
+
+def test_the_language_model_learns_what_is_described_not_what_is_drawn(tmp_path: Path) -> None:
+    """With other words in the places of a picture the loss is another; its pixels are never looked at."""
+    stage = Language(config("0b_language", tmp_path, "language.noise=0"), CPU)
+    stage.model.eval()
+    row = stage.render(DrawnStream({"readings": 1}, batch_size=1).example(0))
+    batch = stage.collate([row])
+    assert "pixel_values" not in batch
+    other = batch | {"words": batch["words"].roll(1, 1)}
+    assert stage.loss(batch).item() != stage.loss(other).item()
+
+
+def test_patches_tell_what_they_show() -> None:
+    stream = DrawnStream({"captions": 1}, batch_size=1, seed=2)
+    scene = stream.example(3).pictures[0].scene  # type: ignore[attr-defined]
+    told = labels(scene, 12)
+    for thing in scene.things:
+        patch = int(thing.y * 12) * 12 + int(thing.x * 12)
+        here = (told["x"][patch], told["y"][patch])
+        assert here == (int(thing.x * 30), int(thing.y * 30))
+    assert told["count"] == len(scene.things)
+    assert set(labels(None, 12)["shape"]) == {-100}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_is_not_drawn_is_refused(tmp_path: Path, name: str) -> None:
+    stage: Any = (Vision if name == "0a_vision" else Language)(config(name, tmp_path), CPU)
+    picture = StoredPicture("a.png", b"")
+    example = Example((Turn("user", (picture, "What is it?")), Turn("assistant", ("A star.",))), Where("a.jsonl", 1))
+    with pytest.raises(DataError, match="a.jsonl:1: .*form: drawn"):
+        stage.collate([stage.render(example)])
+
+
+def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"vision.width is 25.*vision.heads \(2\)"):
+        config("0a_vision", tmp_path, "vision.width=25")
+    with pytest.raises(SettingsError, match="language is for the stage language"):
+        config("0a_vision", tmp_path, "language.width=24")
