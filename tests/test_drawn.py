@@ -66,7 +66,7 @@ def test_a_drawn_picture_is_always_the_same_picture() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(SettingsError, match="'photographs'.*questions"):
+    with pytest.raises(SettingsError, match=r"'photographs'.*questions"):
         DrawnStream({"photographs": 1.0}, batch_size=2)
 
 

@@ -107,7 +107,7 @@ def test_what_is_not_drawn_is_refused(tmp_path: Path, name: str) -> None:
     stage: Any = (Vision if name == "0a_vision" else Language)(config(name, tmp_path), CPU)
     picture = StoredPicture("a.png", b"")
     example = Example((Turn("user", (picture, "What is it?")), Turn("assistant", ("A star.",))), Where("a.jsonl", 1))
-    with pytest.raises(DataError, match="a.jsonl:1: .*form: drawn"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: .*form: drawn"):
         stage.collate([stage.render(example)])
 
 
