@@ -1,4 +1,4 @@
-"""MiniChat: talk about pictures with a MiniGPT-4-style model, teach it, and caption folders of pictures.
+"""MiniChat: talk about pictures with a MiniGPT-4-style model, teach it, caption folders of pictures and search them.
 
 The public names are imported when they are first used, so that `import minichat` costs nothing: no torch, no
 transformers. It only makes transformers' Auto classes able to find `model_type: minichat` (see `minichat.auto`).
@@ -15,6 +15,7 @@ from minichat import auto
 
 if TYPE_CHECKING:
     from minichat import images as images
+    from minichat import search as search
     from minichat.chat import ChatSession as ChatSession
     from minichat.chat import MiniChat as MiniChat
     from minichat.errors import ContextError as ContextError
@@ -47,12 +48,12 @@ _HOMES = {
     "DataError": "minichat.errors",
 }
 
-__all__ = ["__version__", "images", *_HOMES]  # noqa: PLE0604 (names, all of them)
+__all__ = ["__version__", "images", "search", *_HOMES]  # noqa: PLE0604 (names, all of them)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "images":
-        return import_module("minichat.images")
+    if name in ("images", "search"):
+        return import_module(f"minichat.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'minichat' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -97,6 +97,8 @@ def _check_files(folder: Path) -> dict[str, str] | None:
     """
     config = read_json(folder, "config.json")
     kind = config.get("model_type")
+    if config.get("architectures") == ["Blip2ForImageTextRetrieval"]:
+        raise ModelError(f"{folder.name!r} is no chat model: it finds pictures (minichat search).")
     if kind != "minichat":
         raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not 'minichat': convert it first.")
     reference = config.get("llm")

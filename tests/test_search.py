@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import minichat
 from minichat import cli, images
 from minichat.errors import DataError, ImageError, ModelError, PromptError, SettingsError
 from minichat.prompt.wordpiece import read_wordpiece, tokenize
@@ -352,7 +353,7 @@ def test_indexing_that_is_stopped_goes_on(stage1, reader, folder, where, tmp_pat
     check_up_to_date(index, reader, folder, tmp_path / "anew")
 
 
-@pytest.mark.parametrize("moment", range(0, 40, 3))
+@pytest.mark.parametrize("moment", range(0, 30, 3))
 def test_killed_at_any_write_the_index_is_whole(stage1, reader, folder, where, tmp_path, moment):
     """A process that is forked and killed at a statement of its own, whichever it is."""
     opened(folder, reader, where)
@@ -408,6 +409,12 @@ def test_two_at_once(stage1, reader, folder, where, tmp_path):
     assert [len(each) for each in found] == [29, 29]
     assert sum(own.seen for own in readers) == 29
     check_alike(found[0].find("star", 50), found[1].find("star", 50))
+
+
+def test_a_model_that_finds_is_told_from_one_that_chats(model):
+    with pytest.raises(ModelError, match=r"no chat model: it finds pictures .minichat search."):
+        minichat.load(model)
+    assert minichat.search.Index is Index
 
 
 # --- contact sheet

@@ -453,8 +453,8 @@ def test_a_name_that_is_not_known_lists_what_is_close() -> None:
         ("minigpt4-vicuna", "did you mean 'minigpt4-vicuna-7b' or 'minigpt4-vicuna-13b'"),
         ("MiniGPT4-Llama2-7B", "did you mean 'minigpt4-llama2-7b'"),
         ("tiny", "did you mean 'minichat-tiny'"),
-        ("xyz", "minichat-tiny, minigpt4-vicuna-7b, minigpt4-vicuna-13b, minigpt4-llama2-7b"),
-        ("", "minichat-tiny, minigpt4-vicuna-7b, "),
+        ("xyz", "minichat-tiny, minichat-tiny-stage1, minigpt4-vicuna-7b, minigpt4-vicuna-13b, minigpt4-llama2-7b"),
+        ("", "minichat-tiny, minichat-tiny-stage1, minigpt4-vicuna-7b, "),
     ]:
         with pytest.raises(ModelError, match=f"no known name .{re.escape(close)}"):
             find(name)
@@ -497,8 +497,9 @@ def test_models_lists_them(hub: StandInHub, published: Published, tmp_path: Path
         return {row["name"]: row for row in map(json.loads, result.stdout.splitlines())}
 
     before = rows()
-    assert list(before) == ["minichat-tiny", *zoo.KNOWN]
-    assert [name for name, row in before.items() if row["here"]] == ["minichat-tiny"]
+    built_in = ["minichat-tiny", *(name for name in zoo.BUILT_IN_STAGE1 if (zoo.ASSETS / name).is_dir())]
+    assert list(before) == [*built_in, *zoo.KNOWN]
+    assert [name for name, row in before.items() if row["here"]] == built_in
     large = before["minigpt4-vicuna-7b"]
     assert large["disk"] == large["download"] + KNOWN["minigpt4-vicuna-7b"].folder
     assert 13e9 < large["memory"]["4bit"] * 2 < large["memory"]["bfloat16"] * 1.1
@@ -507,7 +508,7 @@ def test_models_lists_them(hub: StandInHub, published: Published, tmp_path: Path
     ]  # fmt: skip
     assert hub.requests == []
     find("small-qformer")
-    assert [name for name, row in rows().items() if row["here"]] == ["minichat-tiny", "small-qformer"]
+    assert [name for name, row in rows().items() if row["here"]] == [*built_in, "small-qformer"]
     shown = CliRunner().invoke(cli.app, ["models"])
     assert "minigpt4-llama2-7b: not fetched yet\n  template    llama2\n" in shown.stdout
     assert "small-qformer: here\n" in shown.stdout

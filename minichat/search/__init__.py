@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from minichat.search.index import Hit, Index, Skipped
+from minichat.search.index import RERANK, TOP, Hit, Index, Skipped
 from minichat.search.reader import DEFAULT, Reader, load_reader
 from minichat.search.sheet import contact_sheet
 
-__all__ = ["DEFAULT", "Hit", "Index", "Reader", "Skipped", "contact_sheet", "load_reader"]
+__all__ = ["DEFAULT", "RERANK", "TOP", "Hit", "Index", "Reader", "Skipped", "contact_sheet", "load_reader"]

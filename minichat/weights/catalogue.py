@@ -8,7 +8,7 @@ from typing import Any
 from minichat.memory import CONTEXT, QUANTIZED, estimate, gib
 from minichat.model import MiniChatConfig
 from minichat.weights.fetch import files_folder, gigabytes, is_here, shown
-from minichat.weights.zoo import BUILT_IN, KNOWN, KnownModel, PublishedFile, Repository, find
+from minichat.weights.zoo import ASSETS, BUILT_IN, BUILT_IN_STAGE1, KNOWN, KnownModel, PublishedFile, Repository, find
 
 _OWN_LICENCE = "BSD 3-Clause"
 
@@ -30,7 +30,7 @@ class Entry:
 
     name: str
     here: bool
-    template: str
+    template: str  # empty for a model that does not chat
     licence: str  # in short, of all parts together
     parts: tuple[Part, ...]
     download: int  # what is fetched, once
@@ -42,7 +42,8 @@ class Entry:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [("template", self.template), ("licence", self.licence)]
+        use = ("template", self.template) if self.template else ("use", "finds pictures: minichat search")
+        rows = [use, ("licence", self.licence)]
         label = ""
         for part in self.parts:
             size = "" if part.bytes is None else f", {gigabytes(part.bytes)}"
@@ -52,14 +53,16 @@ class Entry:
             rows.append(("download", gigabytes(self.download)))
         rows.append(("disk", gigabytes(self.disk)))
         needs = [f"{precision} {gib(size)}" for precision, size in self.memory.items()]
-        rows.append(("memory", f"{', '.join(needs)} (on a GPU, {CONTEXT:,} tokens)"))
+        if needs:
+            rows.append(("memory", f"{', '.join(needs)} (on a GPU, {CONTEXT:,} tokens)"))
         head = f"{self.name}: {'here' if self.here else 'not fetched yet'}"
         return "\n".join([head, *(f"  {what:<12}{text}" for what, text in rows)])
 
 
 def catalogue() -> list[Entry]:
     """The built-in models and the known ones. Nothing is fetched."""
-    return [*map(_built_in, BUILT_IN), *map(_known, KNOWN.values())]
+    finders = (name for name in BUILT_IN_STAGE1 if (ASSETS / name).is_dir())
+    return [*map(_built_in, BUILT_IN), *map(_finder, finders), *map(_known, KNOWN.values())]
 
 
 def hint() -> str:
@@ -75,6 +78,11 @@ def _built_in(name: str) -> Entry:
     size = sum(file.stat().st_size for file in folder.iterdir())
     config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
     return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
+
+
+def _finder(name: str) -> Entry:
+    size = sum(file.stat().st_size for file in find(name).iterdir())
+    return Entry(name, True, "", _OWN_LICENCE, (), 0, size, {})
 
 
 def _known(model: KnownModel) -> Entry:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = ("minichat-tiny",)
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
+ASSETS = Path(str(resources.files("minichat"))) / "assets"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # of a repository on the hub; nothing that could run
 
 
@@ -188,7 +189,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(name)
     if text in BUILT_IN or text in BUILT_IN_STAGE1:
-        folder = Path(str(resources.files("minichat"))) / "assets" / text
+        folder = ASSETS / text
         if not folder.is_dir():
             raise ModelError(f"The built-in model {text!r} is not in this installation: install minichat anew.")
         return folder

@@ -1,0 +1,121 @@
+"""How often and how fast `minichat search` finds the right picture: `python -m benchmarks.search`.
+
+Held-out scenes, no two of which name the same things on the same background, are drawn into a folder, with some damaged
+files among them. Their index is made; then captions of some of them are searched for, one after the other, by contrast
+alone and with the best re-ranked, and pictures by another drawing of their scene. Answers are timed in the process that
+has the model loaded, and once as a command of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minichat.evaluate.retrieval import Gallery
+from minichat.evaluate.scenes import DRAWINGS, Drawn
+from minichat.search import DEFAULT, RERANK, Hit, Index, load_reader
+
+DAMAGED = 20
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The place of each right picture, from 1 (None: not among the ten shown), and the seconds of each answer."""
+
+    places: tuple[int | None, ...]
+    seconds: tuple[float, ...]
+
+    def row(self, name: str) -> str:
+        first = sum(place == 1 for place in self.places) / len(self.places)
+        shown = sum(place is not None for place in self.places) / len(self.places)
+        median, worst = statistics.median(self.seconds), max(self.seconds)
+        return f"| {name} | {first:.1%} | {shown:.1%} | {median:.3f} | {worst:.3f} |"
+
+
+def draw(gallery: Gallery, folder: Path) -> list[Path]:
+    """Each picture's file, and some that are cut off or no pictures at all."""
+    paths = [folder / f"{number % 20:02}" / f"{number:05}.png" for number in range(len(gallery.pictures))]
+    for path, picture in zip(paths, gallery.pictures, strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.open().save(path)
+    for number, path in enumerate(paths[:DAMAGED]):
+        content = path.read_bytes()
+        damaged = content[: len(content) // 2] if number % 2 else bytes(random.Random(number).randbytes(500))
+        path.with_name(f"damaged {number}.png").write_bytes(damaged)
+    return paths
+
+
+def ask(find: Callable[[int], Sequence[Hit]], wanted: Sequence[int], paths: Sequence[Path]) -> Answers:
+    """Ask for each wanted picture by its number."""
+    places: list[int | None] = []
+    seconds = []
+    for number in wanted:
+        start = time.perf_counter()
+        found = [hit.path for hit in find(number)]
+        seconds.append(time.perf_counter() - start)
+        places.append(found.index(paths[number]) + 1 if paths[number] in found else None)
+    return Answers(tuple(places), tuple(seconds))
+
+
+def again(scene: Drawn) -> Drawn:
+    """The same scene, drawn larger and in other shades."""
+    return Drawn(scene.scene, scene.seed + 1_000_003, DRAWINGS["400 pixels"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT, help="a known name, a folder or a hub id")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--rerank", type=int, default=RERANK)
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes")
+    options = parser.parse_args()
+    gallery = Gallery.of_scenes(options.pictures, options.seed)
+    wanted = sorted(random.Random(options.seed).sample(range(options.pictures), options.queries))
+    texts = [text for _, text in gallery.texts]
+    redrawn = {number: again(each).open() for number in wanted if isinstance(each := gallery.pictures[number], Drawn)}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, where = Path(temporary, "pictures"), Path(temporary, "index")
+        paths = draw(gallery, folder)
+        start = time.perf_counter()
+        reader = load_reader(options.model, options.device, options.dtype)
+        loading = time.perf_counter() - start
+        start = time.perf_counter()
+        index = Index.open(folder, reader, where=where)
+        indexing = time.perf_counter() - start
+        start = time.perf_counter()
+        index = Index.open(folder, reader, where=where)
+        opening = time.perf_counter() - start
+        contrast = ask(lambda number: index.find(texts[number], rerank=0), wanted, paths)
+        matched = ask(lambda number: index.find(texts[number], rerank=options.rerank), wanted, paths)
+        alike = ask(lambda number: index.find_image(redrawn[number]), wanted, paths)
+        command = [sys.executable, "-m", "minichat", "search", texts[wanted[0]], str(folder), "--index", str(where)]
+        command += ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
+        start = time.perf_counter()
+        code = subprocess.run(command, check=False, capture_output=True).returncode
+        whole = time.perf_counter() - start
+        size = index.file.stat().st_size
+    print(f"{len(index):,} pictures, {options.queries} queries, {len(index.skipped)} damaged files left out.\n")
+    print("| query | found first | among ten | seconds, median | worst |")
+    print("|---|---|---|---|---|")
+    print(contrast.row("a caption, by contrast"))
+    print(matched.row(f"a caption, {options.rerank} re-ranked"))
+    print(alike.row("another drawing of the scene"))
+    print(
+        f"\nIndexing took {indexing:.1f} s and the index {size / 2**20:.1f} MiB; to open it again took {opening:.2f} s."
+    )
+    print(f"As a command of its own an answer took {whole:.1f} s (exit code {code}), {loading:.1f} s of it to load.")
+
+
+if __name__ == "__main__":
+    main()
