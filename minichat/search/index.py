@@ -20,7 +20,6 @@ from minichat.caption.files import find_pictures
 from minichat.disk import locked
 from minichat.errors import DataError, ModelError, PromptError, SettingsError
 from minichat.model.pretraining import QFormerPretraining
-from minichat.model.retrieval import rerank as reranked
 from minichat.search.opening import Opened, open_all, state
 from minichat.search.reader import DEFAULT, Reader, Words, load_reader
 from minichat.search.store import Store, Table, Writer
@@ -32,6 +31,7 @@ TOP = 10
 RERANK = 32  # so many of the most similar are matched
 _FORMAT = "minichat-search-1"
 _KEPT = 64 * 1024  # bytes: patches that take no more are kept, larger ones are computed again when they are matched
+_MATCHED = 64  # pairs that are matched at a time
 _AT_ONCE = 4096  # pictures that are compared at a time
 
 
@@ -173,8 +173,8 @@ class Index:
         Args:
             text: what is to be seen; what is longer than the Q-Former can read is cut.
             top: how many.
-            rerank: so many of the most similar, and at least `top`, are matched and put in the order of similarity +
-                matching logit; 0: none is.
+            rerank: so many of the most similar, and at least `top`, are matched and put in the order of the
+                probability that they do; 0: none is.
 
         A picture that must be read again to be matched, and cannot be any more, is left out. Raises `PromptError` for a
         text without words, `SettingsError` for a number out of range.
@@ -185,10 +185,10 @@ class Index:
             raise PromptError("The words to search for are empty: say what is to be seen.")
         table, words = self._table, self.reader.words([text])
         similarity = _to_best_query(table, self.reader.read(words)[0].cpu())
-        matching = _Matching(self, table, words)
-        order = reranked(similarity[None], matching, max(rerank, top) if rerank else 0)[0].tolist()
-        there = [row for row in order if row not in matching.gone][:top]
-        return [self._hit(table, row, similarity, matching.chances.get(row)) for row in there]
+        order = similarity.argsort(descending=True, stable=True)
+        count = max(rerank, top) if rerank else 0
+        hits = self._matched(table, order[:count], similarity, words)
+        return [*hits, *(self._hit(table, row, similarity) for row in order[count : count + top].tolist())][:top]
 
     def find_image(self, picture: Source, top: int = TOP) -> list[Hit]:
         """The `top` pictures that are most like this one, best first; nothing is matched.
@@ -215,6 +215,27 @@ class Index:
                 kept[place] = None if each.pixels is None else next(seen)
         return kept
 
+    def _matched(self, table: Table, rows: Tensor, similarity: Tensor, words: Words) -> list[Hit]:
+        """What a text matches best of some files, best first; those that cannot be read any more are left out."""
+        odds = torch.cat([self._odds(table, part, words) for part in rows.split(_MATCHED)])
+        there = odds > -torch.inf
+        best = odds[there].argsort(descending=True, stable=True)
+        chances = zip(rows[there][best].tolist(), odds[there][best].sigmoid().tolist(), strict=True)
+        return [self._hit(table, row, similarity, chance) for row, chance in chances]
+
+    def _odds(self, table: Table, rows: Tensor, words: Words) -> Tensor:
+        """The logarithm of the odds that a text and each file (M,) match (M,): −∞ for a file that cannot be read."""
+        odds = torch.full((len(rows),), -torch.inf)
+        found = self.patches(table, rows.tolist())
+        there = [place for place, patches in enumerate(found) if patches is not None]
+        if there:
+            here = self.reader.model
+            patches = torch.stack([each.to(here.device, here.dtype) for each in found if each is not None])
+            many = {name: ids.expand(len(there), -1) for name, ids in words.items()}
+            logits = self.reader.match(patches, many).cpu()
+            odds[there] = logits[:, 1] - logits[:, 0]
+        return odds
+
     def _path(self, name: bytes) -> Path:
         return self.folder / os.fsdecode(name)
 
@@ -235,28 +256,6 @@ class Index:
                     f"The model sees something that is no number in {str(each.path)!r}: try another dtype."
                 )
             writer.add_picture(key, embeddings[row], patches[row] if keep else None)
-
-
-class _Matching:
-    """Matches one text with the files of a table, and remembers what came of it, by row."""
-
-    def __init__(self, index: Index, table: Table, words: Words) -> None:
-        self._index, self._table, self._words = index, table, words
-        self.chances: dict[int, float] = {}
-        self.gone: set[int] = set()  # they cannot be read any more
-
-    def __call__(self, _: Tensor, rows: Tensor) -> Tensor:
-        """Rows (M,) → logits (M, 2); those that are gone come last."""
-        logits = torch.full((len(rows), 2), -torch.inf)
-        found = self._index.patches(self._table, rows.tolist())
-        there = [place for place, patches in enumerate(found) if patches is not None]
-        if there:
-            patches = torch.stack([each for each in found if each is not None])
-            words = {name: ids.expand(len(there), -1) for name, ids in self._words.items()}
-            logits[there] = self._index.reader.match(patches, words).cpu()
-        self.gone |= set(rows.tolist()) - set(rows[there].tolist())
-        self.chances |= zip(rows[there].tolist(), logits[there].softmax(-1)[:, 1].tolist(), strict=True)
-        return logits
 
 
 def _file(folder: Path, reader: Reader, where: str | os.PathLike[str] | None) -> Path:
