@@ -39,9 +39,43 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The built-in model from nothing, to runs/tiny/model; goes on where it was stopped.
-tiny: $(INSTALLED)
-	$(BIN)/python -m minichat.train.tiny $(ARGS)
+# The built-in model from nothing, to runs/tiny/model: the whole road of docs/PRETRAINING.md. A stage that is done is not
+# done again, and one that was stopped goes on. `make tiny SMOKE=1` goes the same way with few steps, to runs/smoke.
+ROAD := runs/$(if $(SMOKE),smoke,tiny)
+STAGES := train_configs/tiny
+TRAIN := $(BIN)/minichat train
+SHORT := $(if $(SMOKE),run.save_every=10 report.log_every=10 run.steps=)
+smoke = $(if $(SMOKE),$(SHORT)$(1))
+
+tiny: $(ROAD)/model/config.json
+
+$(ROAD)/0a_vision/config.json: | $(INSTALLED)
+	$(TRAIN) $(STAGES)/0a_vision.yaml out=$(@D) $(call smoke,40)
+
+$(ROAD)/0b_language/config.json: | $(INSTALLED)
+	$(TRAIN) $(STAGES)/0b_language.yaml out=$(@D) $(call smoke,30)
+
+$(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
+	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)
+
+$(ROAD)/1_qformer/config.json: $(ROAD)/0a_vision/config.json $(ROAD)/1_vocabulary/vocab.txt
+	$(TRAIN) $(STAGES)/1_qformer.yaml out=$(@D) $(call smoke,30) \
+		pretraining.new.vision=$(ROAD)/0a_vision pretraining.new.tokenizer=$(ROAD)/1_vocabulary
+
+$(ROAD)/2_begin/config.json: $(ROAD)/0b_language/config.json $(ROAD)/1_qformer/config.json
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0b_language --template minigpt-v2 --merge --out $(@D)
+
+$(ROAD)/2_generative/config.json: $(ROAD)/2_begin/config.json
+	$(TRAIN) $(STAGES)/2_generative.yaml out=$(@D) $(call smoke,30) model.name=$(ROAD)/2_begin
+
+$(ROAD)/3_alignment/minichat.json: $(ROAD)/2_generative/config.json
+	$(TRAIN) $(STAGES)/3_alignment.yaml out=$(@D) $(call smoke,10) model.name=$(ROAD)/2_generative
+
+$(ROAD)/4_finetune/minichat.json: $(ROAD)/3_alignment/minichat.json
+	$(TRAIN) $(STAGES)/4_finetune.yaml out=$(@D) $(call smoke,10) model.name=$(ROAD)/3_alignment
+
+$(ROAD)/model/config.json: $(ROAD)/4_finetune/minichat.json
+	$(BIN)/minichat export $(ROAD)/4_finetune --format minichat --dtype bfloat16 --out $(@D)
 
 # The stamp is written last: an install that was cut off is done again.
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml

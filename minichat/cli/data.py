@@ -214,12 +214,20 @@ def vocabulary(
     text_column: TextColumn = None,
     question_column: QuestionColumn = None,
 ) -> None:
-    """Write a vocabulary like BERT's of the replies, for a Q-Former that begins without BERT."""
+    """Write a vocabulary like BERT's of the replies, for a Q-Former that begins without BERT.
+
+    SOURCE may also be a training configuration (.yaml): then it is of the replies that this learns from.
+    """
     from minichat.data.formats import read
     from minichat.prompt.wordpiece import write_vocabulary
+    from minichat.train.config import read_config
+    from minichat.train.data import texts as texts_of
 
-    options = _options(form, images, instructions, image_column, text_column, question_column)
-    texts = (reply for example in read(source, **options) for reply in example.replies)
+    if Path(source).suffix in (".yaml", ".yml"):
+        texts = texts_of(read_config(source))
+    else:
+        options = _options(form, images, instructions, image_column, text_column, question_column)
+        texts = (reply for example in read(source, **options) for reply in example.replies)
     typer.echo(f"{write_vocabulary(out, texts, size):,} word pieces are in {out}.", err=True)
 
 

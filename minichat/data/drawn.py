@@ -20,7 +20,7 @@ from minichat.data.formats.stream import Part
 from minichat.errors import SettingsError
 from minichat.scenes import training
 from minichat.scenes.captions import SHORT_REQUESTS, short
-from minichat.scenes.description import READING_REQUESTS, reading
+from minichat.scenes.description import READING_REQUESTS, inventory, reading
 from minichat.scenes.dialogues import telling
 from minichat.scenes.draw import Style, draw
 from minichat.scenes.outside import OUTSIDE, REQUESTS, outside_picture
@@ -94,6 +94,12 @@ def _reading(rng: random.Random, easy: bool) -> Said:
     return [training.Turn(rng.choice(READING_REQUESTS), (0,), reading(scene))], [scene]
 
 
+def _inventory(rng: random.Random, easy: bool) -> Said:
+    """All that a caption could tell, in few words."""
+    scene = _scene(rng, easy)
+    return [training.Turn(rng.choice(READING_REQUESTS), (0,), inventory(scene))], [scene]
+
+
 def _caption(rng: random.Random, easy: bool) -> Said:
     """One sentence, as people write under a picture."""
     scene = _scene(rng, easy)
@@ -122,6 +128,7 @@ KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
     "dialogues": _dialogue,
     "pairs": _pair,
     "readings": _reading,
+    "inventories": _inventory,
     "captions": _caption,
     "tellings": _telling,
     "outside": _outside,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from minichat.scenes.truth import NUMBERS, background_colours
+from minichat.scenes.truth import NUMBERS, background_colours, reading_order
 from minichat.scenes.world import BACKGROUNDS, COLOURS, MAX_THINGS, SHAPES, SIZES, Scene, Thing
 
 COLUMNS, ROWS = 5, 6  # the picture's cells, one token each, in reading order; then the background's and the number's
@@ -100,3 +100,16 @@ def reading(scene: Scene) -> str:
 
 
 READING_REQUESTS = ("Read the picture.", "Read this picture.", "Read it cell by cell.")
+
+
+def inventory(scene: Scene) -> str:
+    """The things and their places in reading order, then the background and the number, in plain words.
+
+    "large red star x7 y3, small blue ring x12 y20. plain white. two."
+    """
+    things = []
+    for thing in reading_order(scene.things):
+        size, colour, shape, x, y = words_of(thing)
+        things.append(f"{size} {colour} {shape} {x.strip('<>')} {y.strip('<>')}")
+    background = " ".join((scene.background.kind, *background_colours(scene.background)))
+    return f"{', '.join(things)}. {background}. {NUMBERS[len(things)]}."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.data import formats
 from minichat.data.drawn import DrawnStream
+from minichat.data.example import Problem
 from minichat.data.formats import stream
 from minichat.data.rows import Row, Rows
 from minichat.errors import DataError, SettingsError
@@ -109,7 +110,8 @@ def _rows(examples: Iterable[Example], render: Callable[[Example], Row]) -> Rows
     return rows
 
 
-def _stream(config: Config, stage: Stage, **division: int) -> Streamed:
+def _mixed(config: Config) -> Examples:
+    """The records of all sources as one stream."""
     sources = config.data.train
     options = sources[0].options
     if any(source.options != options for source in sources):
@@ -120,14 +122,29 @@ def _stream(config: Config, stage: Stage, **division: int) -> Streamed:
     known = ("easy",) if drawn == {True} else ("instructions", "shuffle")
     if unknown := sorted(set(options) - set(known)):
         raise SettingsError(f"data.train: a stream has no option {unknown[0]!r}; it has {' and '.join(known)}.")
-    mixed: Examples
     if drawn == {True}:
         ratios = {source.source: source.ratio for source in sources}
-        mixed = DrawnStream(ratios, batch_size=config.run.batch_size, seed=config.seed, **options)
+        return DrawnStream(ratios, batch_size=config.run.batch_size, seed=config.seed, **options)
+    return stream.Stream([stream.Source(s.source, s.ratio) for s in sources], seed=config.seed, **options)
+
+
+def texts(config: Config, most: int = 20_000) -> Iterator[str]:
+    """The replies that a run is to learn from; of a stream, those of its first `most` records.
+
+    Raises as reading the data does.
+    """
+    if not config.data.stream:
+        examples: Iterable[Example] = _examples(config.data.train, config.seed)
     else:
-        mixed = stream.Stream([stream.Source(s.source, s.ratio) for s in sources], seed=config.seed, **options)
+        first = itertools.islice(_mixed(config).scan(), most)
+        examples = (record for record in first if not isinstance(record, Problem))
+    return (reply for example in examples for reply in example.replies)
+
+
+def _stream(config: Config, stage: Stage, **division: int) -> Streamed:
+    sources = config.data.train
     return Streamed(
-        mixed,
+        _mixed(config),
         stage.render,
         stage.collate,
         steps=config.run.steps or 0,
