@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,8 +29,14 @@ class Dtype(StrEnum):
 @app.command()
 def convert(
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    llm: Annotated[str, typer.Option("--llm", help="The LLM: a Hugging Face folder, or a hub id.")],
-    template: Annotated[str, typer.Option("--template", help="Prompt template: vicuna-v0, llama2, minigpt-v2, ...")],
+    llm: Annotated[str | None, typer.Option("--llm", help="The LLM: a Hugging Face folder, or a hub id.")] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", help="Prompt template: vicuna-v0, llama2, minigpt-v2, ...")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option("--tokenizer", help="Instead of both: BERT's folder; --qformer is kept as stage 1, without LLM."),
+    ] = None,
     projection: Annotated[
         Path | None,
         typer.Option("--projection", help="What MiniGPT-4's training saved (.pth); none: a random one, to be trained."),
@@ -60,6 +66,24 @@ def convert(
     ] = False,
 ) -> None:
     """Make a model's folder from published MiniGPT-4 and BLIP-2 weights."""
+    sizes: dict[str, Any] = {
+        "vit": vit,
+        "vision_heads": vision_heads,
+        "vision_layers": vision_layers,
+        "qformer_heads": qformer_heads,
+        "image_size": image_size,
+        "allow_unused": allow_unused or (),
+    }
+    if tokenizer is not None:
+        if qformer is None or llm or template or projection or blip2 or no_qformer or merge or verify:
+            raise typer.BadParameter("--tokenizer keeps a stage 1 of --qformer and --vit, and takes no other part.")
+        from minichat.weights.stage1 import convert_stage1
+
+        convert_stage1(out, qformer, tokenizer=tokenizer, **sizes)
+        typer.echo(f"The stage-1 model is in {out}.", err=True)
+        return
+    if llm is None or template is None:
+        raise typer.BadParameter("give --llm and --template; or --tokenizer for what BLIP-2's first stage saved.")
     from minichat.weights.convert import convert as make
 
     make(
@@ -67,18 +91,13 @@ def convert(
         projection=projection,
         llm=llm,
         template=template,
-        vit=vit,
         qformer=qformer,
         blip2=blip2,
         no_qformer=no_qformer,
         merge=merge,
-        vision_heads=vision_heads,
-        vision_layers=vision_layers,
-        qformer_heads=qformer_heads,
-        image_size=image_size,
-        allow_unused=allow_unused or (),
         verify=verify,
         progress=lambda message: typer.echo(f"{message} ...", err=True),
+        **sizes,
     )
     typer.echo(f"The model is in {out}.", err=True)
 

@@ -61,7 +61,7 @@ class Files:
                 if picture is None:
                     raise DataError(f"{where}: a caption is of the image {note['image_id']!r}, which is not listed.")
                 yield self._picture(where, path, picture), [_text(where, note, "caption")]
-        elif path.is_dir() or path.suffix.lower() not in (".json", ".jsonl"):
+        elif path.is_dir() or path.suffix.lower() not in (".json", ".jsonl") or _talks(path):
             for example in formats.read(path):
                 yield _pair(example)
         else:
@@ -156,6 +156,12 @@ def _document(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
         return None
     whole = isinstance(content, dict) and all(isinstance(content.get(key), list) for key in keys)
     return content if whole else None
+
+
+def _talks(path: Path) -> bool:
+    """Whether the first record is a conversation, as `minichat data split` writes them."""
+    first = next(records(path, path.name), None)
+    return isinstance(first, tuple) and isinstance(first[1], dict) and "messages" in first[1]
 
 
 def _records(path: Path) -> Iterator[Record]:

@@ -82,7 +82,7 @@ class Plan:
         from minichat.chat import CAPTION_PROMPT
 
         if task == "captions":
-            return OwnCaptions(files.captions(), self.prompt or CAPTION_PROMPT)
+            return OwnCaptions(files.captions(), CAPTION_PROMPT if self.prompt is None else self.prompt)
         if task in ("questions", "pairs"):
             return OwnQuestions(files.questions(), self.prompt or "{question}")
         if task == "hallucination":

@@ -161,6 +161,12 @@ def write_stage1(out: Path, model: QFormerPretraining, tokenizer: PreTrainedToke
     return out
 
 
+def convert_stage1(out: Path, checkpoint: Path, **options: Any) -> Path:
+    """What BLIP-2's first stage saved → the new folder `out`. Options and errors are those of `read_blip2`."""
+    stage1 = read_blip2(checkpoint, **options)
+    return write_stage1(out, stage1.model, stage1.tokenizer)
+
+
 def bridge_of(model: QFormerPretraining) -> tuple[BridgeConfig, dict[str, Tensor]]:
     """What of a pre-trained Q-Former goes on to an LLM: the bridge without its text branch, by the bridge's own names.
 
