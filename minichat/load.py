@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minichat.errors import MiniChatError, ModelError
+from minichat.weights.fetch import is_here
 from minichat.weights.files import check_header, quiet, read_json, sentence, weight_files
-from minichat.weights.placement import choose
+from minichat.weights.placement import Placement, choose
 from minichat.weights.projection import is_projection, read_projection
-from minichat.weights.zoo import BUILT_IN, find
+from minichat.weights.zoo import BUILT_IN, KNOWN, find
 
 if TYPE_CHECKING:
     import torch
@@ -46,17 +47,20 @@ def load(
 
     Raises:
         ModelError: if there is no such model, a file is missing or damaged, a tensor is missing, left over, of the
-            wrong shape or not finite, or model and processor do not belong together.
+            wrong shape or not finite, or model and processor do not belong together; if memory is short, and then
+            before a known model is fetched.
         SettingsError: for a device, dtype, quantization or map that does not exist here or does not fit.
     """
+    placement = choose(device, dtype, quantize, device_map)
+    _check_room(os.fspath(name), placement)
     folder = find(name)
     shown = os.fspath(name) if name in BUILT_IN else folder.name
     projection = None
     if is_projection(folder):
         projection = read_projection(folder)
+        _check_room(projection.base_name(), placement)
         folder = projection.base_folder()
     reference = _check_files(folder)
-    placement = choose(device, dtype, quantize, device_map)
     from minichat.chat import MiniChat
     from minichat.weights.loading import load_network
     from minichat.weights.verifying import verify as check_hashes
@@ -88,6 +92,15 @@ def load_processor(name: str | os.PathLike[str]) -> tuple[MiniChatProcessor, int
     processor = _load_processor(folder)
     _check_together(folder, config, processor)
     return processor, getattr(config.text_config, "max_position_embeddings", None)
+
+
+def _check_room(name: str, placement: Placement) -> None:
+    """Raise `ModelError` where a known model that is not here yet would not fit into memory once it was fetched."""
+    if name not in KNOWN or is_here(KNOWN[name]):
+        return
+    from minichat.advice import check_fits
+
+    check_fits(KNOWN[name].config(), name, placement)
 
 
 def _check_files(folder: Path) -> dict[str, str] | None:

@@ -26,8 +26,10 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Of a parameter in bitsandbytes: 8 bits; 4 bits with a float32 scale for every 64 (QLoRA, arXiv:2305.14314, section 3).
 _BYTES_QUANTIZED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 _BYTES_OF_ROW = {"8bit": 4, "4bit": 0}  # a float32 scale for each row (LLM.int8(), arXiv:2208.07339, section 2.1)
-# What a process holds that has read the libraries and used them, apart from any model. Measured, see docs/MEMORY.md.
-_BASE = {"cpu": 640 * MIB, "cuda": 600 * MIB, "mps": 300 * MIB}
+# What a process holds that has read the libraries and used them, apart from any model, see docs/MEMORY.md. On the
+# processor it was measured: PyTorch's build for CUDA is larger, even where it finds no GPU, and bitsandbytes is added.
+_BASE = {"cpu": 385 * MIB, "cuda": 600 * MIB, "mps": 300 * MIB}
+_CUDA_BUILD, _BITSANDBYTES = 355 * MIB, 50 * MIB
 # Quantizing one matrix on the processor holds copies of it in other precisions, in bytes of a parameter. Measured.
 _QUANTIZING = {"8bit": 10, "4bit": 14}
 
@@ -103,13 +105,13 @@ def estimate(
     working = max(
         parts["language_model"].largest_linear * _QUANTIZING[quantize] if quantize and device == "cpu" else 0,
         batch * _encoding(config, size),
-        cache // text.num_hidden_layers + _reading(text, batch, context, size),
+        cache // text.num_hidden_layers + _reading(text, batch, context, size, quantize == "8bit" and device == "cpu"),
     )
     return Needs(
         weights={name: part.size(name, size, quantize) for name, part in parts.items()},
         cache=cache,
         working=working,
-        base=_BASE[device],
+        base=_libraries(device, quantize),
     )
 
 
@@ -144,7 +146,7 @@ def training_needs(
         weights={name: part.size(name, size, quantize) for name, part in parts.items()},
         cache=0,
         working=max(batch * _encoding(config, size), logits, _reading(text, batch, length, size)),
-        base=_BASE[device],
+        base=_libraries(device, quantize),
         activations=kept,
         optimizer=3 * 4 * parts["projection"].plain,
     )
@@ -160,6 +162,15 @@ def _kept_for_backward(text: Any, size: int) -> int:
     heads, kv_heads = text.num_attention_heads, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     return size * (2 * (heads + kv_heads) * width + 3 * _inner(text)) + 2 * 4 * text.hidden_size
+
+
+def _libraries(device: str, quantize: str | None) -> int:
+    """Bytes of the libraries; on a GPU, which has none of them, of its own context."""
+    import torch
+
+    if device != "cpu":
+        return _BASE[device]
+    return _BASE["cpu"] + (_CUDA_BUILD if torch.version.cuda else 0) + (_BITSANDBYTES if quantize else 0)
 
 
 def _inner(text: Any) -> int:
@@ -249,15 +260,19 @@ def _encoding(config: MiniChatConfig, size: int) -> int:
     return size * ((1 + config.num_patches) * max(2 * width + 2 * inner, 9 * width) + pixels)
 
 
-def _reading(text: Any, batch: int, context: int, size: int) -> int:
+def _reading(text: Any, batch: int, context: int, size: int, in_8_bits: bool = False) -> int:
     """Bytes that come and go while the LLM reads a prompt: a block's widest moment, and the last position's logits.
 
     In a gated MLP the residual, its norm, and the inner layer three times: the gate, the values and their product; in
     a norm the residual, and it thrice in float32. Attention holds no scores: PyTorch computes them in pieces (SDPA).
-    Rows of unequal length have a mask of context × context, and T5 a bias of that size for each head.
+    `in_8_bits`, on the processor, the values come as int32 and go through two float32 copies, beside the gate, and the
+    input is there in float16 and in 8 bits, too (bitsandbytes' `int8_scaled_mm`). Rows of unequal length have a mask of
+    context × context, and T5 a bias of that size for each head.
     """
-    width = text.hidden_size
-    block = max(size * (2 * width + 3 * _inner(text)), (2 * size + 12) * width)
+    width, inner = text.hidden_size, _inner(text)
+    block = max(size * (2 * width + 3 * inner), (2 * size + 12) * width)
+    if in_8_bits:
+        block = max(block, (2 * size + 2 + 1) * width + (size + 4 + 2 * 4) * inner)
     mask = context * context * size if batch > 1 else 0
     bias = text.num_attention_heads * context * context * size if text.is_encoder_decoder else 0
     return batch * (context * block + mask + text.vocab_size * (size + 4)) + bias

@@ -23,9 +23,10 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 import minichat
-from minichat import cli
+from minichat import advice, cli
 from minichat.chat import MiniChat
 from minichat.errors import ModelError
+from minichat.machine import Device, Machine
 from minichat.prompt.template import TEMPLATES
 from minichat.weights import fetch as fetching
 from minichat.weights import zoo
@@ -322,6 +323,23 @@ def test_a_home_that_cannot_be_written(hub: StandInHub, monkeypatch: pytest.Monk
         ModelError, match=r"'small-qformer' cannot be kept in .* \(Not a directory\): set MINICHAT_HOME"
     ):
         minichat.load("small-qformer")
+
+
+def test_a_memory_that_is_too_small(hub: StandInHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Is said before anything is fetched, and for a projection that belongs to a known model, too."""
+    trained = write_projection(
+        tmp_path / "trained", {"weight": torch.ones(40, 24), "bias": torch.ones(40)}, "small-qformer"
+    )
+    shutil.rmtree(out_folder())
+    hub.requests.clear()
+    monkeypatch.setattr(advice, "look", lambda: Machine((Device("cpu", "processor", 2**30, 1000),)))
+    for name in ("small-qformer", trained):
+        with pytest.raises(ModelError, match=r"'small-qformer' needs about .* of memory in float32, but 0.00 GiB is"):
+            minichat.load(name, device="cpu")
+    assert hub.requests == []
+    assert not out_folder().exists()
+    monkeypatch.setenv(advice.IGNORE, "1")
+    minichat.load("small-qformer", device="cpu")
 
 
 def test_a_disk_that_is_too_small(hub: StandInHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

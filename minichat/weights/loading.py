@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from minichat.weights.files import quiet, sentence, some, weight_files
 from minichat.weights.llm import referred_llm
 from minichat.weights.placement import Placement, outline
 from minichat.weights.quantization import suit_cpu
-from minichat.weights.streaming import Stream
+from minichat.weights.streaming import Stream, large_apart
 
 
 def load_network(
@@ -26,9 +27,9 @@ def load_network(
     Raises `ModelError`, naming it, for a tensor that is missing, left over, of the wrong shape or not finite, and where
     memory is short; `SettingsError` for a placement that does not fit this network.
     """
-    stream = Stream(placement.dtype, placement.as_stored, pieces=placement.quantize is not None)
+    stream = Stream(placement.dtype, placement.as_stored)
     try:
-        with quiet():
+        with quiet(), large_apart() if placement.quantize is not None else nullcontext():
             config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
             config.llm = None  # what is saved of the loaded model holds its LLM
             check_fits(config, folder.name, placement)
@@ -54,7 +55,6 @@ def load_network(
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ModelError(f"The model in {folder.name!r} cannot be loaded: {sentence(error)}.") from error
-    stream.give_back()
     _check_account(folder, account)
     _check_values(folder, stream)
     if placement.quantize == "4bit" and placement.device.type == "cpu":

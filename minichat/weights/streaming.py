@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from minichat.weights.reading import largest, read_checkpoint
 
-_MUCH = 16 * 1024**2
+# Of mallopt(3), numbered as in glibc's malloc.h, and the values that glibc comes to by itself at the most.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_APART, _USUAL = 256 * 1024, 32 * 1024**2
 _STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors spells them
 
 
@@ -24,20 +27,15 @@ class Stream:
 
     A tensor that is used as it is stored stays mapped from its file: nothing is copied. Any other is read into memory,
     one at a time, and not mapped, so that its file takes none beside it.
-
-    `pieces`: what is made of the tensors leaves the C library's memory in pieces, as bitsandbytes' quantization does;
-    the free ones then go back to the system now and then.
     """
 
-    def __init__(self, dtype: torch.dtype, as_stored: Callable[[str], bool], pieces: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype, as_stored: Callable[[str], bool]) -> None:
         """`dtype`: what the tensors become. `as_stored`: whether one is used as it is if it has that dtype already."""
         self.tensors: dict[str, StoredTensor] = {}
         self.not_finite: list[str] = []
         self.too_large: list[str] = []  # finite, but beyond what `dtype` can hold
         self._dtype = dtype
         self._as_stored = as_stored
-        self._pieces = pieces
-        self._read = 0  # bytes, since pieces were given back
 
     def add(self, path: Path, prefix: str = "", names: Iterable[str] | None = None) -> None:
         """Take in a file's tensors, or these of them. Raises `ModelError`, naming the file, for one that is damaged."""
@@ -56,17 +54,6 @@ class Stream:
             self.not_finite.append(name)
         elif most > torch.finfo(self._dtype).max and not name.startswith("projection."):
             self.too_large.append(name)
-        self._read += tensor.nbytes
-        if self._pieces and self._read > _MUCH:
-            self.give_back()
-
-    def give_back(self) -> None:
-        """Return free memory to the system, where the C library can (glibc's does not by itself)."""
-        self._read = 0
-        if self._pieces and sys.platform == "linux":
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if trim is not None:
-                trim(0)
 
 
 class StoredTensor:
@@ -87,3 +74,22 @@ class StoredTensor:
 
 def _stored_as(value: Any) -> str:
     return value.get_dtype() if hasattr(value, "get_dtype") else _STORED.get(value.dtype, "")
+
+
+@contextmanager
+def large_apart() -> Iterator[None]:
+    """Where the C library is glibc, each large block of memory is for the while one that goes back when it is freed.
+
+    Quantizing leaves small matrices between large copies that are gone. In one heap these are holes that later work
+    fills here and there, until the process holds them all; measured in docs/MEMORY.md.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(_MMAP_THRESHOLD, _APART)
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_THRESHOLD, _USUAL)
+        mallopt(_TRIM_THRESHOLD, 2 * _USUAL)
