@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from transformers import AutoModelForCausalLM
 from minichat.data.drawn import DrawnStream
 from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import DataError, SettingsError
-from minichat.train.config import Config, read_config
+from minichat.prompt.wordpiece import write_vocabulary
+from minichat.train.config import Config, Source, read_config
+from minichat.train.data import texts
 from minichat.train.language import Language
 from minichat.train.loop import train
 from minichat.train.sight import labels
@@ -116,3 +119,19 @@ def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
         config("0a_vision", tmp_path, "vision.width=25")
     with pytest.raises(SettingsError, match="language is for the stage language"):
         config("0a_vision", tmp_path, "language.width=24")
+
+
+def test_a_vocabulary_of_what_a_configuration_learns_from(tmp_path: Path) -> None:
+    settings = read_config(ROAD / "1_qformer.yaml")
+    write_vocabulary(tmp_path / "vocabulary", texts(settings, most=2000))
+    pieces = set((tmp_path / "vocabulary" / "vocab.txt").read_text().splitlines())
+    assert {"star", "red", "background", "x10", "y20"} <= pieces
+    assert list(texts(settings, most=50)) == list(texts(settings, most=80))[:50]
+
+
+def test_what_is_drawn_is_not_mixed_with_what_is_read(tmp_path: Path) -> None:
+    settings = config("0a_vision", tmp_path)
+    sources = (*settings.data.train, Source("shards/{0..1}.tar", options={"easy": 8000}))
+    mixed = replace(settings, data=replace(settings.data, train=sources))
+    with pytest.raises(SettingsError, match="cannot be mixed"):
+        list(texts(mixed, most=1))
