@@ -51,7 +51,7 @@ def samples(
         rows = [
             ("samples", f"{facts['samples']:,} with {facts['pictures']:,} pictures"),
             ("supervised", f"{facts['supervised_tokens']:,} of {facts['tokens']:,} tokens ({share:.0%})"),
-            ("cut", f"{facts['samples_cut']:,} samples are over the length limit: their last reply has no end"),
+            ("cut", f"{facts['samples_cut']:,} samples are over the length limit: what is beyond it is left out"),
         ]
     if padding is not None:
         rows.append(("padding", f"{padding:.1%} of the positions that are computed"))

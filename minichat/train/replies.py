@@ -102,7 +102,7 @@ small {{ color: #666 }}
 </style></head><body>
 <h1>Before and after</h1>
 <table class="facts">{facts}</table>
-<img class="curve" src="{curve}" alt="loss per token over the steps">
+<img class="curve" src="{curve}" alt="loss over the steps">
 <h2>Validation samples</h2>
 <table class="replies"><tr><th>asked</th><th>wanted</th><th>before</th><th>after</th></tr>
 {rows}</table>
@@ -126,7 +126,7 @@ def curve(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
         points = [line["step"] for line in validated], [line["validation_loss"] for line in validated]
         axes.plot(*points, "o-", color="tab:orange", label="validation", markersize=4)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss per token")
+    axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     if metrics:
         axes.legend()
@@ -136,7 +136,7 @@ def curve(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
 
 
 def _smoothed(steps: Sequence[dict[str, Any]]) -> list[float]:
-    """Each step's loss per token with those before it, a twentieth of the run: batches of like length differ much."""
+    """Each step's loss with those before it, a twentieth of the run: batches of like length differ much."""
     window = max(1, len(steps) // 20)
     means = []
     for end in range(1, len(steps) + 1):
