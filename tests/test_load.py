@@ -19,6 +19,7 @@ from benchmarks.loading import FORMS, measure
 from benchmarks.random_model import write_random_model
 from minichat.errors import ModelError, SettingsError
 from minichat.load import BUILT_IN, find, load
+from minichat.weights import zoo
 from minichat.weights.convert import convert
 from minichat.weights.export import export
 from minichat.weights.reading import largest
@@ -135,7 +136,7 @@ def test_a_file_is_not_a_folder(saved: Path) -> None:
 
 
 def test_built_in_models_are_there_or_missed_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr(zoo, "ASSETS", tmp_path / "assets")
     for name in BUILT_IN:
         with pytest.raises(ModelError, match=name):
             find(name)
