@@ -55,6 +55,9 @@ $(ROAD)/0a_vision/config.json: | $(INSTALLED)
 $(ROAD)/0b_language/config.json: | $(INSTALLED)
 	$(TRAIN) $(STAGES)/0b_language.yaml out=$(@D) $(call smoke,30)
 
+$(ROAD)/0c_language/config.json: $(ROAD)/0b_language/config.json
+	$(TRAIN) $(STAGES)/0c_language.yaml out=$(@D) $(call smoke,20) language.start=$(ROAD)/0b_language
+
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)
 
@@ -62,8 +65,8 @@ $(ROAD)/1_qformer/config.json: $(ROAD)/0a_vision/config.json $(ROAD)/1_vocabular
 	$(TRAIN) $(STAGES)/1_qformer.yaml out=$(@D) $(call smoke,30) \
 		pretraining.new.vision=$(ROAD)/0a_vision pretraining.new.tokenizer=$(ROAD)/1_vocabulary
 
-$(ROAD)/2_begin/config.json: $(ROAD)/0b_language/config.json $(ROAD)/1_qformer/config.json
-	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0b_language --template minigpt-v2 --merge --out $(@D)
+$(ROAD)/2_begin/config.json: $(ROAD)/0c_language/config.json $(ROAD)/1_qformer/config.json
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0c_language --template minigpt-v2 --merge --out $(@D)
 
 $(ROAD)/2_generative/config.json: $(ROAD)/2_begin/config.json
 	$(TRAIN) $(STAGES)/2_generative.yaml out=$(@D) $(call smoke,30) model.name=$(ROAD)/2_begin

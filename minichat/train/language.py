@@ -7,6 +7,7 @@ from pixels, through the frozen model.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,10 +21,11 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from minichat.data.drawn import DrawnPicture
 from minichat.data.rows import Renderer, Row
 from minichat.disk import write_json
-from minichat.errors import DataError
+from minichat.errors import DataError, SettingsError
 from minichat.model.loss import only_at, token_loss
 from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
 from minichat.prompt.render import IGNORED
+from minichat.prompt.tokenizer import SentencePieceTokenizer
 from minichat.scenes.description import LEVELS, TOKENS, Bag, description, outside_description
 from minichat.train.config import Config
 from minichat.train.new_parts import NewLanguage
@@ -48,21 +50,29 @@ class Language:
     trainable: ClassVar[tuple[str, ...]] = ("model",)
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        """Raises `SettingsError` for sizes that cannot be."""
+        """Raises `SettingsError` for sizes that cannot be, and for a `start` that this stage did not write."""
         sizes = config.language or NewLanguage()
-        self._tokenizer = train_tokenizer(sizes.vocabulary, sizes.template, config.seed)
+        self._tokenizer = _tokenizer(sizes, config.seed)
         self._words = word_ids(self._tokenizer)
         self._processor = MiniChatProcessor.from_tokenizer_model(
             self._tokenizer.serialized, image_size=1, template=sizes.template, num_image_tokens=TOKENS
         )
         self._noise = sizes.noise
         torch.manual_seed(config.seed)
-        self.model: Any = LlamaForCausalLM._from_config(_llama(sizes, self._tokenizer), attn_implementation="eager")
-        with torch.no_grad():
-            _spread_places(self.model.get_input_embeddings().weight, self._words)
-        self.model.to(device)
-        self.longest = min(config.data.max_tokens or sizes.context, sizes.context)
+        self.model = self._begun(sizes).to(device)
+        context = self.model.config.max_position_embeddings
+        self.longest = min(config.data.max_tokens or context, context)
         self.render = Renderer(self._processor, max_length=self.longest)
+
+    def _begun(self, sizes: NewLanguage) -> Any:
+        if sizes.start is not None:
+            return LlamaForCausalLM.from_pretrained(
+                sizes.start, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+            )
+        model: Any = LlamaForCausalLM._from_config(_llama(sizes, self._tokenizer), attn_implementation="eager")
+        with torch.no_grad():
+            _spread_places(model.get_input_embeddings().weight, self._words)
+        return model
 
     def see(
         self, pictures: Sequence[tuple[Where, StoredPicture]], folder: str, workers: int, together: Together
@@ -138,6 +148,18 @@ class Language:
         self.model.to(torch.bfloat16).save_pretrained(out)
 
 
+def _tokenizer(sizes: NewLanguage, seed: int) -> SentencePieceTokenizer:
+    if sizes.start is None:
+        return train_tokenizer(sizes.vocabulary, sizes.template, seed)
+    folder = Path(sizes.start)
+    if not all((folder / name).is_file() for name in (MODEL_FILE, "config.json", "training.json")):
+        raise SettingsError(
+            f"language.start is {sizes.start}, where the stage language has not written its model: "
+            "name the folder of a finished run, or leave it out to begin with nothing."
+        )
+    return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes())
+
+
 def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=tokenizer.vocab_size,
@@ -154,8 +176,6 @@ def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:
 
 
 def _bags(picture: DrawnPicture) -> list[Bag]:
-    import random
-
     if picture.scene is None:
         return outside_description()
     rng = random.Random(picture.seed)

@@ -37,6 +37,8 @@ class NewVision:
 class NewLanguage:
     """A language model: a LLaMA, smaller, and its tokenizer."""
 
+    start: str | None = None
+    """A folder that this stage wrote, to go on from; then the tokenizer and all sizes below are that folder's."""
     template: str = "minigpt-v2"
     """The prompt template, whose delimiters are among what the tokenizer is trained on."""
     vocabulary: int = 1024
