@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from minichat.data.drawn import DrawnStream
 from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import DataError, SettingsError
+from minichat.prompt.processing import MODEL_FILE
 from minichat.prompt.wordpiece import write_vocabulary
 from minichat.train.config import Config, Source, read_config
 from minichat.train.data import texts
@@ -66,6 +68,44 @@ def test_the_language_model_is_one_that_others_load_and_that_convert_takes(tmp_p
     llm = str(tmp_path / "language")
     out = convert(tmp_path / "m", llm=llm, template="minigpt-v2", blip2=str(tmp_path / "vision"), no_qformer=True)
     assert (out / "config.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the stage language, whose tokenizer is not the one that its seed would give."""
+    out = tmp_path_factory.mktemp("spoken") / "language"
+    train(config("0b_language", out, "seed=7", "run.steps=1"))
+    return out
+
+
+def test_a_language_model_begins_as_the_one_that_it_goes_on_from(
+    spoken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights and its tokenizer, whatever sizes and seed are asked for; and what it leaves can be gone on from."""
+    start = [f"language.start={spoken}", "language.width=48", "seed=3"]
+    stage = Language(config("0b_language", tmp_path, *start), CPU)
+    stored = load_file(spoken / "model.safetensors")
+    held = stage.model.state_dict()
+    assert all(torch.equal(held[name], tensor.float()) for name, tensor in stored.items())
+    assert {weight.dtype for weight in held.values()} == {torch.float32}
+    assert capfd.readouterr() == ("", "")  # no other program's progress bar
+    train(config("0b_language", tmp_path / "on", *start))
+    left = load_file(tmp_path / "on" / "model.safetensors")
+    assert left.keys() == stored.keys()
+    assert any(not torch.equal(left[name], stored[name]) for name in left)
+    assert (tmp_path / "on" / MODEL_FILE).read_bytes() == (spoken / MODEL_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("lacking", [MODEL_FILE, "training.json", "model.safetensors"])
+def test_a_folder_that_the_stage_did_not_write_is_no_start(spoken: Path, tmp_path: Path, lacking: str) -> None:
+    for name in ("cut", "other"):
+        shutil.copytree(spoken, tmp_path / name)
+    (tmp_path / "cut" / lacking).unlink()
+    facts = (spoken / "training.json").read_text()
+    (tmp_path / "other" / "training.json").write_text(facts.replace('"stage": "language"', '"stage": "replies"'))
+    for folder in (tmp_path / "cut", tmp_path / "other", tmp_path / "absent"):
+        with pytest.raises(SettingsError, match=f"language.start is {folder}, where the stage language has not writ"):
+            Language(config("0b_language", tmp_path, f"language.start={folder}"), CPU)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -30,6 +30,7 @@ from minichat.scenes.description import LEVELS, TOKENS, Bag, description, outsid
 from minichat.train.config import Config
 from minichat.train.new_parts import NewLanguage
 from minichat.train.vocabulary import train_tokenizer, word_ids
+from minichat.weights.files import WEIGHTS, quiet, read_json
 
 if TYPE_CHECKING:
     from minichat.data.example import Example, StoredPicture, Where
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 
+FACTS = "training.json"
 _WORDS_AT_MOST = 5  # in one place
 _EMPTY = -1
 # Lengths of rows, and the number of ids that are learnt, come in multiples of these: oneDNN compiles, and keeps, a
@@ -66,9 +68,10 @@ class Language:
 
     def _begun(self, sizes: NewLanguage) -> Any:
         if sizes.start is not None:
-            return LlamaForCausalLM.from_pretrained(
-                sizes.start, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-            )
+            with quiet():
+                return LlamaForCausalLM.from_pretrained(
+                    sizes.start, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+                )
         model: Any = LlamaForCausalLM._from_config(_llama(sizes, self._tokenizer), attn_implementation="eager")
         with torch.no_grad():
             _spread_places(model.get_input_embeddings().weight, self._words)
@@ -143,7 +146,7 @@ class Language:
         """A folder that transformers opens, and that `minichat convert --llm` takes."""
         (out / MODEL_FILE).write_bytes(self._tokenizer.serialized)
         self._processor.tokenizer.save_pretrained(out)
-        write_json(out / "training.json", dict(facts))
+        write_json(out / FACTS, dict(facts))
         self.model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
         self.model.to(torch.bfloat16).save_pretrained(out)
 
@@ -152,12 +155,17 @@ def _tokenizer(sizes: NewLanguage, seed: int) -> SentencePieceTokenizer:
     if sizes.start is None:
         return train_tokenizer(sizes.vocabulary, sizes.template, seed)
     folder = Path(sizes.start)
-    if not all((folder / name).is_file() for name in (MODEL_FILE, "config.json", "training.json")):
+    if not all((folder / name).is_file() for name in (MODEL_FILE, FACTS, WEIGHTS)) or _stage(folder) != "language":
         raise SettingsError(
             f"language.start is {sizes.start}, where the stage language has not written its model: "
             "name the folder of a finished run, or leave it out to begin with nothing."
         )
     return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes())
+
+
+def _stage(folder: Path) -> Any:
+    """What wrote the model in a folder: another stage's would be read as a LLaMA of the default sizes."""
+    return read_json(folder, FACTS).get("training", {}).get("config", {}).get("stage")
 
 
 def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:
