@@ -38,6 +38,19 @@ def test_a_stream_is_entered_anywhere() -> None:
     assert first(stream, 5) != first(DrawnStream(ALL, batch_size=4, seed=4), 5)
 
 
+def test_of_so_many_examples_each_comes_as_often() -> None:
+    every, few = DrawnStream(ALL, batch_size=4, seed=3), DrawnStream(ALL, batch_size=4, seed=3, examples=16)
+    wanted = [every.example(index) for index in range(16)]
+    assert [few.example(16 + index) for index in range(16)] == wanted
+    pool = 8 * 4  # in which the order is mixed
+    drawn = first(few, 2 * pool)
+    assert all(drawn.count(example) == 2 * pool // 16 for example in wanted)
+    assert first(few, 20, skip=13) == drawn[13:33]
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(SettingsError, match="examples is"):
+            DrawnStream(ALL, batch_size=4, examples=wrong)  # type: ignore[arg-type]
+
+
 def test_parts_share_the_stream() -> None:
     stream = DrawnStream(ALL, batch_size=4)
     whole = first(stream, 40)

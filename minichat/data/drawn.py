@@ -143,17 +143,29 @@ class DrawnStream:
         batch_size: as many that follow one another are of like length.
         seed: the same seed gives the same examples.
         easy: so many at the beginning show three things at most.
+        examples: the first so many come again and again; none: there is no end of new ones.
 
-    Raises `SettingsError` for a kind that does not exist.
+    Raises `SettingsError` for a kind that does not exist, and for less than one example.
     """
 
-    def __init__(self, ratios: dict[str, float], *, batch_size: int, seed: int = 0, easy: int = 0) -> None:
+    def __init__(
+        self,
+        ratios: dict[str, float],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        easy: int = 0,
+        examples: int | None = None,
+    ) -> None:
         if unknown := sorted(ratios.keys() - KINDS.keys()):
             raise SettingsError(
                 f"data.train: nothing is drawn of the kind {unknown[0]!r}; there are {', '.join(KINDS)}."
             )
+        if examples is not None and (not isinstance(examples, int) or examples < 1):
+            raise SettingsError(f"data.train: examples is {examples!r}; it must be a whole number, 1 or more.")
         self._kinds, self._ratios = list(ratios), list(ratios.values())
         self._batch_size, self._seed, self._easy = batch_size, seed, easy
+        self._examples = examples
 
     def scan(self, part: Part = _WHOLE, skip: int = 0) -> Iterator[Example]:
         """The part's examples from number `skip` on; what is skipped costs nothing."""
@@ -172,6 +184,7 @@ class DrawnStream:
 
     def example(self, index: int) -> Example:
         """Example number `index`, before any sorting."""
+        index = index if self._examples is None else index % self._examples
         rng = random.Random(f"drawn {self._seed} {index}")
         (kind,) = rng.choices(self._kinds, self._ratios)
         said, scenes = KINDS[kind](rng, index < self._easy)

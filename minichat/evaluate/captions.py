@@ -69,7 +69,8 @@ class SceneCaptions:
         records: list[dict[str, Any]] = [
             {"picture": want.number, "style": want.style, "request": want.request, "reply": reply.text,
              "reference": want.references[0], "missed": c.objects.missed, "invented": c.objects.invented,
-             "relations": c.relations, "places": c.places, "sizes": c.sizes}
+             "relations": c.relations, "places": c.places, "sizes": c.sizes,
+             "fails": fails(reply, want.references)}
             for want, reply, c in zip(self.wanted, replies, checks, strict=True)
         ]  # fmt: skip
         return Outcome(figures, records, "detailed: objects right")

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from minichat.evaluate.captions import fails
 from minichat.evaluate.facts import check, fact_figures
 from minichat.evaluate.figures import Outcome, share
 from minichat.evaluate.replies import Ask, Teller
@@ -43,7 +44,7 @@ class SceneStories:
         figures["stories that end"] = share(reply.whole and bool(reply.text) for reply in replies)
         records = [
             {"picture": index, "request": request, "reply": reply.text, "missed": c.objects.missed,
-             "invented": c.objects.invented}
+             "invented": c.objects.invented, "fails": fails(reply)}
             for index, ((_, request), reply, c) in enumerate(zip(self.wanted, replies, checks, strict=True))
         ]  # fmt: skip
         return Outcome(figures, records, "objects right")
