@@ -19,7 +19,7 @@ from minichat.train.feed import Examples, Feed, Listed, Streamed
 
 if TYPE_CHECKING:
     from minichat.data.example import Example
-    from minichat.train.stages import Stage
+    from minichat.train.stage import Stage
     from minichat.train.together import Together
 
 DRAWN = "drawn"  # the form of a source that is made up as it is read: its name is a kind of `minichat.data.drawn`

@@ -29,14 +29,12 @@ from minichat.prompt.tokenizer import SentencePieceTokenizer
 from minichat.scenes.description import LEVELS, TOKENS, Bag, description, outside_description
 from minichat.train.config import Config
 from minichat.train.new_parts import NewLanguage
+from minichat.train.stage import Batch, Stage
 from minichat.train.vocabulary import train_tokenizer, word_ids
 from minichat.weights.files import WEIGHTS, quiet, read_json
 
 if TYPE_CHECKING:
-    from minichat.data.example import Example, StoredPicture, Where
-    from minichat.train.together import Together
-
-Batch = dict[str, Tensor]
+    from minichat.data.example import StoredPicture
 
 FACTS = "training.json"
 _WORDS_AT_MOST = 5  # in one place
@@ -46,7 +44,7 @@ _EMPTY = -1
 _ROUND, _ROUND_LEARNT = 32, 512
 
 
-class Language:
+class Language(Stage):
     """The next token of replies about described scenes; of a LLaMA that begins with nothing."""
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
@@ -76,11 +74,6 @@ class Language:
         with torch.no_grad():
             _spread_places(model.get_input_embeddings().weight, self._words)
         return model
-
-    def see(
-        self, pictures: Sequence[tuple[Where, StoredPicture]], folder: str, workers: int, together: Together
-    ) -> None:
-        """Nothing: descriptions are not kept."""
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Rows → `input_ids`, `attention_mask` (B, T), `words` (I, 32, 5) and what is learnt at which positions."""
@@ -134,13 +127,6 @@ class Language:
         if self.model.training and self._noise:
             summed = summed + self._noise * weight.detach().square().mean().sqrt() * torch.randn_like(summed)
         return summed
-
-    def memory(self, rows: int, longest: int) -> int | None:
-        return None
-
-    def answer(self, examples: Sequence[Example]) -> list[str]:
-        """It has no eyes to be asked about a picture."""
-        return ["" for _ in examples]
 
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
         """A folder that transformers opens, and that `minichat convert --llm` takes."""

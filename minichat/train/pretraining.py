@@ -30,6 +30,7 @@ from minichat.train.data import division
 from minichat.train.optimizer import trained
 from minichat.train.pretraining_start import open_start, read_start
 from minichat.train.seeding import seed_of_all
+from minichat.train.stage import Stage
 from minichat.weights.projection import unpack
 from minichat.weights.stage1 import write_stage1
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from minichat.data.example import Example
     from minichat.data.features import FeatureCache
     from minichat.train.config import Config
-    from minichat.train.stages import Batch, Seen
+    from minichat.train.stage import Batch, Seen
     from minichat.train.together import Together
 
 _PARCEL = ".stage1"
@@ -112,7 +113,7 @@ class PairCollator:
         return keys, {"patches": torch.stack(found) if found else torch.empty(0, *self._features.origin.shape)}
 
 
-class Pretraining:
+class Pretraining(Stage):
     """Contrast, matching and generation, with a frozen vision encoder."""
 
     trainable: ClassVar[tuple[str, ...]] = PretrainingConfig().trainable
@@ -174,10 +175,6 @@ class Pretraining:
             sight = next(self.model.vision_model.parameters())
             patches = self.model.encode_patches(batch["pixel_values"].to(sight.dtype))
         return patches.to(self.model.bridge.query_tokens.dtype)
-
-    def memory(self, rows: int, longest: int) -> int | None:
-        """Not known."""
-        return None
 
     @torch.no_grad()
     def answer(self, examples: Sequence[Example]) -> list[str]:

@@ -22,7 +22,7 @@ from minichat.train.config import Config, difference, plain, read_config, write_
 from minichat.train.data import Data, division
 from minichat.train.journal import Journal
 from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
-from minichat.train.stages import Stage
+from minichat.train.stage import Stage
 from minichat.train.together import Together
 from minichat.weights.projection import FACTS
 

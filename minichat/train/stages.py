@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minichat.data.batches import Collator
 from minichat.data.rows import Renderer
@@ -31,53 +31,17 @@ from minichat.train.prefix import Prefix, shared
 from minichat.train.pretraining import Pretraining
 from minichat.train.replies import ask
 from minichat.train.result import write_result
+from minichat.train.stage import Batch, Stage
 from minichat.train.vision import Vision
 
 if TYPE_CHECKING:
     from minichat.chat import MiniChat
-    from minichat.data.example import Example, StoredPicture, Where
+    from minichat.data.example import Example
     from minichat.data.features import FeatureCache
     from minichat.data.rows import Ids, Row
     from minichat.prompt.processing import MiniChatProcessor
+    from minichat.train.stage import Seen
     from minichat.train.together import Together
-
-    Seen = tuple[Where, StoredPicture]
-
-Batch = dict[str, Tensor]
-
-
-class Stage(Protocol):
-    """What the loop asks of a stage."""
-
-    trainable: ClassVar[tuple[str, ...]]
-    """What trains unless the configuration says otherwise."""
-    model: nn.Module
-    """The network, its frozen parts among it."""
-
-    render: Callable[[Example], Row]
-    """An example as ids, pictures and what is learnt of it."""
-    longest: int
-    """The most tokens of a row."""
-    collate: Callable[[Sequence[Row]], Batch]
-    """Rows as tensors on the host, with all that can be worked out there."""
-
-    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
-        """Keep in `folder` what frozen parts make of the pictures, so that `collate` opens none."""
-
-    def count(self, batch: Batch) -> int:
-        """Over how many things the loss is a sum; known on the host."""
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch that is on the device; waits for nothing."""
-
-    def memory(self, rows: int, longest: int) -> int | None:
-        """Bytes that a step needs of so many rows at once, of so many tokens; None where it is not known."""
-
-    def answer(self, examples: Sequence[Example]) -> list[str]:
-        """What the model says to each, for people to compare before and after."""
-
-    def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
-        """Put the trained model into the folder `out`."""
 
 
 class ReplyCollator:
@@ -124,7 +88,7 @@ class ReplyCollator:
         return batch | {"positions": positions, "targets": after[positions]}
 
 
-class Replies:
+class Replies(Stage):
     """The next token of replies, as in both stages of MiniGPT-4 (arXiv:2304.10592, section 3)."""
 
     trainable: ClassVar[tuple[str, ...]] = ("projection",)

@@ -23,13 +23,11 @@ from minichat.errors import DataError
 from minichat.train.config import Config
 from minichat.train.new_parts import NewVision
 from minichat.train.sight import SightHeads, labels
+from minichat.train.stage import Batch, Stage
 from minichat.train.vocabulary import train_tokenizer
 
 if TYPE_CHECKING:
-    from minichat.data.example import Example, StoredPicture, Where
-    from minichat.train.together import Together
-
-Batch = dict[str, Tensor]
+    from minichat.data.example import Example
 
 _PIECES = 1024  # of the captions' tokenizer
 _TEXT_LAYERS = 2
@@ -83,7 +81,7 @@ class Sight(nn.Module):
         return loss / 2
 
 
-class Vision:
+class Vision(Stage):
     """What a ViT sees in drawn pictures. With `run.device_batch_size` the contrast is within a part of the batch."""
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
@@ -104,11 +102,6 @@ class Vision:
         caption = "" if picture.scene is None else example.replies[-1]
         ids = np.array(self._tokenizer.encode(caption)[:_LONGEST], np.int32)
         return Row(ids, ids, (picture,), example.where)
-
-    def see(
-        self, pictures: Sequence[tuple[Where, StoredPicture]], folder: str, workers: int, together: Together
-    ) -> None:
-        """Nothing: what trains sees anew."""
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Rows → `pixel_values` (B, 3, S, S), captions `input_ids`, `attention_mask` (B, T), and `labels`."""
@@ -139,13 +132,6 @@ class Vision:
             told = self.model.contrast(states, batch["input_ids"], batch["attention_mask"].bool())
             loss = loss + self._sizes.contrast * told
         return loss
-
-    def memory(self, rows: int, longest: int) -> int | None:
-        return None
-
-    def answer(self, examples: Sequence[Example]) -> list[str]:
-        """It has no words."""
-        return ["" for _ in examples]
 
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
         """The ViT in BLIP-2's layout, which the stage `pretraining` begins with; the heads are left out."""

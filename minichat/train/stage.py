@@ -1,0 +1,58 @@
+"""What the loop asks of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from minichat.data.example import Example, StoredPicture, Where
+    from minichat.data.rows import Row
+    from minichat.train.together import Together
+
+    Seen = tuple[Where, StoredPicture]
+
+Batch = dict[str, Tensor]
+
+
+class Stage(Protocol):
+    """A loss over batches, a list of what trains, and what its batches are made of.
+
+    A stage inherits what it has no better answer to: nothing is kept of pictures, and nothing is said of them.
+    """
+
+    trainable: ClassVar[tuple[str, ...]]
+    """What trains unless the configuration says otherwise."""
+    model: nn.Module
+    """The network, its frozen parts among it."""
+
+    render: Callable[[Example], Row]
+    """An example as ids, pictures and what is learnt of it."""
+    longest: int
+    """The most tokens of a row."""
+    collate: Callable[[Sequence[Row]], Batch]
+    """Rows as tensors on the host, with all that can be worked out there."""
+
+    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
+        """Keep in `folder` what frozen parts make of the pictures, so that `collate` opens none."""
+        return
+
+    def count(self, batch: Batch) -> int:
+        """Over how many things the loss is a sum; known on the host."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of the losses of a batch that is on the device; waits for nothing."""
+
+    def memory(self, rows: int, longest: int) -> int | None:
+        """Bytes that a step needs of so many rows at once, of so many tokens; None where it is not known."""
+        return None
+
+    def answer(self, examples: Sequence[Example]) -> list[str]:
+        """What the model says to each, for people to compare before and after."""
+        return ["" for _ in examples]
+
+    def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
+        """Put the trained model into the folder `out`."""
