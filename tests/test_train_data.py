@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,36 +12,22 @@ import pytest
 import torch
 
 from minichat.data import formats
-from minichat.errors import SettingsError
+from minichat.errors import DataError, SettingsError
 from minichat.train.data import Data, division, read_data
 from minichat.train.loop import train
 from minichat.train.stages import Replies
 from minichat.train.together import Together
-from tests.tiny import SENTENCES, noise_picture
-from tests.training import checkpoints, config_of, losses, make_desk, run, same, steps_of
+from tests.tiny import noise_picture
+from tests.training import checkpoints, config_of, losses, make_desk, run, same, steps_of, write_tar
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_desk(tmp_path_factory.mktemp("desk"))
     for shard in range(2):
-        write_tar(folder / f"web-{shard}.tar", range(10 * shard, 10 * shard + 10))
+        write_tar(folder / f"web-{shard}.tar", range(10 * shard, 10 * shard + 10), broken=[3], wordless=[5])
     write_tar(folder / "other-0.tar", range(100, 107))
     return folder
-
-
-def write_tar(file: Path, numbers: range) -> None:
-    """Captioned pictures; number 3 is a picture that is none, and number 5 has no caption."""
-    with tarfile.open(file, "w") as tar:
-        for number in numbers:
-            written = io.BytesIO()
-            noise_picture(number).save(written, "PNG")
-            picture = b"no picture" if number == 3 else written.getvalue()
-            members = [(f"{number:05}.png", picture), (f"{number:05}.txt", SENTENCES[number % 4][:20].encode())]
-            for name, content in members[: 1 if number == 5 else 2]:
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
 
 
 def stream_of(desk: Path, *more: str) -> list[str]:
@@ -201,6 +185,17 @@ def test_what_a_stream_leaves_out_is_named(workers: int, desk: Path, tmp_path: P
     assert 1 <= len(found) <= 2  # at each line of progress
     assert all(line.startswith((f"{desk}/web-0.tar:4: ", f"{desk}/web-0.tar:6: ")) for line in listed)
     assert len({line.split(": ")[0] for line in listed}) == 2
+
+
+def test_a_step_of_which_nothing_can_be_read_is_named(desk: Path, tmp_path: Path) -> None:
+    """Also the first, which is tried before the run."""
+    for name, broken, step in (("first", {0, 1}, 1), ("second", {2, 3}, 2)):
+        write_tar(tmp_path / f"{name}.tar", range(6), broken)
+        source = f"{{source: {tmp_path / name}.tar, options: {{shuffle: 1}}}}"
+        more = [f"data.train={source}", "run.batch_size=2", f"out={tmp_path / name}"]
+        places = ", ".join(f"{tmp_path}/{name}.tar:{2 * step - 1 + row}" for row in range(2))
+        with pytest.raises(DataError, match=f"Nothing can be learnt at step {step}: {places}"):
+            run(desk, *stream_of(desk), *more)
 
 
 def test_a_run_on_a_stream_resumes_to_the_bit(desk: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tests.training import config_of, losses, make_desk, run, steps_of, write_ta
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = Together(0, 1)
+_HANGS = 120  # seconds after which a process is taken to hang
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -88,7 +90,7 @@ def test_accumulated_gradients_give_the_same_curve(at_once: int, desk: Path, who
 
 
 def in_processes(count: int, work: Callable[[], Any]) -> None:
-    """Do `work` in forked processes that know of each other, as under `accelerate launch`."""
+    """Do `work` in forked processes that know of each other, as under `accelerate launch`; one that hangs is ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,6 +98,7 @@ def in_processes(count: int, work: Callable[[], Any]) -> None:
     for rank in range(count):
         child = os.fork()
         if child == 0:
+            signal.alarm(_HANGS)
             torch.set_num_threads(1)
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
@@ -154,8 +157,6 @@ def test_accelerate_launch_that_starts_one_process_is_told(desk: Path, whole: Pa
 
 
 def test_a_process_that_is_told_to_stop_stops_all(desk: Path, tmp_path: Path) -> None:
-    import signal
-
     def work() -> None:
         stop = 3 if os.environ["RANK"] == "0" else None
         outcome = run(desk, f"out={tmp_path / 'run'}", stop=stop)

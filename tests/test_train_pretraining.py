@@ -27,7 +27,7 @@ from tests.published_files import vision_file
 from tests.test_stage1_files import publish, random_model
 from tests.test_train_loop import in_processes
 from tests.tiny_stage1 import vocabulary
-from tests.training import checkpoints, losses, same, steps_of
+from tests.training import checkpoints, losses, same, steps_of, write_tar
 
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -127,6 +127,22 @@ class TestProcesses:
             torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-3, msg=name)
         items = [line["items"] for line in steps_of(alone)]
         assert (min(items) == 1) == bool(settings)
+
+    def test_one_whose_whole_share_cannot_be_read_keeps_step(self, desk: Path, tmp_path: Path) -> None:
+        """The first step's or a later one's; the step is that of the rows that can be read."""
+        write_tar(tmp_path / "web.tar", range(12), broken={1, 3, 9, 11})  # all that the second reads of steps 1 and 3
+        source = f"{{source: {tmp_path / 'web.tar'}, options: {{shuffle: 1}}}}"
+        settings = [f"data.train={source}", "data.stream=true", "run.epochs=null", "run.steps=3", "run.batch_size=4"]
+        settings += ["pretraining.objectives=[itc, itg]", "data.validation=null"]
+        alone, shared = tmp_path / "alone", tmp_path / "shared"
+        run(desk, f"out={alone}", *settings)
+        in_processes(2, lambda: run(desk, f"out={shared}", *settings))
+        assert [line["items"] for line in steps_of(shared)] == [2, 4, 2]
+        torch.testing.assert_close(*(torch.tensor(losses(out)) for out in (shared, alone)), **CLOSE)
+        assert sorted((shared / "left_out.txt").read_text().splitlines()) == sorted(
+            (alone / "left_out.txt").read_text().splitlines()
+        )
+        assert len((alone / "left_out.txt").read_text().splitlines()) == 4  # each is named once
 
     def test_a_row_that_keeps_step_is_no_pair(self, desk: Path) -> None:
         stage = Pretraining(config_of(desk), CPU)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,20 @@ def write_talks(file: Path, samples: int, first: int = 0) -> None:
             said += [{"role": "user", "content": "And?"}, {"role": "assistant", "content": SENTENCES[number % 4]}]
         lines.append(json.dumps({"messages": said}))
     file.write_text("\n".join(lines) + "\n")
+
+
+def write_tar(file: Path, numbers: Iterable[int], broken: Container[int] = (), wordless: Container[int] = ()) -> None:
+    """Captioned pictures; of the `broken` the picture is none, and the `wordless` have no caption."""
+    with tarfile.open(file, "w") as tar:
+        for number in numbers:
+            written = io.BytesIO()
+            noise_picture(number).save(written, "PNG")
+            picture = b"no picture" if number in broken else written.getvalue()
+            members = [(f"{number:05}.png", picture), (f"{number:05}.txt", SENTENCES[number % 4][:20].encode())]
+            for name, content in members[: 1 if number in wordless else 2]:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
 
 
 def config_of(desk: Path, *overrides: str) -> Config:

@@ -149,6 +149,7 @@ def _stream(config: Config, stage: Stage, **division: int) -> Streamed:
         stage.collate,
         steps=config.run.steps or 0,
         batch_size=config.run.batch_size,
+        joined=stage.joined,
         fingerprint=hashlib.sha256(repr([(s.source, s.ratio) for s in sources]).encode()).hexdigest(),
         **division,
     )

@@ -161,7 +161,10 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
 
 
 class Streamed(IterableDataset["Records | MiniChatError"]):
-    """Rows that are read as the run goes; a record that is wrong is left out of its batch, and told (`left_out`)."""
+    """Rows that are read as the run goes; a record that is wrong is left out of its batch, and told (`left_out`).
+
+    A share of which nothing can be read has no batch, or, for a stage that is `joined`, one of no rows.
+    """
 
     def __init__(
         self,
@@ -174,6 +177,7 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
         parts: int,
         rank: int,
         processes: int,
+        joined: bool,
         fingerprint: str,
     ) -> None:
         if batch_size % processes:
@@ -184,7 +188,7 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
         self.steps = steps
         self._stream, self._render, self._collate = stream, render, collate
         self._of_a_step, self._parts = batch_size // processes, parts
-        self._part = Part(rank, processes)
+        self._part, self._at_least = Part(rank, processes), int(joined)
         self._fingerprint = fingerprint
         self._start = 0
         self._left_out: list[str] = []
@@ -215,7 +219,7 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
         rows.sort(key=lambda row: len(row.ids))
         size = -(-self._of_a_step // self._parts)
         try:
-            batches = [self._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+            batches = [self._collate(rows[i : i + size]) for i in range(0, max(self._at_least, len(rows)), size)]
         except MiniChatError as error:
             return error
         return Records(batches, problems)

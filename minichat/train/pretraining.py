@@ -75,7 +75,8 @@ class PairCollator:
     `pixel_values` (B, 3, S, S), or `patches` (B, 1 + P, W) where they are kept.
 
     A row of which nothing is learnt only keeps a process in step (`minichat.data.batches.shares`), and is no pair; so B
-    may be 0. Raises `DataError` for a picture that cannot be opened or is not among the kept ones.
+    may be 0, as it is where no record of a stream's share could be read. Raises `DataError` for a picture that cannot
+    be opened or is not among the kept ones.
     """
 
     def __init__(self, side: int, pad: int, features: FeatureCache | None = None) -> None:
@@ -117,6 +118,7 @@ class Pretraining(Stage):
     """Contrast, matching and generation, with a frozen vision encoder."""
 
     trainable: ClassVar[tuple[str, ...]] = PretrainingConfig().trainable
+    joined: ClassVar[bool] = True
 
     def __init__(self, config: Config, device: torch.device) -> None:
         """Read or make the model. Raises what reading raises, and `SettingsError` for a step that is in parts."""

@@ -174,7 +174,10 @@ def seconds_left(run: Run) -> float:
 
     Raises `SettingsError` where it does not fit into memory.
     """
-    batches = next(run.data.feed.load(run.data.feed.heaviest(run.standing.step)))
+    batches = next((some for some in run.data.feed.load(run.data.feed.heaviest(run.standing.step)) if some), [])
+    run.data.feed.left_out()  # the loop reads these records again, and tells of them
+    if not batches:
+        return 0.0  # nothing can be learnt, which the loop says by name
     heaviest = max(batches, key=lambda batch: batch["input_ids"].numel())
     batch = to_device(heaviest, run.accelerator.device)
     run.stage.model.train()

@@ -26,6 +26,8 @@ class Stage(Protocol):
 
     trainable: ClassVar[tuple[str, ...]]
     """What trains unless the configuration says otherwise."""
+    joined: ClassVar[bool] = False
+    """The loss is over the rows of all processes at once, so each must take part, with no row if need be."""
     model: nn.Module
     """The network, its frozen parts among it."""
 
