@@ -114,7 +114,7 @@ def test_losses_are_drawn_from_what_runs_left(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_what_is_not_there_is_said_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("losses", "attention"):
+    for name in ("losses", "patches", "attention"):
         assert main([name, "--road", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
         assert f"{name} is not drawn: " in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import attention, losses, masks, stages, world
+from benchmarks.figures import attention, losses, masks, patches, stages, world
 from benchmarks.figures.paper import SHARP, Missing, write
 
 
@@ -30,8 +30,9 @@ FIGURES = {
     "stages": Figure(lambda road: stages.draw(), colours=32),
     "description": Figure(lambda road: world.draw_description(), colours=256),
     "worlds": Figure(lambda road: world.draw_worlds(), sharp=1.25, colours=256),
+    "patches": Figure(patches.draw),
     "losses": Figure(losses.draw, colours=32),
-    "attention": Figure(attention.draw),
+    "attention": Figure(attention.draw, sharp=1.5, colours=256),
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.figures.paper import LARGE, SMALL, SOFT, WIDTH, Missing, picture, say, sheet, whole
@@ -18,7 +19,7 @@ from minichat.model.pretraining import QFormerPretraining
 from minichat.scenes.draw import draw as draw_scene
 from minichat.weights.stage1 import read_stage1
 
-_ACROSS = 8
+_ACROSS, _PATCH = 8, 16  # pictures in a row; pixels of a patch as it is shown
 Maps = NDArray[np.float64]  # (queries, patches in a column, patches in a row), each summing up to 1
 
 
@@ -54,7 +55,7 @@ def draw(road: Path) -> Any:
     scene, _ = held_out_scene(SHOWN)
     side = model.config.vision_config.image_size
     maps = looks(model, to_pixels([draw_scene(scene, side, SHOWN)], side))
-    shown = np.asarray(draw_scene(scene, 192, SHOWN), np.float64)
+    shown = np.asarray(draw_scene(scene, _PATCH * maps.shape[1], SHOWN), np.float64)
     return _sheet(shown, maps)
 
 
@@ -63,7 +64,7 @@ def _sheet(shown: NDArray[np.float64], maps: Maps) -> Any:
     rows = -(-len(maps) // _ACROSS)
     figure = sheet(0.4 + rows * (step + 0.14))
     axes = whole(figure)
-    say(axes, 0.08, 0.2, "Where each of the queries looks", size=LARGE, weight="bold")
+    say(axes, 0.08, 0.2, "Where each of the queries looks: the brighter, the more", size=LARGE, weight="bold")
     for query, looked in enumerate(maps):
         left, top = query % _ACROSS * step + 0.04, 0.4 + query // _ACROSS * (step + 0.14)
         picture(axes, _lit(shown, looked), left, top, step - 0.08)
@@ -79,12 +80,8 @@ def _sheet(shown: NDArray[np.float64], maps: Maps) -> Any:
     return figure
 
 
-def _lit(shown: NDArray[np.float64], looked: NDArray[np.float64]) -> Any:
-    """The picture, dark where a query does not look."""
-    from PIL import Image
-
-    share = Image.fromarray((looked / looked.max()).astype(np.float32)).resize(
-        shown.shape[1::-1], Image.Resampling.BICUBIC
-    )
-    light = np.clip(np.asarray(share), 0, 1)[..., None] ** 0.6
-    return Image.fromarray((shown * (0.12 + 0.88 * light)).astype(np.uint8), "RGB")
+def _lit(shown: NDArray[np.float64], looked: NDArray[np.float64]) -> Image.Image:
+    """The picture, dark where a query does not look, patch by patch."""
+    patch = shown.shape[0] // looked.shape[0]
+    light = np.kron(np.sqrt(looked / looked.max()), np.ones((patch, patch)))[..., None]
+    return Image.fromarray((shown * (0.16 + 0.84 * light)).astype(np.uint8), "RGB")
