@@ -358,8 +358,23 @@ def test_what_does_not_fit_is_said(desk: Path, tmp_path: Path, monkeypatch: pyte
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Replies, "loss", full)
-    with pytest.raises(SettingsError, match=r"4 rows of \d+ tokens do not fit into memory at once: lower run.device_b"):
-        run(desk, f"out={tmp_path / 'run'}")
+    anew = (
+        r"; or begin anew, in another out, and set model.checkpoint_llm to true, set model.quantize or lower data.max"
+    )
+    going_on = "lower run.device_batch_size, and the same command goes on"
+    for settings, advice in (
+        ([], going_on + anew),
+        (["run.device_batch_size=1"], anew.removeprefix("; or ")),
+        (["model.checkpoint_llm=true"], going_on + "; or begin anew, in another out, and set model.quantize or lower"),
+        (
+            ["trainable=[language_model]", "run.batch_size=1"],
+            "begin anew, .* and set model.checkpoint_llm to true or lo",
+        ),
+        (["trainable=[vision_model]"], "begin anew, .*set model.quantize, set model.vision_checkpoint to true or low"),
+    ):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        with pytest.raises(SettingsError, match=rf"rows of \d+ tokens do not fit into memory at once: .*{advice}"):
+            run(desk, f"out={out}", *settings)
 
 
 def test_memory_that_runs_out_later_is_said_and_less_at_once_goes_on(
@@ -376,7 +391,7 @@ def test_memory_that_runs_out_later_is_said_and_less_at_once_goes_on(
     given = [f"out={tmp_path / 'run'}", "run.save_every=5"]
     with monkeypatch.context() as patch:
         patch.setattr(Replies, "loss", full)
-        with pytest.raises(SettingsError, match=r"Memory ran out at step 8: lower run\.device_batch_size"):
+        with pytest.raises(SettingsError, match=r"Memory ran out at step 8: lower run\.device_batch_size, and the sam"):
             run(desk, *given)
     assert run(desk, *given, "run.device_batch_size=1").step == 20
     same_curve(tmp_path / "run", whole)

@@ -151,6 +151,34 @@ class TestProcesses:
         assert not share.learn
         assert stage.count(stage.collate([rows[place].muted() for place in share.rows])) == 0
 
+    @pytest.mark.parametrize(
+        ("settings", "advice"),
+        [
+            (
+                [],
+                "give data.features a folder, and the same command goes on; or begin anew, in another out, and lower r",
+            ),
+            (["data.features=kept"], "begin anew, in another out, and lower run.batch_size or lower data.max_tokens"),
+            (
+                ["trainable=[bridge, vision_model]"],
+                "begin anew, in another out, and set model.vision_checkpoint to tru",
+            ),
+        ],
+    )
+    def test_what_does_not_fit_is_said(
+        self, desk: Path, tmp_path: Path, settings: list[str], advice: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of an LLM, and of a step in parts, there is no word."""
+
+        def full(self: Pretraining, batch: Any) -> Tensor:
+            raise torch.OutOfMemoryError
+
+        monkeypatch.setattr(Pretraining, "loss", full)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SettingsError, match=f"8 rows of .* fit into memory at once: {advice}") as caught:
+            run(desk, f"out={tmp_path / 'run'}", *settings)
+        assert not any(word in str(caught.value) for word in ("llm", "quantize", "device_batch_size"))
+
     @pytest.mark.parametrize("settings", [["run.device_batch_size=4"], ["run.batch_size=7", "run.device_batch_size=6"]])
     def test_a_step_in_parts_is_refused(self, desk: Path, settings: list[str]) -> None:
         with pytest.raises(SettingsError, match=r"compares all pairs .* run.batch_size \(.\) must be run.device"):

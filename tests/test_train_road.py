@@ -154,6 +154,20 @@ def test_what_is_not_drawn_is_refused(tmp_path: Path, name: str) -> None:
         stage.collate([stage.render(example)])
 
 
+@pytest.mark.parametrize(
+    ("name", "more"), [("0a_vision", "."), ("0b_language", "; or begin .* lower data.max_tokens.")]
+)
+def test_what_does_not_fit_is_said(name: str, more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Any, batch: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Vision if name == "0a_vision" else Language, "loss", full)
+    with pytest.raises(
+        SettingsError, match=f"at once: lower run.device_batch_size, and the same command goes on{more}$"
+    ):
+        train(config(name, tmp_path))
+
+
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"vision.width is 25.*vision.heads \(2\)"):
         config("0a_vision", tmp_path, "vision.width=25")

@@ -48,6 +48,7 @@ class Language(Stage):
     """The next token of replies about described scenes; of a LLaMA that begins with nothing."""
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
+    lighter: ClassVar[tuple[str, ...]] = ("run.device_batch_size", "data.max_tokens")
 
     def __init__(self, config: Config, device: torch.device) -> None:
         """Raises `SettingsError` for sizes that cannot be, and for a `start` that this stage did not write."""

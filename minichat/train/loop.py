@@ -24,17 +24,16 @@ from minichat.train.config import Config
 from minichat.train.data import read_data
 from minichat.train.ending import finish
 from minichat.train.interruption import Interruption
+from minichat.train.introduction import introduce, less_memory
 from minichat.train.journal import Entry
 from minichat.train.network import precision
 from minichat.train.optimizer import set_rate
 from minichat.train.run import (
     CONFIG,
-    SMALLER,
     Run,
     Say,
     alone_in,
     begin,
-    introduce,
     places,
     restore,
     save,
@@ -94,9 +93,7 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
         try:
             stopped = loop(run)
         except torch.OutOfMemoryError:
-            raise SettingsError(
-                f"Memory ran out at step {run.standing.step + 1}: {SMALLER}; the run goes on from its last checkpoint."
-            ) from None
+            raise SettingsError(f"Memory ran out at step {run.standing.step + 1}: {less_memory(run)}.") from None
         if stopped is None:
             finish(run)
         accelerator.end_training()

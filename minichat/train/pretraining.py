@@ -118,6 +118,12 @@ class Pretraining(Stage):
     """Contrast, matching and generation, with a frozen vision encoder."""
 
     trainable: ClassVar[tuple[str, ...]] = PretrainingConfig().trainable
+    lighter: ClassVar[tuple[str, ...]] = (
+        "data.features",
+        "model.vision_checkpoint",
+        "run.batch_size",
+        "data.max_tokens",
+    )
     joined: ClassVar[bool] = True
 
     def __init__(self, config: Config, device: torch.device) -> None:

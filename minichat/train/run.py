@@ -1,4 +1,4 @@
-"""A run's parts, and what is done to them around the loop: begin, restore, save, validate, tell."""
+"""A run's parts, and what is done to them around the loop: begin, restore, tell, validate, save."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from minichat.disk import locked, replace_file
 from minichat.errors import SettingsError
 from minichat.memory import gib
-from minichat.train import opening, replies
+from minichat.train import opening
 from minichat.train.checkpoint import Checkpoints
 from minichat.train.config import Config, difference, plain, read_config, write_yaml
-from minichat.train.data import Data, division
+from minichat.train.data import Data
 from minichat.train.journal import Journal
 from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
 from minichat.train.stage import Stage
@@ -27,9 +27,7 @@ from minichat.train.together import Together
 from minichat.weights.projection import FACTS
 
 Say = Callable[[str], None]
-SMALLER = "lower run.device_batch_size, set model.checkpoint_llm to true, or set model.quantize"
 CONFIG, METRICS, LEFT_OUT = "config.yaml", "metrics.jsonl", "left_out.txt"
-BEFORE = "before.json"
 
 
 @dataclass
@@ -154,52 +152,6 @@ def start_trackers(run: Run) -> None:
     )
 
 
-def introduce(run: Run) -> None:
-    """Say what is about to happen, and keep what the model says before it."""
-    config, stage, data = run.config, run.stage, run.data
-    _, at_once = division(config, run.together.count)
-    rows = opening.parts(stage.model)
-    rows += opening.samples(data.feed.facts(), data.held_out.facts() if data.held_out else None, data.feed.padding())
-    rows.append(opening.portions(config, run.steps, data.of_an_epoch, run.together.count, at_once))
-    rows += opening.memory(stage.memory(at_once, data.longest), run.accelerator.device)
-    if run.standing.step < run.steps:
-        rows.append(("time", opening.duration(seconds_left(run)) + " expected, from a trial"))
-    run.say(opening.table(rows))
-    if run.together.first and data.shown and replies.kept(run.out / BEFORE) is None and run.standing.step == 0:
-        replies.keep(run.out / BEFORE, stage.answer(data.shown))
-
-
-def seconds_left(run: Run) -> float:
-    """How long the steps that are left will take, by a trial of the largest batch, which changes nothing.
-
-    Raises `SettingsError` where it does not fit into memory.
-    """
-    batches = next((some for some in run.data.feed.load(run.data.feed.heaviest(run.standing.step)) if some), [])
-    run.data.feed.left_out()  # the loop reads these records again, and tells of them
-    if not batches:
-        return 0.0  # nothing can be learnt, which the loop says by name
-    heaviest = max(batches, key=lambda batch: batch["input_ids"].numel())
-    batch = to_device(heaviest, run.accelerator.device)
-    run.stage.model.train()
-    try:
-        for _ in range(2):  # the first time is slower
-            settle(run.accelerator.device)
-            began = time.monotonic()
-            with run.accelerator.autocast():
-                loss = run.stage.loss(batch) / max(1, run.stage.count(batch))
-            if loss.requires_grad:
-                run.accelerator.backward(loss)
-            settle(run.accelerator.device)
-            seconds = time.monotonic() - began
-    except torch.OutOfMemoryError:
-        rows, length = heaviest["input_ids"].shape
-        raise SettingsError(f"{rows} rows of {length} tokens do not fit into memory at once: {SMALLER}.") from None
-    finally:
-        run.optimizer.zero_grad()
-    mean = run.data.tokens_of_a_step or sum(tokens_of(some) for some in batches) * run.together.count
-    return seconds * mean / run.together.count / max(1, tokens_of(heaviest)) * (run.steps - run.standing.step)
-
-
 # --- meanwhile
 
 
@@ -210,14 +162,6 @@ def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
 def tokens_of(batch: dict[str, Tensor]) -> int:
     """Tokens of a batch on the host, without padding."""
     return int(batch["attention_mask"].sum())
-
-
-def settle(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def validate_every(run: Run) -> int:

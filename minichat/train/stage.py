@@ -26,6 +26,8 @@ class Stage(Protocol):
 
     trainable: ClassVar[tuple[str, ...]]
     """What trains unless the configuration says otherwise."""
+    lighter: ClassVar[tuple[str, ...]] = ("run.device_batch_size",)
+    """Settings by which a step needs less memory, the best first."""
     joined: ClassVar[bool] = False
     """The loss is over the rows of all processes at once, so each must take part, with no row if need be."""
     model: nn.Module

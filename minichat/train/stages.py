@@ -92,6 +92,13 @@ class Replies(Stage):
     """The next token of replies, as in both stages of MiniGPT-4 (arXiv:2304.10592, section 3)."""
 
     trainable: ClassVar[tuple[str, ...]] = ("projection",)
+    lighter: ClassVar[tuple[str, ...]] = (
+        "run.device_batch_size",
+        "model.checkpoint_llm",
+        "model.quantize",
+        "model.vision_checkpoint",
+        "data.max_tokens",
+    )
 
     def __init__(self, config: Config, device: torch.device) -> None:
         """Load the model that the configuration names. Raises what loading raises."""
