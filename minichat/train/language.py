@@ -31,6 +31,7 @@ from minichat.train.config import Config
 from minichat.train.new_parts import NewLanguage
 from minichat.train.stage import Batch, Stage
 from minichat.train.vocabulary import train_tokenizer, word_ids
+from minichat.train.waves import waves
 from minichat.weights.files import WEIGHTS, quiet, read_json
 
 if TYPE_CHECKING:
@@ -179,10 +180,7 @@ def _bags(picture: DrawnPicture) -> list[Bag]:
 
 def _spread_places(weight: Tensor, words: Mapping[str, int]) -> None:
     """Words for places begin as sines and cosines of their levels: neighbours alike, in order along each axis."""
-    width = weight.shape[1]
-    rates = torch.pi * 2.0 ** torch.linspace(0, 4.5, width // 2)  # half a wave over the picture to eleven
-    angles = ((torch.arange(LEVELS) + 0.5) / LEVELS)[:, None] * rates
-    code = weight.std() * torch.cat([angles.sin(), angles.cos()], -1)  # (levels, width)
+    code = weight.std() * waves(LEVELS, weight.shape[1] // 2)  # (levels, width)
     for axis in "xy":
         order = torch.randperm(code.shape[1])
         for level in range(LEVELS):

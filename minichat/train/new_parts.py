@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minichat.errors import SettingsError
@@ -26,11 +27,8 @@ class NewVision:
     """Share of the contrast of pictures and captions in the loss, beside what each patch must tell."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "width", "layers", "heads"):
-            need(getattr(self, name) > 0, f"vision.{name}", getattr(self, name), "at least 1")
-        need(self.contrast >= 0, "vision.contrast", self.contrast, "0 or more")
+        check_sizes("vision", self, ("image_size", "patch_size", "width", "layers", "heads"), "contrast")
         divides("vision.image_size", self.image_size, "vision.patch_size", self.patch_size)
-        divides("vision.width", self.width, "vision.heads", self.heads)
 
 
 @dataclass(frozen=True)
@@ -57,10 +55,15 @@ class NewLanguage:
     """Of what stands for a picture, over the size of a word's vector: image tokens will not be exact either."""
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "context", "width", "feed_forward", "layers", "heads"):
-            need(getattr(self, name) > 0, f"language.{name}", getattr(self, name), "at least 1")
-        need(self.noise >= 0, "language.noise", self.noise, "0 or more")
-        divides("language.width", self.width, "language.heads", self.heads)
+        check_sizes("language", self, ("vocabulary", "context", "width", "feed_forward", "layers", "heads"), "noise")
+
+
+def check_sizes(section: str, sizes: NewVision | NewLanguage, counts: Sequence[str], share: str) -> None:
+    """Raise `SettingsError` for a count below 1, a share below 0, and heads that cannot share the width."""
+    for name in counts:
+        need(getattr(sizes, name) > 0, f"{section}.{name}", getattr(sizes, name), "at least 1")
+    need(getattr(sizes, share) >= 0, f"{section}.{share}", getattr(sizes, share), "0 or more")
+    divides(f"{section}.width", sizes.width, f"{section}.heads", sizes.heads)
 
 
 def divides(name: str, whole: int, part_name: str, part: int) -> None:

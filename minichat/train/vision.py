@@ -25,6 +25,7 @@ from minichat.train.new_parts import NewVision
 from minichat.train.sight import SightHeads, labels
 from minichat.train.stage import Batch, Stage
 from minichat.train.vocabulary import train_tokenizer
+from minichat.train.waves import waves
 
 if TYPE_CHECKING:
     from minichat.data.example import Example
@@ -148,9 +149,7 @@ def _place_patches(embeddings: Any, patches: int) -> None:
     """Positions begin as sines and cosines of the patches' places."""
     position = embeddings.position_embedding  # (1, 1 + P, W)
     width = position.shape[-1]
-    rates = torch.pi * 2.0 ** torch.linspace(0, 4.5, width // 4)  # half a wave over the picture to eleven
-    angles = ((torch.arange(patches) + 0.5) / patches)[:, None] * rates
-    code = torch.cat([angles.sin(), angles.cos()], -1)  # (patches, width / 2)
+    code = waves(patches, width // 4)  # (patches, width / 2)
     across, down = code[None].expand(patches, -1, -1), code[:, None].expand(-1, patches, -1)
     with torch.no_grad():
         position.zero_()
