@@ -209,6 +209,7 @@ class TestFolder:
         assert all(name == "temp" or name.startswith("cls.") for name in back.made)
         assert float(back.model.temp.detach()) == pytest.approx(0.07)
         assert back.model.cls.predictions.decoder.weight is back.model.embeddings.word_embeddings.weight
+        assert not back.model.cls.predictions.bias.any()
         texts = tokenize(words, TEXTS)
         for one, other in zip(answers(model, texts), answers(back.model, texts), strict=True):
             assert torch.equal(one, other)

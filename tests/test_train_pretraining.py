@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,26 @@ class TestBeginnings:
         assert losses(tmp_path / "run")[1] != losses(whole)[1]
         eyes = Pretraining(config_of(desk, f"pretraining.new.vision={whole}"), CPU).model.vision_model
         assert same(eyes.state_dict(), stage.model.vision_model.state_dict())
+
+    def test_what_a_model_has_not_is_said_once(self, desk: Path, whole: Path, tmp_path: Path) -> None:
+        """Hugging Face's has no head that predicts words, and no temperature; of what does not train none is missed."""
+        theirs = shutil.copytree(whole, tmp_path / "theirs")
+        (theirs / "stage1.safetensors").unlink()
+        head, temperature = "the head that predicts words (cls) begins at random", "the temperature of the contrast"
+        for name, objectives, parts in (
+            (theirs, "itc, itm, itg", [head, temperature]),
+            (theirs, "itg", [head]),
+            (theirs, "itm", []),
+            (whole, "itc, itm, itg", []),
+        ):
+            said: list[str] = []
+            settings = [f"pretraining={{objectives: [{objectives}]}}", f"model.name={name}", "data.validation=null"]
+            out = f"out={tmp_path / str(len(list(tmp_path.iterdir())))}"
+            run(desk, out, *settings, "run.epochs=null", "run.steps=1", say=said.append)
+            notes = [line for line in said if "has no stage1.safetensors: " in line]
+            assert len(notes) == bool(parts)
+            assert all(part in notes[0] for part in parts)
+            assert not any(part in note for note in notes for part in {head, temperature} - set(parts))
 
     def test_from_blip2s_own_file(self, desk: Path, tmp_path: Path) -> None:
         from minichat.weights.stage1 import read_blip2, write_stage1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, pad
 from transformers import Blip2PreTrainedModel, Blip2VisionModel
 from transformers import initialization as init
-from transformers.models.bert.modeling_bert import BertOnlyMLMHead
+from transformers.models.bert.modeling_bert import BertLMPredictionHead, BertOnlyMLMHead
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 from transformers.utils import ModelOutput
 
@@ -85,6 +85,8 @@ class QFormerPretraining(Blip2PreTrainedModel):
             init.normal_(module.query_tokens, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, QFormerPretraining):
             init.constant_(module.temp, self.config.temperature)
+        elif isinstance(module, BertLMPredictionHead):  # which Blip2PreTrainedModel does not know
+            init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings

@@ -36,6 +36,9 @@ def introduce(run: Run) -> None:
     if run.standing.step < run.steps:
         rows.append(("time", opening.duration(seconds_left(run)) + " expected, from a trial"))
     run.say(opening.table(rows))
+    if run.standing.step == 0:
+        for note in stage.notes:
+            run.say(note)
     if run.together.first and data.shown and replies.kept(run.out / BEFORE) is None and run.standing.step == 0:
         replies.keep(run.out / BEFORE, stage.answer(data.shown))
 

@@ -28,7 +28,7 @@ from minichat.prompt.render import IGNORED
 from minichat.prompt.wordpiece import tokenize
 from minichat.train.data import division
 from minichat.train.optimizer import trained
-from minichat.train.pretraining_start import open_start, read_start
+from minichat.train.pretraining_start import begun_anew, open_start, read_start
 from minichat.train.seeding import seed_of_all
 from minichat.train.stage import Stage
 from minichat.weights.projection import unpack
@@ -132,6 +132,7 @@ class Pretraining(Stage):
         self._config = config
         stage1 = open_start(config, device)
         self.model: QFormerPretraining = stage1.model
+        self.notes = begun_anew(stage1, config)
         self._tokenizer = stage1.tokenizer
         positions = self.model.embeddings.position_embeddings.num_embeddings
         self.longest = min(config.data.max_tokens or positions, positions)

@@ -14,7 +14,7 @@ from minichat.train.config import Config, ModelConfig, NewQFormer, PretrainingOp
 from minichat.train.network import precision, save_memory, top
 from minichat.weights.begin import begin, read_bert, read_vision
 from minichat.weights.files import find_folder
-from minichat.weights.stage1 import read_stage1
+from minichat.weights.stage1 import BESIDE, read_stage1
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,6 +64,19 @@ def open_start(config: Config, device: torch.device) -> Stage1:
     save_memory(model, asked)
     model.to(device)
     return stage1
+
+
+def begun_anew(stage1: Stage1, config: Config) -> list[str]:
+    """What begins as it was made although a model was named to go on with, in a sentence: its files lack it."""
+    if config.pretraining is not None and config.pretraining.new is not None:
+        return []
+    objectives = stage1.model.config.objectives
+    parts = []
+    if "itg" in objectives and any(name.startswith("cls.") for name in stage1.made):
+        parts.append("the head that predicts words (cls) begins at random")
+    if "itc" in objectives and "temp" in stage1.made:
+        parts.append(f"the temperature of the contrast begins at {stage1.model.config.temperature}")
+    return [f"{config.model.name} has no {BESIDE}: {', and '.join(parts)}."] if parts else []
 
 
 def _new(options: NewQFormer, seed: int) -> Stage1:

@@ -33,6 +33,9 @@ class Stage(Protocol):
     model: nn.Module
     """The network, its frozen parts among it."""
 
+    notes: Sequence[str] = ()
+    """Sentences for a person, said when a run begins."""
+
     render: Callable[[Example], Row]
     """An example as ids, pictures and what is learnt of it."""
     longest: int
