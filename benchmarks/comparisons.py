@@ -37,6 +37,7 @@ from minichat.disk import write_json
 from minichat.errors import MiniChatError, SettingsError
 from minichat.train.config import read_config
 
+RATE_ANEW = 2e-3  # stage 2's: stage 3's own is for a projection that need not go far any more
 SHARES = (10, 30, 50, 100)  # per cent of the alignment data
 PORTIONS = (4, 2, 1)  # a quarter of the steps, a half, all
 OBJECTIVES = {
@@ -159,7 +160,8 @@ def data(road: Path, out: Path, steps: int, count: int) -> Comparison:
         model = out / str(share) / "model"
         few = examples(steps * there.run.batch_size, share)
         limits = [f"data.train.{number}.options.examples={few}" for number in range(len(there.data.train))]
-        train = training("3_alignment", model, steps, f"model.name={begin[-1].out}", *limits)
+        anew_from = f"model.name={begin[-1].out}", f"optimizer.rate={RATE_ANEW}"
+        train = training("3_alignment", model, steps, *anew_from, *limits)
         measures = questions(model, count), exam("captions", model, count, "--no-blank")
         arms.append(Arm(f"{share} %", (*begin, train, *measures)))
         told: dict[str, Reading] = {
