@@ -20,6 +20,7 @@ from minichat.caption.files import find_pictures
 from minichat.disk import locked
 from minichat.errors import DataError, ModelError, PromptError, SettingsError
 from minichat.model.pretraining import QFormerPretraining
+from minichat.model.retrieval import rerank as rerank_by_match
 from minichat.search.opening import Opened, open_all, state
 from minichat.search.reader import DEFAULT, Reader, Words, load_reader
 from minichat.search.store import Store, Table, Writer
@@ -31,7 +32,6 @@ TOP = 10
 RERANK = 32  # so many of the most similar are matched
 _FORMAT = "minichat-search-1"
 _KEPT = 64 * 1024  # bytes: patches that take no more are kept, larger ones are computed again when they are matched
-_MATCHED = 64  # pairs that are matched at a time
 _AT_ONCE = 4096  # pictures that are compared at a time
 
 
@@ -39,17 +39,19 @@ _AT_ONCE = 4096  # pictures that are compared at a time
 class Hit:
     """A picture that was found: its path, and how well it fits.
 
-    `similarity` is the cosine by contrast; `matching` the probability that picture and words belong together, None
-    where nothing was matched.
+    `similarity` is the cosine by contrast; `matching` the probability that picture and words belong together, and
+    `logit` what the model says for that; None where nothing was matched.
     """
 
     path: Path
     similarity: float
     matching: float | None = None
+    logit: float | None = None
 
     @property
     def score(self) -> float:
-        return self.similarity if self.matching is None else self.matching
+        """What hits are put in order by: similarity + logit (`minichat.model.retrieval`)."""
+        return self.similarity + (self.logit or 0.0)
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ class Index:
         Args:
             text: what is to be seen; what is longer than the Q-Former can read is cut.
             top: how many.
-            rerank: so many of the most similar, and at least `top`, are matched and put in the order of the
-                probability that they do; 0: none is.
+            rerank: so many of the most similar, and at least `top`, are matched and put in order by both, as
+                `minichat.model.retrieval.rerank` does; 0: none is.
 
         A picture that must be read again to be matched, and cannot be any more, is left out. Raises `PromptError` for a
         text without words, `SettingsError` for a number out of range.
@@ -185,10 +187,16 @@ class Index:
             raise PromptError("The words to search for are empty: say what is to be seen.")
         table, words = self._table, self.reader.words([text])
         similarity = _to_best_query(table, self.reader.read(words)[0].cpu())
-        order = similarity.argsort(descending=True, stable=True)
+        logits = torch.full((len(similarity), 2), torch.nan)  # NaN: not matched
+
+        def match(query: Tensor, rows: Tensor) -> Tensor:
+            logits[rows] = self._logits(table, rows, words)
+            return logits[rows]
+
         count = max(rerank, top) if rerank else 0
-        hits = self._matched(table, order[:count], similarity, words)
-        return [*hits, *(self._hit(table, row, similarity) for row in order[count : count + top].tolist())][:top]
+        order = rerank_by_match(similarity[None], match, count)[0]
+        there = order[logits[order, 1] != -torch.inf][:top].tolist()
+        return [self._hit(table, row, similarity, logits) for row in there]
 
     def find_image(self, picture: Source, top: int = TOP) -> list[Hit]:
         """The `top` pictures that are most like this one, best first; nothing is matched.
@@ -215,32 +223,26 @@ class Index:
                 kept[place] = None if each.pixels is None else next(seen)
         return kept
 
-    def _matched(self, table: Table, rows: Tensor, similarity: Tensor, words: Words) -> list[Hit]:
-        """What a text matches best of some files, best first; those that cannot be read any more are left out."""
-        odds = torch.cat([self._odds(table, part, words) for part in rows.split(_MATCHED)])
-        there = odds > -torch.inf
-        best = odds[there].argsort(descending=True, stable=True)
-        chances = zip(rows[there][best].tolist(), odds[there][best].sigmoid().tolist(), strict=True)
-        return [self._hit(table, row, similarity, chance) for row, chance in chances]
-
-    def _odds(self, table: Table, rows: Tensor, words: Words) -> Tensor:
-        """The logarithm of the odds that a text and each file (M,) match (M,): −∞ for a file that cannot be read."""
-        odds = torch.full((len(rows),), -torch.inf)
+    def _logits(self, table: Table, rows: Tensor, words: Words) -> Tensor:
+        """Whether a text and each file (M,) match (M, 2), index 1 for a match: −∞ for a file that cannot be read."""
+        logits = torch.tensor([0.0, -torch.inf]).repeat(len(rows), 1)
         found = self.patches(table, rows.tolist())
         there = [place for place, patches in enumerate(found) if patches is not None]
         if there:
             here = self.reader.model
             patches = torch.stack([each.to(here.device, here.dtype) for each in found if each is not None])
             many = {name: ids.expand(len(there), -1) for name, ids in words.items()}
-            logits = self.reader.match(patches, many).cpu()
-            odds[there] = logits[:, 1] - logits[:, 0]
-        return odds
+            logits[there] = self.reader.match(patches, many).cpu()
+        return logits
 
     def _path(self, name: bytes) -> Path:
         return self.folder / os.fsdecode(name)
 
-    def _hit(self, table: Table, row: int, similarity: Tensor, matching: float | None = None) -> Hit:
-        return Hit(self._path(table.paths[row]), float(similarity[row]), matching)
+    def _hit(self, table: Table, row: int, similarity: Tensor, logits: Tensor | None = None) -> Hit:
+        path, near = self._path(table.paths[row]), float(similarity[row])
+        if logits is None or logits[row].isnan().any():
+            return Hit(path, near)
+        return Hit(path, near, float(logits[row].softmax(0)[1]), float(logits[row, 1]))
 
     def _see(self, opened: Sequence[Opened], writer: Writer) -> None:
         """Encode the pictures that are new, each once."""
