@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -158,6 +158,16 @@ def replace_file(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Indented JSON, in readable letters of any script."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """A record as one line without its end, in readable letters of any script."""
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # a file name that is no Unicode: escaped, it can be read back
+        return json.dumps(record)
+    return line
 
 
 def _open_to_others(made: Path) -> None:

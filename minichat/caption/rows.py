@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from minichat import images
+from minichat.disk import json_line
 from minichat.errors import ContextError, DataError, ImageError, MiniChatError, SettingsError
 
 if TYPE_CHECKING:
@@ -31,13 +31,7 @@ class Row:
     def to_json(self) -> str:
         """`{"image": …, "caption": …}` or `{"image": …, "error": …}`, in one line without its end."""
         outcome = {"caption": self.caption} if self.error is None else {"error": self.error}
-        record = {"image": self.image, **outcome}
-        line = json.dumps(record, ensure_ascii=False)
-        try:
-            line.encode()
-        except UnicodeEncodeError:  # a file name that is no Unicode: escaped, it can be read back
-            return json.dumps(record)
-        return line
+        return json_line({"image": self.image, **outcome})
 
 
 def append_row(file: IO[bytes], row: Row) -> None:

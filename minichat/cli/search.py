@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minichat.cli.shared import SOME_FAILED, Device, Dtype, Model, Precision, commands, given, progress
+from minichat.disk import json_line
 
 if TYPE_CHECKING:
     from minichat.search import Hit
@@ -101,13 +102,7 @@ def _show(hits: Sequence[Hit], as_json: bool, query: str | None = None) -> None:
 
 def _json(hit: Hit, query: str | None) -> str:
     record: dict[str, Any] = given(query=query) | {"image": str(hit.path), "score": hit.score}
-    record |= {"similarity": hit.similarity, "matching": hit.matching}
-    line = json.dumps(record, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # a file name that is no Unicode: escaped, it can be read back
-        return json.dumps(record)
-    return line
+    return json_line(record | {"similarity": hit.similarity, "matching": hit.matching})
 
 
 def _spelled(path: Path) -> str:
