@@ -18,7 +18,6 @@ from minichat.weights.files import sentence
 
 _ZIP = b"PK\x03\x04"  # what torch.save has written since PyTorch 1.6; older files cannot be mapped
 _CODE = re.compile(r"GLOBAL\s+([\w.]+)")
-_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element
 
 
 class Checkpoint(Mapping[str, Tensor]):
@@ -126,18 +125,14 @@ def _unpickle(path: Path, mapped: bool) -> Any:
 def largest(tensor: Tensor) -> float:
     """The largest magnitude in a tensor on the CPU; infinite or NaN where not all of it is finite.
 
-    The bits of floats of one sign, read as a whole number, are in the order of the floats, then infinity, then NaN. So
-    two passes over whole numbers tell, as fast as memory gives them and without a copy.
+    One pass, without a copy: NaN is both the least and the greatest where there is one.
     """
     if not tensor.is_floating_point() or not tensor.numel():
         return 0.0
-    whole = _WHOLE.get(tensor.element_size())
-    if whole is None:  # eight bits have no infinity
-        return float(tensor.float().abs().max())
-    bits = tensor.contiguous().view(whole).numpy()
-    magnitudes = (1 << (8 * tensor.element_size() - 1)) - 1  # all bits but the sign's
-    most = max(int(bits.max()), int(bits.view(bits.dtype.str.replace("i", "u")).max()) & magnitudes)
-    return float(torch.tensor(most, dtype=whole).view(tensor.dtype))
+    if tensor.element_size() == 1:  # PyTorch does not compare eight bits
+        tensor = tensor.float()
+    least, greatest = torch.aminmax(tensor)
+    return max(abs(float(least)), abs(float(greatest)))
 
 
 def _named(file: str, tensors: Mapping[Any, Any]) -> dict[str, Any]:
