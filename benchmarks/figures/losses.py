@@ -92,7 +92,7 @@ def _panel(axes: Any, curve: Curve) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     steps, losses = np.array(curve.steps), np.array(curve.losses)
-    mean = smooth(curve.losses, max(1, len(losses) // 60))
+    mean = smooth(curve.losses, max(8, len(losses) // 60))
     axes.plot(steps, losses, color=QUERY, alpha=0.22, linewidth=0.5, rasterized=True)
     axes.plot(steps, mean, color=QUERY, linewidth=1.6)
     axes.set_yscale("log")
