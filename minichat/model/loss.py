@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from minichat.prompt.render import IGNORED
 
+_LEARNT = 128  # ids that are learnt come in multiples of it
 _LOGITS_AT_ONCE = 2**24  # in float32: 64 MiB, and three times that while their gradient is computed
 
 
@@ -23,6 +24,17 @@ def token_loss(logits: Tensor, targets: Tensor, count: int | Tensor | None = Non
     targets = targets.to(logits.device).flatten()
     total: Tensor = _SummedCrossEntropy.apply(logits.flatten(0, -2), targets)
     return total / (targets.ne(IGNORED).sum() if count is None else torch.as_tensor(count, device=total.device))
+
+
+def learnt(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat labels (B · T,), −100 = no loss → the positions of the others and what is learnt there, both (N,).
+
+    N is a multiple of 128, filled up with position 0 and target −100: on a CPU, oneDNN compiles and keeps a product for
+    each shape that it meets, which without an end to them takes time and memory.
+    """
+    positions = labels.ne(IGNORED).nonzero()[:, 0]
+    spare = -len(positions) % _LEARNT
+    return nn.functional.pad(positions, (0, spare)), nn.functional.pad(labels[positions], (0, spare), value=IGNORED)
 
 
 class _SummedCrossEntropy(torch.autograd.Function):

@@ -22,7 +22,7 @@ from minichat.data.drawn import DrawnPicture
 from minichat.data.rows import Renderer, Row
 from minichat.disk import write_json
 from minichat.errors import DataError, SettingsError
-from minichat.model.loss import only_at, token_loss
+from minichat.model.loss import learnt, only_at, token_loss
 from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.tokenizer import SentencePieceTokenizer
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 FACTS = "training.json"
 _WORDS_AT_MOST = 5  # in one place
 _EMPTY = -1
-# Lengths of rows, and the number of ids that are learnt, come in multiples of these: oneDNN compiles, and keeps, a
-# product for each shape; with 2,000 shapes a run of the small model took 6 GiB.
-_ROUND, _ROUND_LEARNT = 32, 512
+_ROUND = 32  # lengths of rows: oneDNN keeps a product for each shape; with 2,000 a run of the small model took 6 GiB
 
 
 class Language(Stage):
@@ -87,15 +85,13 @@ class Language(Stage):
         filled = np.arange(longest) < np.array([len(row.ids) for row in rows])[:, None]
         after = np.roll(labels, -1, 1)
         after[:, -1] = IGNORED
-        positions, learnt = np.flatnonzero(after != IGNORED), after[after != IGNORED]
-        spare = -len(positions) % _ROUND_LEARNT
-        positions, learnt = np.pad(positions, (0, spare)), np.pad(learnt, (0, spare), constant_values=IGNORED)
+        positions, targets = learnt(torch.from_numpy(after.flatten()))
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(filled.astype(np.int64)),
             "words": torch.from_numpy(np.stack([self._described(row, p) for row in rows for p in row.pictures] or [])),
-            "positions": torch.from_numpy(positions),
-            "targets": torch.from_numpy(learnt),
+            "positions": positions,
+            "targets": targets,
         }
 
     def _described(self, row: Row, picture: StoredPicture) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -18,7 +18,7 @@ from minichat.data.batches import Collator
 from minichat.data.rows import Renderer
 from minichat.errors import PromptError, SettingsError
 from minichat.memory import CONTEXT, training_needs
-from minichat.model.loss import only_at, token_loss
+from minichat.model.loss import learnt, only_at, token_loss
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import get_template
 from minichat.train.attention import use_products
@@ -44,8 +44,12 @@ if TYPE_CHECKING:
     from minichat.train.together import Together
 
 
+_MULTIPLE = 8  # lengths of rows: few shapes, each of which oneDNN compiles
+
+
 class ReplyCollator:
-    """Rows → `input_ids` (B, T), their pictures, and what is learnt: `targets` (N,) at `positions` (N,) of B · T.
+    """Rows → `input_ids` (B, T), their pictures, and what is learnt: `targets` (N,) at `positions` (N,) of B · T,
+    as `minichat.model.loss.learnt` tells them.
 
     Of the ids, those that all rows have in common with the model's `Prefix` are left out (`attention_mask` is of all),
     and so is the last, which is learnt and predicts nothing.
@@ -66,7 +70,7 @@ class ReplyCollator:
     ) -> None:
         self._prefix, self._encoder_decoder = prefix, encoder_decoder
         self._slot, self._slots = processor.image_token_id, processor.num_image_tokens
-        self._collator = Collator(processor, features)
+        self._collator = Collator(processor, features, multiple=_MULTIPLE)
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         rows, replies = parted(rows) if self._encoder_decoder else (rows, None)
@@ -77,7 +81,7 @@ class ReplyCollator:
             batch["input_ids"], after = ids[:, passed:-1].contiguous(), labels[:, passed + 1 :].flatten()
         else:
             batch["labels"], after = replies, replies.flatten()
-        positions = after.ne(IGNORED).nonzero()[:, 0]
+        positions, targets = learnt(after)
         slots = int(ids.eq(self._slot).sum())
         pictures = len(batch.get("pixel_values", batch.get("image_features", ())))
         if slots != pictures * self._slots:
@@ -85,7 +89,7 @@ class ReplyCollator:
                 f"{rows[0].where}: there are {slots} image slots and {pictures} pictures in a batch, which need "
                 f"{pictures * self._slots}: an image slot's id is among a text's."
             )
-        return batch | {"positions": positions, "targets": after[positions]}
+        return batch | {"positions": positions, "targets": targets}
 
 
 class Replies(Stage):
@@ -134,7 +138,7 @@ class Replies(Stage):
 
     def count(self, batch: Batch) -> int:
         """The tokens of replies and their ends."""
-        return len(batch["targets"])
+        return int(batch["targets"].ne(IGNORED).sum())
 
     def loss(self, batch: Batch) -> Tensor:
         """The sum of the next-token cross-entropies of the targets. No other position's logits are computed.
