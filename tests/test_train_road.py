@@ -17,10 +17,11 @@ from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import DataError, SettingsError
 from minichat.prompt.processing import MODEL_FILE
 from minichat.prompt.wordpiece import write_vocabulary
-from minichat.train.config import Config, Source, read_config
+from minichat.train.config import Config, OptimizerConfig, Source, read_config
 from minichat.train.data import texts
 from minichat.train.language import Language
 from minichat.train.loop import train
+from minichat.train.optimizer import make_optimizer
 from minichat.train.sight import labels
 from minichat.train.vision import Vision
 from minichat.weights.begin import read_vision
@@ -189,3 +190,8 @@ def test_what_is_drawn_is_not_mixed_with_what_is_read(tmp_path: Path) -> None:
     mixed = replace(settings, data=replace(settings.data, train=sources))
     with pytest.raises(SettingsError, match="cannot be mixed"):
         list(texts(mixed, most=1))
+
+
+def test_muon_where_no_layers_matrix_trains_is_refused() -> None:
+    with pytest.raises(SettingsError, match="matrices is muon"):
+        make_optimizer({"projection.weight": torch.nn.Parameter(torch.zeros(2, 2))}, OptimizerConfig(matrices="muon"))

@@ -33,6 +33,7 @@ from minichat.train.stage import Batch, Stage
 from minichat.train.vocabulary import train_tokenizer, word_ids
 from minichat.train.waves import waves
 from minichat.weights.files import WEIGHTS, quiet, read_json
+from minichat.weights.writing import Entry, write_tensors
 
 if TYPE_CHECKING:
     from minichat.data.example import StoredPicture
@@ -127,12 +128,17 @@ class Language(Stage):
         return summed
 
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
-        """A folder that transformers opens, and that `minichat convert --llm` takes."""
+        """A folder that transformers opens, and that `minichat convert --llm` takes; config.json comes last."""
         (out / MODEL_FILE).write_bytes(self._tokenizer.serialized)
         self._processor.tokenizer.save_pretrained(out)
         write_json(out / FACTS, dict(facts))
-        self.model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0)
-        self.model.to(torch.bfloat16).save_pretrained(out)
+        model = self.model.to(torch.bfloat16)
+        tied = "lm_head.weight"  # the embeddings
+        entries = [Entry(name, t.nbytes, lambda t=t: t) for name, t in model.state_dict().items() if name != tied]  # type: ignore[misc]
+        write_tensors(out, entries)
+        GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(out)
+        model.config.architectures, model.config.dtype = [type(model).__name__], torch.bfloat16
+        model.config.save_pretrained(out)
 
 
 def _tokenizer(sizes: NewLanguage, seed: int) -> SentencePieceTokenizer:

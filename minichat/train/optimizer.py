@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minichat.errors import SettingsError
 from minichat.train.config import OptimizerConfig
 
 _PREFIX = "optimizer."
@@ -32,11 +33,16 @@ def make_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig)
 class MuonAndAdamW(torch.optim.Optimizer):
     """PyTorch's Muon for the matrices of layers, and its AdamW for embeddings, heads, norms and biases.
 
-    Both at the same rate, as Muon's update is scaled to be as long as AdamW's (arXiv:2502.16982, section 2.2).
+    Both at the same rate, as Muon's update is scaled to be as long as AdamW's (arXiv:2502.16982, section 2.2). Raises
+    `SettingsError` where no layer's matrix trains.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
         matrices = [weight for name, weight in weights.items() if weight.dim() == 2 and _IN_LAYER.search(name)]
+        if not matrices:
+            raise SettingsError(
+                "optimizer.matrices is muon, which is for the matrices of layers, and none trains: leave it out."
+            )
         chosen = set(map(id, matrices))
         others = [weight for weight in weights.values() if id(weight) not in chosen]
         groups = [
