@@ -39,7 +39,7 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The built-in model from nothing, to runs/tiny/model: the whole road of docs/PRETRAINING.md. A stage that is done is not
+# The built-in model from nothing, to runs/tiny/model: the whole road of docs/ROAD.md. A stage that is done is not
 # done again, and one that was stopped goes on. `make tiny SMOKE=1` goes the same way with few steps, to runs/smoke.
 ROAD := runs/$(if $(SMOKE),smoke,tiny)
 STAGES := train_configs/tiny

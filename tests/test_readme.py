@@ -67,6 +67,7 @@ def test_the_readme_has_the_commands_that_are_tested_here() -> None:
         "export",
         "train",
         "evaluate",
+        "search",
     }
     assert set(LINES) - set(COMMANDS) == {
         "make demo",

@@ -64,11 +64,11 @@ class Stage1Finder:
 def can_retrieve(name: str) -> bool:
     """Whether a folder holds what `Stage1Finder` needs, not a chat model."""
     from minichat.errors import ModelError
-    from minichat.weights.files import read_json
+    from minichat.weights.stage1 import is_stage1
     from minichat.weights.zoo import find
 
     try:
-        return read_json(find(name), "config.json").get("architectures") == ["Blip2ForImageTextRetrieval"]
+        return is_stage1(find(name))
     except ModelError:  # whoever loads it says what is wrong with it
         return False
 

@@ -96,17 +96,22 @@ def _hold(model: str) -> _Held:
 
 
 def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
-    """A folder of our own that refers to no other: vision side, projection and LLM together.
+    """A folder of our own that refers to no other: vision side, projection and LLM together, or a stage-1 model.
 
-    `dtype`: "float32", "bfloat16" or "float16" for all but the projection, which stays as it is; None: nothing changes.
+    `dtype`: "float32", "bfloat16" or "float16" for all but the projection, which stays as it is; None: nothing changes,
+    save that a stage-1 model is written in float32.
     """
     import torch
 
     from minichat.model import MiniChatForConditionalGeneration
+    from minichat.weights.stage1 import is_stage1, read_stage1, write_stage1
     from minichat.weights.writing import write_tensors
 
     if dtype is not None and dtype not in DTYPES:
         raise SettingsError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    if is_stage1(folder := find(model)):
+        stage1 = read_stage1(str(folder))
+        return write_stage1(out, stage1.model.to(getattr(torch, dtype or "float32")), stage1.tokenizer)
     held = _hold(model)
     with torch.device("meta"):
         network = MiniChatForConditionalGeneration(held.config)

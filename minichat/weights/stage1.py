@@ -97,6 +97,12 @@ def read_blip2(
     return _load(account, config, words)
 
 
+def is_stage1(folder: Path) -> bool:
+    """Whether a folder says of itself that it holds what `read_stage1` reads."""
+    stored = read_json(folder, "config.json")
+    return stored.get("model_type") == "blip-2" and stored.get("architectures") == ["Blip2ForImageTextRetrieval"]
+
+
 def read_stage1(name: str) -> Stage1:
     """Read a folder or hub id that holds a `Blip2ForImageTextRetrieval`, in float32.
 
@@ -106,7 +112,7 @@ def read_stage1(name: str) -> Stage1:
     """
     folder = find_folder(name, "The stage-1 model", _FILES)
     stored = read_json(folder, "config.json")
-    if stored.get("model_type") != "blip-2" or stored.get("architectures") != ["Blip2ForImageTextRetrieval"]:
+    if not is_stage1(folder):
         what = (stored.get("architectures") or [stored.get("model_type")])[0]
         raise ModelError(f"{folder.name!r} holds a {what}, not a Blip2ForImageTextRetrieval.")
     account = Account()
