@@ -13,6 +13,7 @@ import torch
 
 from minichat.data import formats
 from minichat.errors import DataError, SettingsError
+from minichat.prompt.render import IGNORED
 from minichat.train.data import Data, division, read_data
 from minichat.train.loop import train
 from minichat.train.stages import Replies
@@ -70,14 +71,19 @@ def test_each_row_comes_once_in_an_epoch(length: list[str], desk: Path) -> None:
     assert first != second
 
 
+def learnt(batches: list[Any]) -> int:
+    """The sum of the ids that are learnt."""
+    return sum(int(batch["targets"][batch["targets"] != IGNORED].sum()) for batch in batches)
+
+
 def test_processes_and_parts_divide_the_same_batches(desk: Path) -> None:
     _, alone = data_of(desk, "run.batch_size=6")
     shared = [data_of(desk, "run.batch_size=6", "run.device_batch_size=2", rank=rank, count=2)[1] for rank in range(2)]
     for step in range(alone.feed.steps):
         places = [place for data in shared for part in data.feed.where(step) for place in part]
         assert sorted(places) == sorted(alone.feed.where(step)[0])
-    ids = [sum(int(b["targets"].sum()) for b in batches) for batches in alone.feed.load()]
-    ours = [[sum(int(b["targets"].sum()) for b in batches) for batches in data.feed.load()] for data in shared]
+    ids = [learnt(batches) for batches in alone.feed.load()]
+    ours = [[learnt(batches) for batches in data.feed.load()] for data in shared]
     assert ids == [sum(some) for some in zip(*ours, strict=True)]
 
 
@@ -151,6 +157,7 @@ def tokens(steps: list[Any]) -> list[list[list[int]]]:
         rows = []
         for batch in batches:
             place = batch["positions"] // batch["input_ids"].shape[1]
+            place[batch["targets"] == IGNORED] = -1  # filled up
             rows += [batch["targets"][place == n].tolist() for n in range(len(batch["input_ids"]))]
         found.append(sorted(rows))
     return found

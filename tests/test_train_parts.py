@@ -73,7 +73,8 @@ def test_a_step_is_the_models_own_loss(desk: Path) -> None:
         alone = 0.0
         for row in rows:
             one = stage.collate([row])
-            given = {name: one[name] for name in ("input_ids", "labels", "pixel_values") if name in one}
+            names = ("input_ids", "attention_mask", "labels", "pixel_values")
+            given = {name: one[name] for name in names if name in one}
             alone += float(stage.model(**given).loss) * row.supervised
     assert total == pytest.approx(alone, rel=1e-5)
     plain = Renderer(stage.bot.processor)

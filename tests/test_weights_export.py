@@ -21,6 +21,8 @@ from minichat.weights.convert import convert
 from minichat.weights.export import export
 from minichat.weights.files import WEIGHTS
 from minichat.weights.projection import write_projection
+from minichat.weights.stage1 import read_stage1
+from minichat.weights.zoo import find
 from tests.published_files import arguments, publish
 from tests.tiny import noise_picture
 
@@ -207,3 +209,15 @@ def test_one_folder_in_another_precision(models: dict[str, Path], tmp_path: Path
         with pytest.raises(SettingsError, match="--dtype is for --format minichat"):
             export(str(models["refers"]), wrong, tmp_path / "other", dtype="bfloat16")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_stage_1_model_in_another_precision(tmp_path: Path, dtype: str) -> None:
+    """The built-in one is stored in bfloat16, so either holds its very numbers."""
+    export("minichat-tiny-stage1", "minichat", tmp_path / "out", dtype=dtype)
+    stored = load_file(tmp_path / "out" / WEIGHTS)
+    assert {str(tensor.dtype) for tensor in stored.values()} == {f"torch.{dtype}"}
+    ours, theirs = (
+        read_stage1(str(folder)).model.state_dict() for folder in (tmp_path / "out", find("minichat-tiny-stage1"))
+    )
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -39,9 +39,10 @@ def export(model: str, form: str, out: Path, verify: bool = False, dtype: str | 
     """Write a model (a known name, a folder or a hub id) to the new folder `out`, whole or not at all.
 
     `form`: "projection", the trained part alone; "blip2", a whole `Blip2ForConditionalGeneration`; or "minichat", a
-    whole model of ours, LLM and trained projection in it. `verify` records hashes of everything that the projection
-    belongs to; the others have no place for them. `dtype`: of a "minichat"; None: as its parts are stored. Raises
-    `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another form.
+    whole model of ours, LLM and trained projection in it, or a stage-1 model. `verify` records hashes of everything
+    that the projection belongs to; the others have no place for them. `dtype`: of a "minichat"; None: as its parts are
+    stored. Raises `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another
+    form.
     """
     if form not in FORMATS:
         raise SettingsError(f"format is {form!r}; it must be one of {', '.join(FORMATS)}.")

@@ -99,7 +99,7 @@ def read_blip2(
 
 def is_stage1(folder: Path) -> bool:
     """Whether a folder says of itself that it holds what `read_stage1` reads."""
-    stored = read_json(folder, "config.json")
+    stored = read_json(folder, "config.json") if (folder / "config.json").is_file() else {}
     return stored.get("model_type") == "blip-2" and stored.get("architectures") == ["Blip2ForImageTextRetrieval"]
 
 
