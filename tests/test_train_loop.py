@@ -135,7 +135,9 @@ def halves(lines: list[Any]) -> tuple[list[Any], list[Any]]:
 
 def launched(desk: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0", *options]
-    command = [sys.executable, *launch, "-m", "minichat", "train", str(desk / "train.yaml"), "--out", str(out)]
+    device = "cpu" if torch.accelerator.is_available() else "auto"  # where there is nothing else, nobody need say so
+    run = ["-m", "minichat", "train", str(desk / "train.yaml"), f"model.device={device}", "--out", str(out)]
+    command = [sys.executable, *launch, *run]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250)
 

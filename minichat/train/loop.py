@@ -79,9 +79,7 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
     elif resume and not (out / CONFIG).exists():
         raise SettingsError(f"There is no run in {out.name!r} to resume: leave --resume out to begin one.")
     if together.count == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
-        say(
-            "One process: accelerate's --cpu starts no more. For several on the CPU: --multi_gpu, and model.device=cpu."
-        )
+        say("One process: accelerate's --cpu starts no more. For several on the CPU: --multi_gpu, or torchrun.")
     with alone_in(out, together):
         if together.from_first(begin(out, config) if together.first else None):
             say(f"The run in {out} is finished.")
@@ -153,7 +151,9 @@ def make_accelerator(config: Config, trainable: tuple[str, ...], out: Path) -> A
     from accelerate.utils import ProjectConfiguration
 
     AcceleratorState._reset_state()  # a run before this one in the same program may have had another precision
-    device = PartialState(cpu=config.model.device == "cpu").device
+    # Without being told, accelerate's processes on a machine that has a CPU alone do not find each other.
+    cpu = config.model.device == "cpu" or not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu).device
     if config.model.device not in ("auto", device.type):
         raise SettingsError(f"model.device is {config.model.device!r}, but here is {device.type!r}: use auto.")
     trackers = [name for name in ("tensorboard", "wandb") if getattr(config.report, name)]
@@ -165,7 +165,7 @@ def make_accelerator(config: Config, trainable: tuple[str, ...], out: Path) -> A
     mixed = dtype == "float16" or set(config.trainable or trainable) != {"projection"}
     return Accelerator(
         mixed_precision={"float16": "fp16", "bfloat16": "bf16"}.get(dtype, "no") if mixed else "no",
-        cpu=config.model.device == "cpu",
+        cpu=cpu,
         log_with=trackers or None,
         project_config=ProjectConfiguration(str(out), logging_dir=str(out / "curves")),
     )
