@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def plot(path: Path, comparison: Comparison, found: Measured) -> None:
 def _lines(axes: Any, comparison: Comparison, found: Measured) -> None:
     series = list(dict.fromkeys(row.series for row, _ in found))
     drawn = [(name, column) for name in series for column in comparison.plotted]
-    for colour, (name, column) in zip(_COLOURS, drawn, strict=False):
+    for colour, (name, column) in zip(itertools.cycle(_COLOURS), drawn, strict=False):
         points = [(row.x, figures[column]) for row, figures in found if row.series == name and column in figures]
         values, reach = _percents([figure for _, figure in points])
         label = ", ".join(part for part in (name, column if len(comparison.plotted) > 1 else "") if part)

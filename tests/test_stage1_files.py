@@ -67,6 +67,17 @@ def publish(folder: Path, model: QFormerPretraining) -> dict[str, Any]:
     }
 
 
+def publish_as_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for what BLIP-2 published, under its names, in `folder`, which becomes the working one."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(published, "VISION_HEADS", {16: 2})
+    monkeypatch.setattr(published, "QFORMER_HEADS", {12: 2})
+    files = publish(folder, random_model())
+    files["checkpoint"].rename("blip2_pretrained.pth")
+    files["vit"].rename("eva_vit_g.pth")
+    files["tokenizer"].rename("bert-base-uncased")
+
+
 def repack(file: Path, change: Any) -> None:
     content = torch.load(file, weights_only=True)
     change(content["model"])
@@ -430,13 +441,7 @@ def test_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     page = page.split("## Your own pictures and texts")[0]  # test_train_own_pairs.py
     commands = re.findall(r"```bash\nminichat (.*?)\n```", page, re.DOTALL)
     assert len(commands) == 2
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(published, "VISION_HEADS", {16: 2})
-    monkeypatch.setattr(published, "QFORMER_HEADS", {12: 2})
-    files = publish(tmp_path, random_model())
-    files["checkpoint"].rename("blip2_pretrained.pth")
-    files["vit"].rename("eva_vit_g.pth")
-    files["tokenizer"].rename("bert-base-uncased")
+    publish_as_named(tmp_path, monkeypatch)
     tiny_bot().model.language_model.save_pretrained("vicuna-7b")
     Path("vicuna-7b/tokenizer.model").write_bytes(tokenizer_model())
     names: dict[str, Any] = {"pixels": pixels()[:2]}

@@ -17,11 +17,10 @@ from typer.testing import CliRunner
 import minichat
 from minichat import cli
 from minichat.train.journal import read_metrics
-from minichat.weights import published
 from minichat.weights.stage1 import read_stage1
 from tests.conftest import ROOT
 from tests.pairs import write_pairs
-from tests.test_stage1_files import publish, random_model
+from tests.test_stage1_files import publish_as_named
 from tests.tiny import noise_picture, tiny_bot, tokenizer_model
 from tests.tiny_stage1 import WORDS
 
@@ -46,13 +45,7 @@ def invoke(command: str) -> Any:
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the page's files are, small."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(published, "VISION_HEADS", {16: 2})
-    monkeypatch.setattr(published, "QFORMER_HEADS", {12: 2})
-    files = publish(tmp_path, random_model())
-    files["checkpoint"].rename("blip2_pretrained.pth")
-    files["vit"].rename("eva_vit_g.pth")
-    files["tokenizer"].rename("bert-base-uncased")
+    publish_as_named(tmp_path, monkeypatch)
     torch.manual_seed(0)
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
     BertForPreTraining(BertConfig(**sizes, vocab_size=len(WORDS), max_position_embeddings=16)).save_pretrained(

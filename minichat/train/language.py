@@ -38,7 +38,7 @@ from minichat.weights.writing import Entry, write_tensors
 if TYPE_CHECKING:
     from minichat.data.example import StoredPicture
 
-FACTS = "training.json"
+_FACTS = "training.json"
 _WORDS_AT_MOST = 5  # in one place
 _EMPTY = -1
 _ROUND = 32  # lengths of rows: oneDNN keeps a product for each shape; with 2,000 a run of the small model took 6 GiB
@@ -131,7 +131,7 @@ class Language(Stage):
         """A folder that transformers opens, and that `minichat convert --llm` takes; config.json comes last."""
         (out / MODEL_FILE).write_bytes(self._tokenizer.serialized)
         self._processor.tokenizer.save_pretrained(out)
-        write_json(out / FACTS, dict(facts))
+        write_json(out / _FACTS, dict(facts))
         model = self.model.to(torch.bfloat16)
         tied = "lm_head.weight"  # the embeddings
         entries = [Entry(name, t.nbytes, lambda t=t: t) for name, t in model.state_dict().items() if name != tied]  # type: ignore[misc]
@@ -145,7 +145,7 @@ def _tokenizer(sizes: NewLanguage, seed: int) -> SentencePieceTokenizer:
     if sizes.start is None:
         return train_tokenizer(sizes.vocabulary, sizes.template, seed)
     folder = Path(sizes.start)
-    if not all((folder / name).is_file() for name in (MODEL_FILE, FACTS, WEIGHTS)) or _stage(folder) != "language":
+    if not all((folder / name).is_file() for name in (MODEL_FILE, _FACTS, WEIGHTS)) or _stage(folder) != "language":
         raise SettingsError(
             f"language.start is {sizes.start}, where the stage language has not written its model: "
             "name the folder of a finished run, or leave it out to begin with nothing."
@@ -155,7 +155,7 @@ def _tokenizer(sizes: NewLanguage, seed: int) -> SentencePieceTokenizer:
 
 def _stage(folder: Path) -> Any:
     """What wrote the model in a folder: another stage's would be read as a LLaMA of the default sizes."""
-    return read_json(folder, FACTS).get("training", {}).get("config", {}).get("stage")
+    return read_json(folder, _FACTS).get("training", {}).get("config", {}).get("stage")
 
 
 def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:
