@@ -58,6 +58,9 @@ $(ROAD)/0b_language/config.json: | $(INSTALLED)
 $(ROAD)/0c_language/config.json: $(ROAD)/0b_language/config.json
 	$(TRAIN) $(STAGES)/0c_language.yaml out=$(@D) $(call smoke,20) language.start=$(ROAD)/0b_language
 
+$(ROAD)/0d_language/config.json: $(ROAD)/0c_language/config.json
+	$(TRAIN) $(STAGES)/0d_language.yaml out=$(@D) $(call smoke,20) language.start=$(ROAD)/0c_language
+
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)
 
@@ -65,14 +68,17 @@ $(ROAD)/1_qformer/config.json: $(ROAD)/0a_vision/config.json $(ROAD)/1_vocabular
 	$(TRAIN) $(STAGES)/1_qformer.yaml out=$(@D) $(call smoke,30) \
 		pretraining.new.vision=$(ROAD)/0a_vision pretraining.new.tokenizer=$(ROAD)/1_vocabulary
 
-$(ROAD)/2_begin/config.json: $(ROAD)/0c_language/config.json $(ROAD)/1_qformer/config.json
-	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0c_language --template minigpt-v2 --merge --out $(@D)
+$(ROAD)/2_begin/config.json: $(ROAD)/0d_language/config.json $(ROAD)/1_qformer/config.json
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0d_language --template minigpt-v2 --merge --out $(@D)
 
-$(ROAD)/2_generative/config.json: $(ROAD)/2_begin/config.json
-	$(TRAIN) $(STAGES)/2_generative.yaml out=$(@D) $(call smoke,30) model.name=$(ROAD)/2_begin
+$(ROAD)/2a_naming/config.json: $(ROAD)/2_begin/config.json
+	$(TRAIN) $(STAGES)/2a_naming.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin
 
-$(ROAD)/3_alignment/minichat.json: $(ROAD)/2_generative/config.json
-	$(TRAIN) $(STAGES)/3_alignment.yaml out=$(@D) $(call smoke,10) model.name=$(ROAD)/2_generative
+$(ROAD)/2b_generative/config.json: $(ROAD)/2a_naming/config.json
+	$(TRAIN) $(STAGES)/2b_generative.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2a_naming
+
+$(ROAD)/3_alignment/minichat.json: $(ROAD)/2b_generative/config.json
+	$(TRAIN) $(STAGES)/3_alignment.yaml out=$(@D) $(call smoke,10) model.name=$(ROAD)/2b_generative
 
 $(ROAD)/4_finetune/minichat.json: $(ROAD)/3_alignment/minichat.json
 	$(TRAIN) $(STAGES)/4_finetune.yaml out=$(@D) $(call smoke,10) model.name=$(ROAD)/3_alignment

@@ -62,14 +62,14 @@ def training(config: str, out: Path, steps: int, *settings: str) -> Command:
 
 def before_the_llm(qformer: Path, road: Path, out: Path, *options: str) -> Command:
     """Put a vision side before the road's LLM, with a random projection, always the same."""
-    llm = ("--llm", str(road / "0c_language"), "--template", "minigpt-v2", "--merge")
+    llm = ("--llm", str(road / "0d_language"), "--template", "minigpt-v2", "--merge")
     return Command(("convert", "--blip2", str(qformer), *options, *llm, "--out", str(out)), out)
 
 
 def anew(road: Path, out: Path) -> tuple[Command, Command]:
     """The road's Q-Former as both stages of BLIP-2 left it, with a random projection."""
     whole = out / "exported"
-    export = Command(("export", str(road / "2_generative"), "--format", "blip2", "--out", str(whole)), whole)
+    export = Command(("export", str(road / "2b_generative"), "--format", "blip2", "--out", str(whole)), whole)
     return export, before_the_llm(whole, road, out / "begin")
 
 

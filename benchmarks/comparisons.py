@@ -91,7 +91,7 @@ def stage1(road: Path, out: Path, steps: int, count: int) -> Comparison:
         for part in PORTIONS:
             taken = max(1, steps // part)
             model = out / place / str(taken) / "model"
-            train = training("2_generative", model, taken, f"model.name={begin[-1].out}")
+            train = training("2b_generative", model, taken, f"model.name={begin[-1].out}")
             arms.append(Arm(f"{series}, {taken:,} steps", (*begin, train, questions(model, count))))
             rows.append(Row(arms[-1].name, answers(model), taken, series))
     title = "Stage 2 from a pre-trained and from a random Q-Former"
@@ -138,7 +138,7 @@ def qformer(road: Path, out: Path, steps: int, count: int) -> Comparison:
     for name, begin in begins.items():
         model = begin[-1].out.parent / "model"
         train = training(
-            "2_generative",
+            "2b_generative",
             model,
             steps,
             f"model.name={begin[-1].out}",

@@ -144,8 +144,10 @@ def test_stages_show_what_the_configurations_train(tmp_path: Path) -> None:
         "0a": {"vision_model"},
         "0b": {"language_model"},
         "0c": {"language_model"},
+        "0d": {"language_model"},
         "1": {"bridge"},
-        "2": {"bridge", "projection"},
+        "2a": {"bridge", "projection"},
+        "2b": {"bridge", "projection"},
         "3": {"projection"},
         "4": {"projection"},
     }

@@ -12,10 +12,26 @@ import numpy as np
 from benchmarks.figures.paper import INK, LARGE, NORMAL, QUERY, SMALL, SOFT, TRAINED, Missing, sheet
 from minichat.train.config import Config, read_config
 
-STAGES = ("0a_vision", "0b_language", "0c_language", "1_qformer", "2_generative", "3_alignment", "4_finetune")
-_COUNTED = {"vision": "per picture", "language": "per token", "pretraining": "per pair", "replies": "per token"}
+STAGES = (
+    "0a_vision",
+    "0b_language",
+    "0c_language",
+    "0d_language",
+    "1_qformer",
+    "2a_naming",
+    "2b_generative",
+    "3_alignment",
+    "4_finetune",
+)
+_COUNTED = {
+    "vision": "per picture",
+    "language": "per token",
+    "pretraining": "per pair",
+    "naming": "per picture",
+    "replies": "per token",
+}
 _TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20)
-_COLUMNS = 4
+_COLUMNS = 3
 LAST = 50  # steps whose mean is written into a panel
 
 

@@ -20,11 +20,16 @@ _ASKS = {
     "0a": "What is there, and where?",
     "0b": "How does one talk about it?",
     "0c": "The same, about full scenes",
+    "0d": "The same, mostly what is hard",
     "1": "What do words say of what is seen?",
-    "2": "How is it told to this LLaMA?",
+    "2a": "What does this LLaMA call it?",
+    "2b": "How is it told to this LLaMA?",
     "3": "How is a picture described?",
     "4": "How does one answer a person?",
 }
+
+
+_TAKE_PART = {"pretraining": ["vision_model", "bridge"], "naming": ["vision_model", "bridge", "projection"]}
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def _parts(stage: str, trains: tuple[str, ...]) -> tuple[dict[str, str], str | N
     if stage == "language":
         return {"language_model": TRAINS}, None
     tops = {name.partition(".")[0] for name in trains}
-    taking_part = list(CHAIN) if stage == "replies" else ["vision_model", "bridge"]
+    taking_part = _TAKE_PART.get(stage, list(CHAIN))
     parts = {part: TRAINS if part in tops else RESTS for part in taking_part}
     return parts, "word side,\nthree heads" if tops - set(CHAIN) else None
 
@@ -72,6 +77,8 @@ def _loss(config: Config) -> str:
         return "a patch names its thing" + (f"\n+ {contrast:g} × contrast" if contrast else "")
     if config.stage == "pretraining" and config.pretraining:
         return " +\n".join(_OBJECTIVES[name] for name in config.pretraining.objectives)
+    if config.stage == "naming":
+        return "each token is the sum\nof its place's words"
     return "next token of the reply"
 
 

@@ -12,6 +12,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
@@ -30,7 +31,8 @@ from minichat.scenes.world import Scene, random_scene
 
 SIDE = 96  # pixels; a third are drawn larger, for the model's own processor to scale down
 _POOL = 8  # batches: among so many, examples are sorted by length, so that little is padding
-_HARD_KINDS = ("relation", "count") * 3 + ("existence", "position") * 2  # asked more often: slow to learn
+_HARD = ("relation", "count")  # what is slow to learn
+_OFTEN = _HARD * 3 + ("existence", "position") * 2  # asked more often, therefore
 _WHOLE = Part()
 _NUMBERS = (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6)  # of things
 
@@ -67,10 +69,10 @@ def _scene(rng: random.Random, easy: bool) -> Scene:
     return random_scene(rng, things=rng.choice((1, 1, 2, 2, 3) if easy else _NUMBERS))
 
 
-def _questions(rng: random.Random, easy: bool) -> Said:
+def _questions(rng: random.Random, easy: bool, kinds: tuple[str, ...] = ALL_KINDS + _OFTEN) -> Said:
     """Separate questions about one picture, each of which must be looked up."""
     scene = _scene(rng, easy)
-    asked = questions(scene, rng, rng.randint(8, 12), ALL_KINDS + _HARD_KINDS)
+    asked = questions(scene, rng, rng.randint(8, 12), kinds)
     return _one_after_another([(question.text, question.reply) for question in asked]), [scene]
 
 
@@ -125,6 +127,7 @@ def _one_after_another(said: Sequence[tuple[str, str]]) -> list[training.Turn]:
 
 KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
     "questions": _questions,
+    "hard questions": partial(_questions, kinds=_HARD),
     "dialogues": _dialogue,
     "pairs": _pair,
     "readings": _reading,

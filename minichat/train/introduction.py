@@ -52,7 +52,7 @@ def seconds_left(run: Run) -> float:
     run.data.feed.left_out()  # the loop reads these records again, and tells of them
     if not batches:
         return 0.0  # nothing can be learnt, which the loop says by name
-    heaviest = max(batches, key=lambda batch: batch["input_ids"].numel())
+    heaviest = max(batches, key=lambda batch: batch["attention_mask"].numel())
     batch = to_device(heaviest, run.accelerator.device)
     run.stage.model.train()
     try:
@@ -66,7 +66,7 @@ def seconds_left(run: Run) -> float:
             _settle(run.accelerator.device)
             seconds = time.monotonic() - began
     except torch.OutOfMemoryError:
-        rows, length = heaviest["input_ids"].shape
+        rows, length = heaviest["attention_mask"].shape
         raise SettingsError(
             f"{rows} rows of {length} tokens do not fit into memory at once: {less_memory(run)}."
         ) from None

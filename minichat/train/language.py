@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,13 +21,14 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from minichat.data.drawn import DrawnPicture
 from minichat.data.rows import Renderer, Row
 from minichat.disk import write_json
-from minichat.errors import DataError, SettingsError
+from minichat.errors import SettingsError
 from minichat.model.loss import learnt, only_at, token_loss
 from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.tokenizer import SentencePieceTokenizer
 from minichat.scenes.description import LEVELS, TOKENS, Bag, description, outside_description
 from minichat.train.config import Config
+from minichat.train.described import drawn, in_numbers, summed
 from minichat.train.new_parts import NewLanguage
 from minichat.train.stage import Batch, Stage
 from minichat.train.vocabulary import train_tokenizer, word_ids
@@ -35,12 +36,7 @@ from minichat.train.waves import waves
 from minichat.weights.files import WEIGHTS, quiet, read_json
 from minichat.weights.writing import Entry, write_tensors
 
-if TYPE_CHECKING:
-    from minichat.data.example import StoredPicture
-
 _FACTS = "training.json"
-_WORDS_AT_MOST = 5  # in one place
-_EMPTY = -1
 _ROUND = 32  # lengths of rows: oneDNN keeps a product for each shape; with 2,000 a run of the small model took 6 GiB
 
 
@@ -87,22 +83,14 @@ class Language(Stage):
         after = np.roll(labels, -1, 1)
         after[:, -1] = IGNORED
         positions, targets = learnt(torch.from_numpy(after.flatten()))
+        told = [_bags(drawn(picture, row.where, "language")) for row in rows for picture in row.pictures]
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(filled.astype(np.int64)),
-            "words": torch.from_numpy(np.stack([self._described(row, p) for row in rows for p in row.pictures] or [])),
+            "words": torch.from_numpy(np.stack([in_numbers(bags, self._words) for bags in told])),
             "positions": positions,
             "targets": targets,
         }
-
-    def _described(self, row: Row, picture: StoredPicture) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The ids of a description's words (32, 5); −1 where a place has no further word."""
-        if not isinstance(picture, DrawnPicture):
-            raise DataError(f"{row.where}: the stage language learns from what is drawn alone: use `form: drawn`.")
-        words = np.full((TOKENS, _WORDS_AT_MOST), _EMPTY, np.int64)
-        for place, bag in enumerate(_bags(picture)):
-            words[place, : len(bag)] = [self._words[word] for word in bag]
-        return words
 
     def count(self, batch: Batch) -> int:
         """The tokens of replies and their ends."""
@@ -121,11 +109,10 @@ class Language(Stage):
 
     def _places(self, weight: Tensor, words: Tensor) -> Tensor:
         """The sum of each place's words, and some noise: (I, 32, 5) → (I, 32, H)."""
-        told = embedding(words.clamp(min=0), weight) * words.ge(0).unsqueeze(-1)
-        summed: Tensor = told.sum(2)
+        places = summed(weight, words)
         if self.model.training and self._noise:
-            summed = summed + self._noise * weight.detach().square().mean().sqrt() * torch.randn_like(summed)
-        return summed
+            places = places + self._noise * weight.detach().square().mean().sqrt() * torch.randn_like(places)
+        return places
 
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
         """A folder that transformers opens, and that `minichat convert --llm` takes; config.json comes last."""

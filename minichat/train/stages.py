@@ -24,6 +24,7 @@ from minichat.prompt.template import get_template
 from minichat.train.attention import use_products
 from minichat.train.config import Config
 from minichat.train.language import Language
+from minichat.train.naming import Naming
 from minichat.train.network import open_bot
 from minichat.train.optimizer import trained
 from minichat.train.parts import LastReply, parted
@@ -208,6 +209,7 @@ STAGES: dict[str, Any] = {
     "pretraining": Pretraining,
     "vision": Vision,
     "language": Language,
+    "naming": Naming,
 }
 
 

@@ -1,0 +1,170 @@
+"""The stage that teaches image tokens the words of what is in their places."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from minichat.data.drawn import DrawnStream
+from minichat.data.example import Example, StoredPicture, Turn, Where
+from minichat.errors import DataError, SettingsError
+from minichat.load import load
+from minichat.model.pretraining import QFormerPretraining
+from minichat.prompt.wordpiece import read_wordpiece
+from minichat.scenes.description import NONE, TOKENS, WORDS, description
+from minichat.train.config import Config, read_config
+from minichat.train.loop import train
+from minichat.train.naming import KINDS, Naming
+from minichat.train.stage import Batch
+from minichat.weights.convert import convert
+from minichat.weights.stage1 import write_stage1
+from tests.tiny_stage1 import WORDS as PIECES
+from tests.tiny_stage1 import tiny_sizes, vocabulary
+
+CPU = torch.device("cpu")
+ROAD = Path(__file__).parent.parent / "train_configs" / "tiny"
+ALWAYS = ("run.batch_size=4", "run.steps=4", "run.save_every=2", "model.dtype=float32")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Q-Former with random weights before a small LLaMA that has read descriptions."""
+    folder = tmp_path_factory.mktemp("begun")
+    sizes = ["language.width=24", "language.feed_forward=48", "language.layers=1", "language.heads=2"]
+    train(read_config(ROAD / "0b_language.yaml", [*ALWAYS, *sizes, f"out={folder / 'llm'}"]))
+    config = tiny_sizes(qformer={"vocab_size": len(PIECES) + 1})
+    config.bridge_config.num_query_tokens = TOKENS
+    torch.manual_seed(0)
+    qformer = QFormerPretraining(config)
+    write_stage1(folder / "qformer", qformer, read_wordpiece(vocabulary(folder / "words")))
+    return convert(
+        folder / "model", blip2=str(folder / "qformer"), llm=str(folder / "llm"), template="minigpt-v2", merge=True
+    )
+
+
+def config(model: Path, out: Path, *more: str) -> Config:
+    return read_config(ROAD / "2a_naming.yaml", [*ALWAYS, f"model.name={model}", f"out={out}", *more])
+
+
+@pytest.fixture(scope="module")
+def stage(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Naming:
+    stage = Naming(config(begun, tmp_path_factory.mktemp("out")), CPU)
+    stage.model.eval()
+    return stage
+
+
+def batch_of(stage: Naming, kinds: dict[str, float], count: int) -> Batch:
+    stream = DrawnStream(kinds, batch_size=count)
+    return stage.collate([stage.render(stream.example(index)) for index in range(count)])
+
+
+def embeddings(stage: Naming) -> dict[str, Tensor]:
+    tokenizer = stage.bot.processor.content_tokenizer
+    pieces = {piece.removeprefix("▁"): number for number, (piece, _) in enumerate(tokenizer.pieces())}
+    weight = stage.model.get_input_embeddings().weight.detach()
+    return {word: weight[pieces[word]] for word in WORDS}
+
+
+def loss_of(stage: Naming, batch: Batch, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Where the picture's tokens are these."""
+    monkeypatch.setattr(stage.model, "encode_images", lambda pixels: tokens)
+    return stage.loss(batch).item()
+
+
+def told(stage: Naming, batch: Batch) -> Tensor:
+    """Tokens that say what is true: (I, 32, H)."""
+    vectors = embeddings(stage)
+    places = [[[WORDS[word] for word in place if word >= 0] for place in picture] for picture in batch["words"]]
+    sums = [torch.stack([torch.stack([vectors[w] for w in place]).sum(0) for place in picture]) for picture in places]
+    return torch.stack(sums)
+
+
+def test_every_word_is_of_one_kind() -> None:
+    assert Counter(chain.from_iterable(KINDS)) == Counter(WORDS)
+
+
+def test_the_loss_is_what_its_docstring_says(stage: Naming, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word by word, from distances: -log p(word | all else as it is) and how far the token is from its place's sum."""
+    batch = batch_of(stage, {"readings": 3, "outside": 1}, 4)
+    vectors = embeddings(stage)
+    unit = 0.2 * torch.stack([vector.square().sum() for vector in vectors.values()]).mean()
+    torch.manual_seed(0)
+    true = told(stage, batch)
+    tokens = true + 0.3 * torch.randn_like(true) * true.std()
+    wanted = 0.0
+    for picture, places in enumerate(batch["words"].tolist()):
+        for place, numbers in enumerate(places):
+            token, whole = tokens[picture, place], true[picture, place]
+            loss = (token - whole).square().sum() / unit
+            words = [WORDS[number] for number in numbers if number >= 0]
+            for word in words:
+                (kind,) = (kind for kind in KINDS if word in kind)
+                far = [(token - whole + vectors[word] - vectors[other]).square().sum() for other in kind]
+                loss -= log_softmax(-torch.stack(far) / unit, 0)[kind.index(word)]
+            wanted += loss.item() * (0.1 if words == [NONE] else 1.0) / TOKENS
+    assert loss_of(stage, batch, tokens, monkeypatch) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_truth_has_the_least_loss(stage: Naming, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than another picture's truth, than a place's with another's, and than nothing."""
+    batch = batch_of(stage, {"readings": 1}, 2)
+    true = told(stage, batch)
+    least = loss_of(stage, batch, true, monkeypatch)
+    for wrong in (true.flip(0), true.roll(1, 1), torch.zeros_like(true)):
+        assert loss_of(stage, batch, wrong, monkeypatch) > 2 * least
+
+
+def test_the_loss_is_a_sum_over_pictures(stage: Naming) -> None:
+    """Halves of a batch add up to the whole, two pictures of a row and one that is of no scene among them."""
+    stream = DrawnStream({"pairs": 1, "outside": 1}, batch_size=4)
+    rows = [stage.render(stream.example(index)) for index in range(6)]
+    whole, *halves = [stage.collate(some) for some in (rows, rows[:2], rows[2:])]
+    assert stage.loss(whole).item() == pytest.approx(sum(stage.loss(half).item() for half in halves), rel=1e-5)
+    assert stage.count(whole) == sum(stage.count(half) for half in halves) == sum(len(row.pictures) for row in rows)
+
+
+def test_places_are_told_as_they_are(stage: Naming) -> None:
+    picture = DrawnStream({"readings": 1}, batch_size=1).example(0).pictures[0]
+    (words,) = batch_of(stage, {"readings": 1}, 1)["words"].tolist()
+    scene = picture.scene  # type: ignore[attr-defined]
+    assert [[WORDS[word] for word in place if word >= 0] for place in words] == [list(b) for b in description(scene)]
+
+
+def test_bridge_and_projection_train_and_a_run_goes_on(begun: Path, tmp_path: Path) -> None:
+    """To the bit; what is frozen comes out as it went in, and the result opens."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config(begun, whole))
+    train(config(begun, parts))
+    for file in (*parts.glob("*.safetensors"), parts / "config.json", *parts.glob("checkpoints/*4*")):
+        file.unlink()
+    assert train(config(begun, parts), resume=True).step == 4
+    before, after, again = (load_file(folder / "model.safetensors") for folder in (begun, whole, parts))
+    assert all(torch.equal(after[name], again[name]) for name in after)
+    changed = {name.split(".")[0] for name in after if not torch.equal(before[name].float(), after[name].float())}
+    assert changed == {"bridge", "projection"}
+    assert load(whole).model.config.num_image_tokens == TOKENS
+
+
+def test_a_model_without_the_words_is_refused(begun: Path, tmp_path: Path) -> None:
+    llm = str(begun.parent / "llm")
+    joined = convert(
+        tmp_path / "joined", blip2=str(begun.parent / "qformer"), no_qformer=True, llm=llm, template="minigpt-v2"
+    )
+    with pytest.raises(SettingsError, match=r"has no words for 32 places.*stage language"):
+        Naming(config(joined, tmp_path / "out"), CPU)
+
+
+def test_what_is_not_drawn_is_refused(stage: Naming) -> None:
+    turns = (Turn("user", (StoredPicture("a.png", b""), "What?")), Turn("assistant", ("A star.",)))
+    with pytest.raises(DataError, match=r"a.jsonl:1: .*stage naming.*form: drawn"):
+        stage.collate([stage.render(Example(turns, Where("a.jsonl", 1)))])
+    turns = (Turn("user", ("What?",)), Turn("assistant", ("A star.",)))
+    with pytest.raises(DataError, match=r"a.jsonl:1: there is no picture"):
+        stage.collate([stage.render(Example(turns, Where("a.jsonl", 1)))])
