@@ -7,6 +7,7 @@ whole LLM. No LLM runs here, its embeddings alone are read.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -57,16 +58,7 @@ class Naming(Stage):
         """Raises what loading raises, and `SettingsError` for a model that has no words for scenes."""
         self.bot = open_bot(config.model, config.trainable or self.trainable, device)
         self.model: Any = self.bot.model
-        tokenizer = self.bot.processor.content_tokenizer
-        try:
-            if not isinstance(tokenizer, SentencePieceTokenizer) or self.model.config.num_image_tokens != TOKENS:
-                raise KeyError
-            ids = word_ids(tokenizer)
-        except KeyError:
-            raise SettingsError(
-                f"The model {config.model.name!r} has no words for {TOKENS} places of a drawn picture: "
-                "the stage naming needs an LLM of the stage language."
-            ) from None
+        ids = self._ids(config.model.name)
         weight = self.model.get_input_embeddings().weight.detach().float()
         self._words = weight[torch.tensor([ids[word] for word in WORDS], device=device)]  # (W, H)
         self._apart = torch.cdist(self._words, self._words).square()  # (W, W)
@@ -77,6 +69,17 @@ class Naming(Stage):
             alike[of[:, None], of] = True
         self._other_kind = ~alike.to(device)
         self.longest = TOKENS
+
+    def _ids(self, name: str) -> dict[str, int]:
+        """Of `WORDS`, in the model's tokenizer."""
+        tokenizer = self.bot.processor.content_tokenizer
+        if isinstance(tokenizer, SentencePieceTokenizer) and self.model.config.num_image_tokens == TOKENS:
+            with contextlib.suppress(KeyError):
+                return word_ids(tokenizer)
+        raise SettingsError(
+            f"The model {name!r} has no words for {TOKENS} places of a drawn picture: the stage naming needs an LLM of "
+            "the stage language."
+        )
 
     def render(self, example: Example) -> Row:
         """Its pictures alone."""
