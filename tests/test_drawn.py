@@ -22,6 +22,7 @@ from minichat.scenes.description import (
     reading,
     words_of,
 )
+from minichat.scenes.training import ORDINALS
 from minichat.scenes.world import random_scene
 from minichat.train.vocabulary import train_tokenizer, word_ids
 
@@ -108,7 +109,7 @@ def test_a_reading_spells_the_description() -> None:
 
 def test_each_word_of_a_description_is_one_piece() -> None:
     ids = word_ids(train_tokenizer(1024, "minigpt-v2"))
-    assert set(ids) == set(WORDS) and len(set(ids.values())) == len(WORDS)
+    assert set(ids) == {*WORDS, *ORDINALS} and len(set(ids.values())) == len(ids)
     assert {word for bag in outside_description() for word in bag} <= set(ids)
 
 

@@ -12,7 +12,7 @@ from scene_reader import COLOUR, PHRASE, SHAPE, SIDES, article, described, simpl
 from minichat.errors import SettingsError
 from minichat.scenes.captions import facts
 from minichat.scenes.dialogues import dialogue, follow
-from minichat.scenes.pairs import pair_questions, random_pair, variation
+from minichat.scenes.pairs import pair_questions, questions_of_sides, random_pair, variation
 from minichat.scenes.questions import Question
 from minichat.scenes.smalltalk import NEED, smalltalk
 from minichat.scenes.training import MAX_TURNS, training_dialogue, vocabulary_corpus
@@ -197,6 +197,24 @@ def test_what_is_said_of_two_pictures_is_true() -> None:
     assert set(answers) == {"yes", "no", "the first", "the second", "both", "neither", "nothing", "a thing"}
     assert abs(answers["yes"] / (answers["yes"] + answers["no"]) - 0.5) < 0.06, answers
     assert abs(answers["the first"] / (answers["the first"] + answers["the second"]) - 0.5) < 0.06, answers
+
+
+def test_of_two_pictures_what_is_in_one_alone_is_asked_for() -> None:
+    """All of it, once; evenly in the first and in the second; nothing where the two hold the same."""
+    rng = random.Random(12)
+    answers: Counter[str] = Counter()
+    for _ in range(500):
+        first, second = random_pair(rng)
+        asked = questions_of_sides(first, second, rng, 100)
+        assert len({question.text.lower() for question in asked}) == len(asked)
+        for question in asked:
+            assert pair_truth(first, second, question) == question.answer, (question, first, second)
+            assert question.reply == f"{question.answer.capitalize()}."
+            answers[question.answer] += 1
+        same = {(thing.colour, thing.shape) for thing in first.things} == {(t.colour, t.shape) for t in second.things}
+        assert bool(asked) is not same
+    assert set(answers) == {"the first", "the second"}
+    assert abs(answers["the first"] / answers.total() - 0.5) < 0.03
 
 
 def test_a_variation_keeps_the_laws_of_the_world() -> None:

@@ -17,6 +17,7 @@ from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import DataError, SettingsError
 from minichat.prompt.processing import MODEL_FILE
 from minichat.prompt.wordpiece import write_vocabulary
+from minichat.scenes.training import ORDINALS
 from minichat.train.config import Config, OptimizerConfig, Source, read_config
 from minichat.train.data import texts
 from minichat.train.language import Language
@@ -132,6 +133,30 @@ def test_the_language_model_learns_what_is_described_not_what_is_drawn(tmp_path:
     assert "pixel_values" not in batch
     other = batch | {"words": batch["words"].roll(1, 1)}
     assert stage.loss(batch).item() != stage.loss(other).item()
+
+
+def test_of_two_pictures_half_the_time_each_place_tells_which_it_is_in(tmp_path: Path) -> None:
+    """With one word more, and all else as it is; of one picture, never."""
+    stage = Language(config("0b_language", tmp_path), CPU)
+    first, second = (stage._words[ordinal] for ordinal in ORDINALS)
+    stream = DrawnStream({"pairs": 1}, batch_size=1)
+    marked = 0
+    for index in range(60):
+        words = stage.collate([stage.render(stream.example(index))])["words"].flatten(0, 1).tolist()
+        numbers = [{first, second} & set(place) for place in words]
+        if any(numbers):
+            marked += 1
+            assert numbers == [{first}] * 32 + [{second}] * 32
+    assert 15 < marked < 45
+    alone = stage.collate([stage.render(DrawnStream({"questions": 1}, batch_size=1).example(i)) for i in range(20)])
+    assert not (alone["words"] == first).any()
+
+
+@pytest.mark.parametrize(("parts", "learns"), [((), True), (("model.layers", "model.norm"), False)])
+def test_a_language_model_trains_what_is_asked_for(tmp_path: Path, parts: tuple[str, ...], learns: bool) -> None:
+    stage = Language(replace(config("0b_language", tmp_path), trainable=parts), CPU)
+    assert stage.model.get_input_embeddings().weight.requires_grad is learns
+    assert stage.model.model.layers[0].mlp.up_proj.weight.requires_grad
 
 
 def test_patches_tell_what_they_show() -> None:

@@ -17,6 +17,7 @@ STAGES = (
     "0b_language",
     "0c_language",
     "0d_language",
+    "0e_language",
     "1_qformer",
     "2a_naming",
     "2b_generative",
@@ -31,7 +32,7 @@ _COUNTED = {
     "replies": "per token",
 }
 _TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20)
-_COLUMNS = 3
+_COLUMNS = 4
 LAST = 50  # steps whose mean is written into a panel
 
 

@@ -21,6 +21,7 @@ _ASKS = {
     "0b": "How does one talk about it?",
     "0c": "The same, about full scenes",
     "0d": "The same, mostly what is hard",
+    "0e": "In which of two pictures?",
     "1": "What do words say of what is seen?",
     "2a": "What does this LLaMA call it?",
     "2b": "How is it told to this LLaMA?",

@@ -25,7 +25,7 @@ from minichat.scenes.description import READING_REQUESTS, inventory, reading
 from minichat.scenes.dialogues import telling
 from minichat.scenes.draw import Style, draw
 from minichat.scenes.outside import OUTSIDE, REQUESTS, outside_picture
-from minichat.scenes.pairs import pair_questions, random_pair
+from minichat.scenes.pairs import pair_questions, questions_of_sides, random_pair
 from minichat.scenes.questions import ALL_KINDS, questions
 from minichat.scenes.world import Scene, random_scene
 
@@ -91,6 +91,16 @@ def _pair(rng: random.Random, easy: bool) -> Said:
     return [training.Turn(turns[0].question, (0, 1), turns[0].reply), *turns[1:]], scenes
 
 
+def _sides(rng: random.Random, easy: bool) -> Said:
+    """In which of two pictures something is, asked of all that one of them has alone. In half there are few things."""
+    scenes = (_scene(rng, True), _scene(rng, True)) if easy or rng.random() < 0.5 else random_pair(rng)
+    asked = questions_of_sides(*scenes, rng, 12)
+    if not asked:
+        return _pair(rng, easy)
+    turns = _one_after_another([(question.text, question.reply) for question in asked])
+    return [training.Turn(turns[0].question, (0, 1), turns[0].reply), *turns[1:]], scenes
+
+
 def _reading(rng: random.Random, easy: bool) -> Said:
     scene = _scene(rng, easy)
     return [training.Turn(rng.choice(READING_REQUESTS), (0,), reading(scene))], [scene]
@@ -130,6 +140,7 @@ KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
     "hard questions": partial(_questions, kinds=_HARD),
     "dialogues": _dialogue,
     "pairs": _pair,
+    "sides": _sides,
     "readings": _reading,
     "inventories": _inventory,
     "captions": _caption,

@@ -108,6 +108,17 @@ def _ask(form: str, answer: str, reply: str, rng: random.Random, **words_: str) 
     return Question("pair", casual(rng.choice(WHICH[form]).format(**words_), rng), answer, reply)
 
 
+def questions_of_sides(scene_a: Scene, scene_b: Scene, rng: random.Random, count: int) -> list[Question]:
+    """Draw up to `count` different questions in which of the two something is that is in one alone."""
+    first, second = Look(scene_a), Look(scene_b)
+    names = {name for name in first.count.keys() ^ second.count.keys() if name[0] is None}
+    asked = []
+    for name in rng.sample(sorted(names, key=str), min(count, len(names))):
+        answer = BOTH[first.number(name) > 0, second.number(name) > 0]
+        asked.append(_ask("which has", answer, f"{answer.capitalize()}.", rng, a=some(name)))
+    return asked
+
+
 def _which_has(first: Look, second: Look, rng: random.Random) -> Question | None:
     """The answer is drawn first, evenly over the four where the pictures allow it."""
     names: list[Name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
@@ -14,7 +14,7 @@ from minichat.data.example import StoredPicture, Where
 from minichat.errors import DataError
 from minichat.scenes.description import TOKENS, Bag
 
-WORDS_AT_MOST = 5  # in one place
+WORDS_AT_MOST = 6  # in one place
 _EMPTY = -1
 
 
@@ -25,15 +25,16 @@ def drawn(picture: StoredPicture, where: Where | str, stage: str) -> DrawnPictur
     return picture
 
 
-def in_numbers(bags: Sequence[Bag], numbers: Mapping[str, int]) -> NDArray[np.int64]:
-    """The numbers of a description's words (32, 5); -1 where a place has no further word."""
-    told = np.full((TOKENS, WORDS_AT_MOST), _EMPTY, np.int64)
-    for place, bag in enumerate(bags):
-        told[place, : len(bag)] = [numbers[word] for word in bag]
-    return told
+def in_numbers(descriptions: Sequence[Sequence[Bag]], numbers: Mapping[str, int]) -> Tensor:
+    """The numbers of the words of I descriptions (I, 32, 6); -1 where a place has no further word."""
+    told = np.full((len(descriptions), TOKENS, WORDS_AT_MOST), _EMPTY, np.int64)
+    for picture, bags in enumerate(descriptions):
+        for place, bag in enumerate(bags):
+            told[picture, place, : len(bag)] = [numbers[word] for word in bag]
+    return torch.from_numpy(told)
 
 
 def summed(weight: Tensor, words: Tensor) -> Tensor:
-    """The sum of each place's words: embeddings (V, H), numbers (I, 32, 5) → (I, 32, H)."""
+    """The sum of each place's words: embeddings (V, H), numbers (I, 32, 6) → (I, 32, H)."""
     told = embedding(words.clamp(min=0), weight) * words.ge(0).unsqueeze(-1)
     return told.sum(2)

@@ -8,7 +8,7 @@ from pixels, through the frozen model.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,11 +22,13 @@ from minichat.data.drawn import DrawnPicture
 from minichat.data.rows import Renderer, Row
 from minichat.disk import write_json
 from minichat.errors import SettingsError
+from minichat.model.freezing import set_trainable
 from minichat.model.loss import learnt, only_at, token_loss
 from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.tokenizer import SentencePieceTokenizer
 from minichat.scenes.description import LEVELS, TOKENS, Bag, description, outside_description
+from minichat.scenes.training import ORDINALS
 from minichat.train.config import Config
 from minichat.train.described import drawn, in_numbers, summed
 from minichat.train.new_parts import NewLanguage
@@ -57,6 +59,7 @@ class Language(Stage):
         self._noise = sizes.noise
         torch.manual_seed(config.seed)
         self.model = self._begun(sizes).to(device)
+        set_trainable(self.model, config.trainable or self.trainable)
         context = self.model.config.max_position_embeddings
         self.longest = min(config.data.max_tokens or context, context)
         self.render = Renderer(self._processor, max_length=self.longest)
@@ -83,11 +86,11 @@ class Language(Stage):
         after = np.roll(labels, -1, 1)
         after[:, -1] = IGNORED
         positions, targets = learnt(torch.from_numpy(after.flatten()))
-        told = [_bags(drawn(picture, row.where, "language")) for row in rows for picture in row.pictures]
+        told = [bags for row in rows for bags in _bags([drawn(p, row.where, "language") for p in row.pictures])]
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(filled.astype(np.int64)),
-            "words": torch.from_numpy(np.stack([in_numbers(bags, self._words) for bags in told])),
+            "words": in_numbers(told, self._words),
             "positions": positions,
             "targets": targets,
         }
@@ -160,7 +163,20 @@ def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:
     )
 
 
-def _bags(picture: DrawnPicture) -> list[Bag]:
+def _bags(pictures: Sequence[DrawnPicture]) -> Iterator[list[Bag]]:
+    """The descriptions of a row's pictures.
+
+    Of several, half the time each place also tells which of them it is in. A model that is never told finds no way to
+    the answer to "in which picture is …?": it has to mark the places itself, and to look the mark up, and the one is of
+    no use without the other. Once it can look up what it is told, it learns to tell itself.
+    """
+    numbered = len(pictures) > 1 and random.Random(pictures[0].seed).random() < 0.5
+    for picture, ordinal in zip(pictures, ORDINALS, strict=False):
+        mark = (ordinal,) if numbered else ()
+        yield [(*bag, *mark) for bag in _told(picture)]
+
+
+def _told(picture: DrawnPicture) -> list[Bag]:
     if picture.scene is None:
         return outside_description()
     rng = random.Random(picture.seed)

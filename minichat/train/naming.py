@@ -87,7 +87,7 @@ class Naming(Stage):
         return Row(none, none, tuple(example.pictures), example.where)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """Rows → `pixel_values` (I, 3, S, S), `words` (I, 32, 5): numbers of `WORDS`, and a mask of all places."""
+        """Rows → `pixel_values` (I, 3, S, S), `words` (I, 32, 6): numbers of `WORDS`, and a mask of all places."""
         pictures = [drawn(picture, row.where, "naming") for row in rows for picture in row.pictures]
         if not pictures:
             raise DataError(f"{rows[0].where}: there is no picture to be named.")
@@ -95,7 +95,7 @@ class Naming(Stage):
         pixels = self.bot.processor.image_processor([p.open() for p in pictures], return_tensors="pt")["pixel_values"]
         return {
             "pixel_values": pixels,
-            "words": torch.from_numpy(np.stack([in_numbers(bags, _NUMBER) for bags in told])),
+            "words": in_numbers(told, _NUMBER),
             "attention_mask": torch.ones(len(pictures), TOKENS, dtype=torch.long),
         }
 
@@ -110,10 +110,10 @@ class Naming(Stage):
         from its own, and for each of its words how likely the others of its kind would be instead, all else as it is.
         """
         tokens = self.model.encode_images(batch["pixel_values"]).float()  # (I, 32, H)
-        words = batch["words"]  # (I, 32, 5)
+        words = batch["words"]  # (I, 32, 6)
         off = tokens - summed(self._words, words)  # (I, 32, H)
         distance = off.square().sum(-1) / self._unit  # (I, 32)
-        likely = (2 * off @ self._words.T).unsqueeze(2) - self._apart[words.clamp(min=0)]  # (I, 32, 5, W)
+        likely = (2 * off @ self._words.T).unsqueeze(2) - self._apart[words.clamp(min=0)]  # (I, 32, 6, W)
         logits = (likely / self._unit).masked_fill(self._other_kind[words.clamp(min=0)], -torch.inf)
         named = cross_entropy(logits.flatten(0, 2), words.flatten(), ignore_index=-1, reduction="none")
         weight = torch.where(words[..., 0] == _NUMBER[NONE], _NONE_WEIGHS, 1.0)  # (I, 32)

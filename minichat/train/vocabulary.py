@@ -12,7 +12,7 @@ from minichat.errors import SettingsError
 from minichat.prompt.template import BOS, get_template
 from minichat.prompt.tokenizer import SentencePieceTokenizer
 from minichat.scenes.description import SYMBOLS, WORDS
-from minichat.scenes.training import vocabulary_corpus
+from minichat.scenes.training import ORDINALS, vocabulary_corpus
 
 _LINES = 60_000  # of dialogue that it is trained on
 
@@ -51,6 +51,9 @@ def train_tokenizer(size: int, template: str, seed: int = 0) -> SentencePieceTok
 
 
 def word_ids(tokenizer: SentencePieceTokenizer) -> dict[str, int]:
-    """The id of each of `description.WORDS`, as it is spelled after another word. `KeyError` where one has none."""
+    """The id of each of `description.WORDS` and `training.ORDINALS`, as it is spelled after another word.
+
+    `KeyError` where one has none.
+    """
     ids = {piece: number for number, (piece, _) in enumerate(tokenizer.pieces())}
-    return {word: ids[word if word in SYMBOLS else f"▁{word}"] for word in WORDS}
+    return {word: ids[word if word in SYMBOLS else f"▁{word}"] for word in (*WORDS, *ORDINALS)}
