@@ -58,7 +58,7 @@ FOUND = ("text of a picture", "picture of a text")
 
 
 def questions(model: Path, count: int) -> Command:
-    return exam("questions", model, count, "--redrawn", "0")
+    return exam("questions", model, count, "--redrawn", "0", "--batch-size", "128")
 
 
 def answers(model: Path) -> dict[str, Reading]:
@@ -162,7 +162,7 @@ def data(road: Path, out: Path, steps: int, count: int) -> Comparison:
         limits = [f"data.train.{number}.options.examples={few}" for number in range(len(there.data.train))]
         anew_from = f"model.name={begin[-1].out}", f"optimizer.rate={RATE_ANEW}"
         train = training("3_alignment", model, steps, *anew_from, *limits)
-        measures = questions(model, count), exam("captions", model, count, "--no-blank")
+        measures = questions(model, count), exam("captions", model, count, "--no-blank", "--batch-size", "128")
         arms.append(Arm(f"{share} %", (*begin, train, *measures)))
         told: dict[str, Reading] = {
             f"{style} captions: objects {what}": Reported(

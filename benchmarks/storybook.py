@@ -1,8 +1,8 @@
 """How much of a fine-tuned model's replies is in the storybook style, and true: before and after, on held-out scenes.
 
-    minichat data scenes --style storybook --count 400 --out storybook
-    minichat train train_configs/tiny_storybook.yaml
-    python benchmarks/storybook.py runs/storybook
+    minichat data scenes --style storybook --count 500 --out runs/storybook
+    minichat train train_configs/tiny_finetune.yaml
+    python benchmarks/storybook.py runs/tiny_finetune
 
 The same pictures and requests are given to the base model and to the fine-tuned one, and a Markdown table is printed.
 """
