@@ -18,6 +18,7 @@ STAGES = (
     "0c_language",
     "0d_language",
     "0e_language",
+    "0f_language",
     "1_qformer",
     "2a_naming",
     "2b_generative",
