@@ -56,16 +56,16 @@ $(ROAD)/0b_language/config.json: | $(INSTALLED)
 	$(TRAIN) $(STAGES)/0b_language.yaml out=$(@D) $(call smoke,30)
 
 $(ROAD)/0c_language/config.json: $(ROAD)/0b_language/config.json
-	$(TRAIN) $(STAGES)/0c_language.yaml out=$(@D) $(call smoke,20) language.start=$(ROAD)/0b_language
+	$(TRAIN) $(STAGES)/0c_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0b_language
 
 $(ROAD)/0d_language/config.json: $(ROAD)/0c_language/config.json
-	$(TRAIN) $(STAGES)/0d_language.yaml out=$(@D) $(call smoke,20) language.start=$(ROAD)/0c_language
+	$(TRAIN) $(STAGES)/0d_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0c_language
 
 $(ROAD)/0e_language/config.json: $(ROAD)/0d_language/config.json
-	$(TRAIN) $(STAGES)/0e_language.yaml out=$(@D) $(call smoke,20) language.start=$(ROAD)/0d_language
+	$(TRAIN) $(STAGES)/0e_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0d_language
 
 $(ROAD)/0f_language/config.json: $(ROAD)/0e_language/config.json
-	$(TRAIN) $(STAGES)/0f_language.yaml out=$(@D) $(call smoke,20) language.start=$(ROAD)/0e_language
+	$(TRAIN) $(STAGES)/0f_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0e_language
 
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)

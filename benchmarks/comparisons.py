@@ -213,10 +213,10 @@ def _failures(there: Path, task: str, style: str | None) -> dict[str, Reading]:
 Maker = Callable[[Path, Path, int, int], Comparison]
 #: Each comparison with its usual steps (0: nothing is trained) and scenes.
 COMPARISONS: dict[str, tuple[Maker, int, int]] = {
-    "stage1": (stage1, 400, 100),
-    "objectives": (objectives, 500, 500),
-    "qformer": (qformer, 400, 100),
-    "data": (data, 300, 100),
+    "stage1": (stage1, 300, 100),
+    "objectives": (objectives, 300, 500),
+    "qformer": (qformer, 300, 100),
+    "data": (data, 200, 100),
     "finetuning": (finetuning, 0, 100),
 }
 
