@@ -152,6 +152,20 @@ def test_bridge_and_projection_train_and_a_run_goes_on(begun: Path, tmp_path: Pa
     assert load(whole).model.config.num_image_tokens == TOKENS
 
 
+def test_a_run_from_a_runs_folder_keeps_its_own_record(begun: Path, tmp_path: Path) -> None:
+    """Nothing that the earlier run told of itself takes its place, and what the model needs comes along."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(config(begun, first, "seed=1"))
+    train(config(first, second, "seed=2", "run.steps=2"))
+    of_a_run = {file.name for file in first.iterdir()} - {file.name for file in begun.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "curve.png", "training.json"} <= of_a_run
+    assert {file.name for file in second.iterdir()} == {file.name for file in first.iterdir()}
+    assert read_config(second / "config.yaml").seed == 2
+    assert len((second / "metrics.jsonl").read_text().splitlines()) == 2
+    for name in of_a_run - {".lock", "checkpoints"}:
+        assert (first / name).read_bytes() != (second / name).read_bytes(), name
+
+
 def test_a_model_without_the_words_is_refused(begun: Path, tmp_path: Path) -> None:
     llm = str(begun.parent / "llm")
     joined = convert(

@@ -87,7 +87,7 @@ def _loss(config: Config) -> str:
 # The drawing, in inches.
 
 _NUMBER, _PARTS, _LOSS = 0.12, 2.62, 6.88  # where columns begin
-_ROW, _HEAD, _BOX, _STEP, _GAP = 0.88, 0.5, 0.4, 1.05, 0.17
+_ROW, _HEAD, _BOX, _STEP, _GAP = 0.96, 0.5, 0.4, 1.05, 0.17
 _PALE, _EDGE = "#fdeedd", "#b8651b"
 _LOOK = {TRAINS: (TRAINED, _EDGE, "-"), RESTS: (FROZEN, SOFT, "-"), DROPPED: (_PALE, _EDGE, (0, (3, 2)))}
 
