@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,8 @@ def in_a_child(work: Callable[[], Any]) -> int:
         try:
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()  # the parent knows the exit code alone
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
