@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from minichat.train.data import read_data
 from minichat.train.schedule import rate_of
 from minichat.train.stages import Replies
 from minichat.train.together import Together
-from tests.training import config_of, losses, make_desk, run, steps_of, write_talks
+from tests.training import config_of, losses, make_desk, run, started, steps_of, write_talks
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = Together(0, 1)
@@ -90,29 +91,18 @@ def test_accumulated_gradients_give_the_same_curve(at_once: int, desk: Path, who
 
 
 def in_processes(count: int, work: Callable[[], Any]) -> None:
-    """Do `work` in forked processes that know of each other, as under `accelerate launch`; one that hangs is ended."""
+    """Do `work` in processes that know of each other, as under `accelerate launch`; one that hangs is ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    children = []
-    for rank in range(count):
-        child = os.fork()
-        if child == 0:
-            signal.alarm(_HANGS)
-            torch.set_num_threads(1)
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
-            code = 1
-            try:
-                from accelerate.state import AcceleratorState
-
-                AcceleratorState._reset_state(reset_partial_state=True)
-                work()
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * count
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    together["ACCELERATE_USE_CPU"] = "true"
+    processes = [started(work, {**together, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
+    for process in processes:
+        process.join(_HANGS)
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * count
 
 
 @pytest.mark.parametrize("settings", [["run.batch_size=5"], ["run.batch_size=4", "run.device_batch_size=1"]])
@@ -120,7 +110,7 @@ def test_processes_share_a_batch(settings: list[str], desk: Path, tmp_path: Path
     held_out = [f"data.validation={desk / 'held_out.jsonl'}"]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     run(desk, f"out={alone}", *held_out, settings[0])
-    in_processes(2, lambda: run(desk, f"out={shared}", *held_out, *settings))
+    in_processes(2, partial(run, desk, f"out={shared}", *held_out, *settings))
     same_curve(shared, alone)
     made = [json.loads((out / "minichat.json").read_text())["training"]["processes"] for out in (shared, alone)]
     assert made == [2, 1]
@@ -158,15 +148,15 @@ def test_accelerate_launch_that_starts_one_process_is_told(desk: Path, whole: Pa
     same_curve(tmp_path / "run", whole)
 
 
-def test_a_process_that_is_told_to_stop_stops_all(desk: Path, tmp_path: Path) -> None:
-    def work() -> None:
-        stop = 3 if os.environ["RANK"] == "0" else None
-        outcome = run(desk, f"out={tmp_path / 'run'}", stop=stop)
-        assert (outcome.step, outcome.signal) == (3, signal.SIGTERM)
+def one_is_told_to_stop(desk: Path, out: Path) -> None:
+    outcome = run(desk, f"out={out}", stop=3 if os.environ["RANK"] == "0" else None)
+    assert (outcome.step, outcome.signal) == (3, signal.SIGTERM)
 
-    in_processes(2, work)
+
+def test_a_process_that_is_told_to_stop_stops_all(desk: Path, tmp_path: Path) -> None:
+    in_processes(2, partial(one_is_told_to_stop, desk, tmp_path / "run"))
     assert len(losses(tmp_path / "run")) == 3
-    in_processes(2, lambda: run(desk, f"out={tmp_path / 'run'}"))
+    in_processes(2, partial(run, desk, f"out={tmp_path / 'run'}"))
     assert len(losses(tmp_path / "run")) == 20
 
 

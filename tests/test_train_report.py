@@ -325,28 +325,22 @@ def test_what_is_wrong_with_a_command_is_one_line(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_is_told_by_the_exit_code(number: int, code: int, desk: Path, tmp_path: Path) -> None:
-    """The real program's main, in a process of its own (forked: it has all its imports), with loader workers."""
+    """The real program, with loader workers."""
     out = tmp_path / "run"
-    arguments = ["minichat", "train", str(desk / "train.yaml"), "run.epochs=1000", "data.workers=2", f"out={out}"]
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)
-        os.setpgid(0, 0)
-        os.dup2(write, 2)
-        sys.argv, sys.stderr = arguments, os.fdopen(2, "w", buffering=1)
-        try:
-            cli.main()
-        except SystemExit as end:
-            os._exit(end.code if isinstance(end.code, int) else 1)
-        finally:
-            os._exit(99)
-    os.close(write)
-    with os.fdopen(read) as stderr:
-        next(line for line in stderr if line.startswith("step 3/"))
-        os.killpg(child, number)  # as a terminal and most schedulers do: to the workers, too
-        rest = stderr.read()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    arguments = ["train", str(desk / "train.yaml"), "run.epochs=1000", "data.workers=2", f"out={out}"]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "minichat", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with program:
+        next(line for line in program.stderr or () if line.startswith("step 3/"))
+        os.killpg(program.pid, number)  # as a terminal and most schedulers do: to the workers, too
+        _, rest = program.communicate()
+    assert program.returncode == code
     assert "the same command goes on from there" in rest
     assert "Traceback" not in rest
     (kept,) = (out / "checkpoints").iterdir()

@@ -6,8 +6,8 @@ import itertools
 import os
 import random
 import signal
-import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tests.training import (
     make_desk,
     run,
     same,
+    started,
     steps_of,
     write_talks,
 )
@@ -39,7 +40,7 @@ Whole = Callable[..., tuple[list[float], Kept]]
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """A forked child cannot use the threads of its parent, and must compute alike."""
+    """A process that is killed has one, and this one must compute alike."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -135,27 +136,14 @@ def test_killed_and_resumed(killed: int, desk: Path, whole: Whole, tmp_path: Pat
     """SIGKILL leaves the last checkpoint; what came after it is done again, and is written once."""
     of_whole, kept = whole(parts(1))
     given = [f"out={tmp_path / 'run'}", "run.save_every=3", parts(1)]
-    assert in_a_child(lambda: run(desk, *given, stop=killed, number=signal.SIGKILL)) == -signal.SIGKILL
+    process = started(partial(run, desk, *given, stop=killed, number=signal.SIGKILL))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert [*checkpoints(tmp_path / "run")] == list(range(3, killed + 1, 3))[-2:]
     assert len(losses(tmp_path / "run")) == killed
     run(desk, *given)
     assert losses(tmp_path / "run") == of_whole
     assert same(checkpoints(tmp_path / "run")[STEPS], kept[STEPS])
-
-
-def in_a_child(work: Callable[[], Any]) -> int:
-    """The exit code of a forked process that does `work`; minus the signal that killed it."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()  # the parent knows the exit code alone
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_ctrl_c_stops_after_the_step_and_a_second_at_once(desk: Path, tmp_path: Path) -> None:
