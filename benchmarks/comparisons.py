@@ -51,6 +51,7 @@ TOLD = (
     ("stories", "stories", None),
 )
 KINDS = ("colour", "shape", "count", "position", "relation")
+AT_ONCE = ("--batch-size", "128")  # the small model is faster so
 FOUND = ("text of a picture", "picture of a text")
 
 
@@ -58,7 +59,7 @@ FOUND = ("text of a picture", "picture of a text")
 
 
 def questions(model: Path, count: int) -> Command:
-    return exam("questions", model, count, "--redrawn", "0", "--batch-size", "128")
+    return exam("questions", model, count, "--redrawn", "0", *AT_ONCE)
 
 
 def answers(model: Path) -> dict[str, Reading]:
@@ -162,7 +163,7 @@ def data(road: Path, out: Path, steps: int, count: int) -> Comparison:
         limits = [f"data.train.{number}.options.examples={few}" for number in range(len(there.data.train))]
         anew_from = f"model.name={begin[-1].out}", f"optimizer.rate={RATE_ANEW}"
         train = training("3_alignment", model, steps, *anew_from, *limits)
-        measures = questions(model, count), exam("captions", model, count, "--no-blank", "--batch-size", "128")
+        measures = questions(model, count), exam("captions", model, count, "--no-blank", *AT_ONCE)
         arms.append(Arm(f"{share} %", (*begin, train, *measures)))
         told: dict[str, Reading] = {
             f"{style} captions: objects {what}": Reported(

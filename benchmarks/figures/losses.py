@@ -10,21 +10,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures.paper import INK, LARGE, NORMAL, QUERY, SMALL, SOFT, TRAINED, Missing, sheet
+from benchmarks.figures.stages import ROAD
 from minichat.train.config import Config, read_config
 
-STAGES = (
-    "0a_vision",
-    "0b_language",
-    "0c_language",
-    "0d_language",
-    "0e_language",
-    "0f_language",
-    "1_qformer",
-    "2a_naming",
-    "2b_generative",
-    "3_alignment",
-    "4_finetune",
-)
+STAGES = tuple(sorted(file.stem for file in ROAD.glob("*.yaml")))
 _COUNTED = {
     "vision": "per picture",
     "language": "per token",

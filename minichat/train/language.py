@@ -76,7 +76,7 @@ class Language(Stage):
         return model
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """Rows → `input_ids`, `attention_mask` (B, T), `words` (I, 32, 5) and what is learnt at which positions."""
+        """Rows → `input_ids`, `attention_mask` (B, T), `words` (I, 32, 6) and what is learnt at which positions."""
         longest = -(-max(len(row.ids) for row in rows) // _ROUND) * _ROUND
         ids = np.zeros((len(rows), longest), np.int64)
         labels = np.full((len(rows), longest), IGNORED, np.int64)
@@ -111,7 +111,7 @@ class Language(Stage):
         return token_loss(logits, batch["targets"], 1)
 
     def _places(self, weight: Tensor, words: Tensor) -> Tensor:
-        """The sum of each place's words, and some noise: (I, 32, 5) → (I, 32, H)."""
+        """The sum of each place's words, and some noise: (I, 32, 6) → (I, 32, H)."""
         places = summed(weight, words)
         if self.model.training and self._noise:
             places = places + self._noise * weight.detach().square().mean().sqrt() * torch.randn_like(places)
@@ -166,13 +166,13 @@ def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:
 def _bags(pictures: Sequence[DrawnPicture]) -> Iterator[list[Bag]]:
     """The descriptions of a row's pictures.
 
-    Of several, half the time each place also tells which of them it is in. A model that is never told finds no way to
-    the answer to "in which picture is …?": it has to mark the places itself, and to look the mark up, and the one is of
-    no use without the other. Once it can look up what it is told, it learns to tell itself.
+    Of two, half the time each place also tells which of them it is in. A model that was never told found no way to the
+    answer to "in which picture is …?": it has to mark the places itself, and to look the mark up, and the one is of no
+    use without the other. What it is told, it can look up; and then it pays to tell itself.
     """
     numbered = len(pictures) > 1 and random.Random(pictures[0].seed).random() < 0.5
-    for picture, ordinal in zip(pictures, ORDINALS, strict=False):
-        mark = (ordinal,) if numbered else ()
+    for number, picture in enumerate(pictures):
+        mark = (ORDINALS[number],) if numbered else ()
         yield [(*bag, *mark) for bag in _told(picture)]
 
 
