@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 import re
 import signal
@@ -112,6 +113,18 @@ def journal(path: Path, **options: Any) -> tuple[Journal, list[Any]]:
 
 def where(step: int) -> list[list[str]]:
     return [[f"a.jsonl:{10 * step + part}"] for part in range(2)]
+
+
+def test_a_loss_of_several_terms_tells_each(tmp_path: Path) -> None:
+    kept, _ = journal(tmp_path / "metrics.jsonl", terms=("itc", "itm"))
+    halves = [torch.tensor([0.5, 0.25]), torch.tensor([1.0, 0.5])]
+    kept.add(Entry(1, halves, torch.tensor(1.0), 1e-3, 7, 9))
+    kept.flush(where)
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert (line["loss"], line["itc"], line["itm"]) == (2.25, 1.5, 0.75)
+    kept.add(Entry(2, [torch.tensor([0.5, math.nan])], torch.tensor(1.0), 1e-3, 7, 9))
+    with pytest.raises(ModelError, match=r"The loss is nan at step 2, from a\.jsonl:10"):
+        kept.flush(where)
 
 
 def test_a_steps_loss_is_the_sum_of_its_parts(tmp_path: Path) -> None:

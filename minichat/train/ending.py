@@ -21,7 +21,7 @@ def finish(run: Run) -> None:
         if best is not None:
             load_weights(run.weights, best.tensors)
         metrics = read_metrics(run.out / METRICS)
-        replies.curve(run.out / CURVE, metrics)
+        replies.curve(run.out / CURVE, metrics, run.stage.terms)
         facts = facts_of(run, metrics)
         before = replies.kept(run.out / BEFORE)
         if run.data.shown and before is not None:

@@ -62,7 +62,7 @@ def seconds_left(run: Run) -> float:
             with run.accelerator.autocast():
                 loss = run.stage.loss(batch) / max(1, run.stage.count(batch))
             if loss.requires_grad:
-                run.accelerator.backward(loss)
+                run.accelerator.backward(loss.sum())
             _settle(run.accelerator.device)
             seconds = time.monotonic() - began
     except torch.OutOfMemoryError:

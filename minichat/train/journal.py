@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ Track = Callable[[Mapping[str, float], int], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """One step, not yet read from the device. `losses`: this process's share, part by part."""
+    """One step, not yet read from the device. `losses`: this process's share, part by part, each () or (terms,)."""
 
     step: int
     losses: list[Tensor]
@@ -37,8 +37,25 @@ class Entry:
 class Journal:
     """Writes what the steps gave, and finds the one whose loss is no number."""
 
-    def __init__(self, path: Path, together: Together, track: Track, *, norms_may_overflow: bool = False) -> None:
-        """`norms_may_overflow`: with a gradient scaler they do now and then, and such a step is left out."""
+    def __init__(
+        self,
+        path: Path,
+        together: Together,
+        track: Track,
+        *,
+        terms: Sequence[str] = (),
+        norms_may_overflow: bool = False,
+    ) -> None:
+        """What a journal is kept of.
+
+        Args:
+            path: `metrics.jsonl`.
+            together: the processes that share a step.
+            track: is given each line's figures and its step.
+            terms: names of the losses of which a step's is the sum, where there are several.
+            norms_may_overflow: with a gradient scaler they do now and then, and such a step is left out.
+        """
+        self._terms = tuple(terms)
         self._path = path
         self._together = together
         self._track = track
@@ -65,14 +82,18 @@ class Journal:
         entries, self._waiting = self._waiting, []
         if not entries:
             return
-        local = [torch.stack(e.losses).sum() if e.losses else torch.zeros_like(e.norm) for e in entries]
-        losses = self._together.add(torch.stack(local)).tolist()
+        none = torch.zeros(len(self._terms) or 1, device=entries[0].norm.device)
+        local = [sum((part.view(-1) for part in e.losses), none) for e in entries]
+        losses = self._together.add(torch.stack(local)).tolist()  # entries × terms
         norms = torch.stack([e.norm for e in entries]).tolist()
-        for entry, loss, norm in zip(entries, losses, norms, strict=True):
+        for entry, parts, norm in zip(entries, losses, norms, strict=True):
+            loss = sum(parts)
             if not math.isfinite(loss) or not (math.isfinite(norm) or self._overflow):
                 raise ModelError(self._culprit(entry, loss, where))
-            line = {"step": entry.step, "loss": loss, "rate": entry.rate, "norm": norm}
-            self.write(line | {"items": entry.items, "tokens": entry.tokens})
+            line = {"step": entry.step, "loss": loss}
+            if self._terms:
+                line |= zip(self._terms, parts, strict=True)
+            self.write(line | {"rate": entry.rate, "norm": norm, "items": entry.items, "tokens": entry.tokens})
 
     def recent(self) -> list[Line]:
         """The steps' lines since this was last asked."""
@@ -92,7 +113,7 @@ class Journal:
         places = [
             place
             for some, part in zip(where(entry.step - 1), entry.losses, strict=False)
-            if not math.isfinite(part.item())
+            if not math.isfinite(part.sum().item())
             for place in some
         ]
         named = [place for some in self._together.from_all(places) for place in some]

@@ -116,9 +116,9 @@ def loop(run: Run) -> int | None:
             losses = []
             for batch in batches:
                 with accelerator.autocast():
-                    loss = stage.loss(to_device(batch, accelerator.device)) / items
+                    loss = stage.loss(to_device(batch, accelerator.device)) / items  # () or (terms,)
                 if loss.requires_grad:  # not where only the projection trains and the batch has no picture
-                    accelerator.backward(loss)
+                    accelerator.backward(loss.sum())
                 losses.append(loss.detach())
             together.add_gradients(run.weights.values())
             norm = accelerator.clip_grad_norm_(run.weights.values(), config.optimizer.clip or math.inf)

@@ -133,6 +133,7 @@ class Pretraining(Stage):
         stage1 = open_start(config, device)
         self.model: QFormerPretraining = stage1.model
         self.notes = begun_anew(stage1, config)
+        self.terms = self.model.config.objectives
         self._tokenizer = stage1.tokenizer
         positions = self.model.embeddings.position_embeddings.num_embeddings
         self.longest = min(config.data.max_tokens or positions, positions)
@@ -160,7 +161,7 @@ class Pretraining(Stage):
         return len(batch["input_ids"])
 
     def loss(self, batch: Batch) -> Tensor:
-        """The joined batch's loss, a mean, times its pairs: this process's share of it.
+        """The joined batch's losses (objectives,), means, times its pairs: this process's share of them.
 
         What is drawn follows from the step; for validation it is always the same.
         """
@@ -174,8 +175,8 @@ class Pretraining(Stage):
             # A global batch's rows are dealt out to the processes one by one (`minichat.data.batches.shares`).
             places=gathering.rank() + gathering.processes() * torch.arange(pairs, device=device),
         )
-        loss: Tensor = output.loss * gathering.everyones(pairs, device) / gathering.processes()
-        return loss
+        losses = torch.stack([output[name] for name in self.terms])
+        return losses * gathering.everyones(pairs, device) / gathering.processes()
 
     def _patches(self, batch: Batch) -> Tensor:
         """(B, 1 + P, W), in the Q-Former's precision."""

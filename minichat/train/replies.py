@@ -110,8 +110,8 @@ small {{ color: #666 }}
 """
 
 
-def curve(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
-    """Draw the losses over the steps as a PNG: training, each step and smoothed, and validation."""
+def curve(out: Path, metrics: Sequence[dict[str, Any]], terms: Sequence[str] = ()) -> None:
+    """Draw the losses over the steps as a PNG: training, each step and smoothed, its terms, and validation."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -121,6 +121,8 @@ def curve(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
         numbers = [line["step"] for line in steps]
         axes.plot(numbers, [line["loss"] for line in steps], color="tab:blue", alpha=0.25, linewidth=0.8)
         axes.plot(numbers, _smoothed(steps), color="tab:blue", label="training")
+        for name in terms:
+            axes.plot(numbers, _smoothed(steps, name), linewidth=0.9, label=name)
     validated = [line for line in metrics if "validation_loss" in line]
     if validated:
         points = [line["step"] for line in validated], [line["validation_loss"] for line in validated]
@@ -135,11 +137,11 @@ def curve(out: Path, metrics: Sequence[dict[str, Any]]) -> None:
     replace_file(out, written.getvalue())
 
 
-def _smoothed(steps: Sequence[dict[str, Any]]) -> list[float]:
-    """Each step's loss with those before it, a twentieth of the run: batches of like length differ much."""
+def _smoothed(steps: Sequence[dict[str, Any]], name: str = "loss") -> list[float]:
+    """Each step's loss of that name with a twentieth of the run before it: batches of like length differ much."""
     window = max(1, len(steps) // 20)
     means = []
     for end in range(1, len(steps) + 1):
         some = steps[max(0, end - window) : end]
-        means.append(sum(line["loss"] * line["items"] for line in some) / sum(line["items"] for line in some))
+        means.append(sum(line[name] * line["items"] for line in some) / sum(line["items"] for line in some))
     return means

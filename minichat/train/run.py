@@ -63,6 +63,7 @@ class Run:
             self.out / METRICS,
             self.together,
             self.accelerator.log,
+            terms=self.stage.terms,
             norms_may_overflow=self.accelerator.scaler is not None,
         )
 
@@ -181,12 +182,13 @@ def tell_progress(run: Run, since: float) -> float:
     lines, now = run.journal.recent(), time.monotonic()
     tell_what_was_left_out(run)
     if lines:
-        loss = sum(line["loss"] for line in lines) / len(lines)
+        mean = {name: sum(line[name] for line in lines) / len(lines) for name in ("loss", *run.stage.terms)}
+        loss = "  ".join(f"{name} {value:.4f}" for name, value in mean.items())
         per_second = sum(line["tokens"] for line in lines) / max(1e-9, now - since)
         left = (now - since) / len(lines) * (run.steps - run.standing.step)
         memory = gib(opening.memory_used(run.accelerator.device))
         run.say(
-            f"step {run.standing.step}/{run.steps}  loss {loss:.4f}  rate {lines[-1]['rate']:.2e}  "
+            f"step {run.standing.step}/{run.steps}  {loss}  rate {lines[-1]['rate']:.2e}  "
             f"{per_second:,.0f} tokens/s  {memory}  {opening.duration(left)} left"
         )
     return now
@@ -214,7 +216,7 @@ def validate(run: Run) -> None:
     for batches in run.data.held_out.load():
         for batch in batches:
             with run.accelerator.autocast():
-                total += stage.loss(to_device(batch, run.accelerator.device))
+                total += stage.loss(to_device(batch, run.accelerator.device)).sum()
             count += stage.count(batch)
     stage.model.train()
     (items,) = run.together.agree(count)

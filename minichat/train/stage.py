@@ -33,6 +33,8 @@ class Stage(Protocol):
     model: nn.Module
     """The network, its frozen parts among it."""
 
+    terms: Sequence[str] = ()
+    """Names of the losses whose sum is learnt, where there are several."""
     notes: Sequence[str] = ()
     """Sentences for a person, said when a run begins."""
 
@@ -51,7 +53,10 @@ class Stage(Protocol):
         """Over how many things the loss is a sum; known on the host."""
 
     def loss(self, batch: Batch) -> Tensor:
-        """The sum of the losses of a batch that is on the device; waits for nothing."""
+        """The sum of the losses of a batch that is on the device, (), or one for each of `terms`, (n,).
+
+        Waits for nothing.
+        """
 
     def memory(self, rows: int, longest: int) -> int | None:
         """Bytes that a step needs of so many rows at once, of so many tokens; None where it is not known."""
