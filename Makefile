@@ -67,6 +67,9 @@ $(ROAD)/0e_language/config.json: $(ROAD)/0d_language/config.json
 $(ROAD)/0f_language/config.json: $(ROAD)/0e_language/config.json
 	$(TRAIN) $(STAGES)/0f_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0e_language
 
+$(ROAD)/0g_language/config.json: $(ROAD)/0f_language/config.json
+	$(TRAIN) $(STAGES)/0g_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0f_language
+
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)
 
@@ -74,8 +77,8 @@ $(ROAD)/1_qformer/config.json: $(ROAD)/0a_vision/config.json $(ROAD)/1_vocabular
 	$(TRAIN) $(STAGES)/1_qformer.yaml out=$(@D) $(call smoke,30) \
 		pretraining.new.vision=$(ROAD)/0a_vision pretraining.new.tokenizer=$(ROAD)/1_vocabulary
 
-$(ROAD)/2_begin/config.json: $(ROAD)/0f_language/config.json $(ROAD)/1_qformer/config.json
-	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0f_language --template minigpt-v2 --merge --out $(@D)
+$(ROAD)/2_begin/config.json: $(ROAD)/0g_language/config.json $(ROAD)/1_qformer/config.json
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0g_language --template minigpt-v2 --merge --out $(@D)
 
 $(ROAD)/2a_naming/config.json: $(ROAD)/2_begin/config.json
 	$(TRAIN) $(STAGES)/2a_naming.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin

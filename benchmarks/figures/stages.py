@@ -23,6 +23,7 @@ _ASKS = {
     "0d": "The same, mostly what is hard",
     "0e": "In which of two pictures?",
     "0f": "How do two pictures compare?",
+    "0g": "And the other one?",
     "1": "What do words say of what is seen?",
     "2a": "What does this LLaMA call it?",
     "2b": "How is it told to this LLaMA?",

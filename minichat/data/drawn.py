@@ -22,7 +22,7 @@ from minichat.errors import SettingsError
 from minichat.scenes import training
 from minichat.scenes.captions import SHORT_REQUESTS, short
 from minichat.scenes.description import READING_REQUESTS, inventory, reading
-from minichat.scenes.dialogues import telling
+from minichat.scenes.dialogues import Talk, telling
 from minichat.scenes.draw import Style, draw
 from minichat.scenes.outside import OUTSIDE, REQUESTS, outside_picture
 from minichat.scenes.pairs import pair_questions, questions_of_sides, random_pair
@@ -33,6 +33,8 @@ SIDE = 96  # pixels; a third are drawn larger, for the model's own processor to 
 _POOL = 8  # batches: among so many, examples are sorted by length, so that little is padding
 _HARD = ("relation", "count")  # what is slow to learn
 _OFTEN = _HARD * 3 + ("existence", "position") * 2  # asked more often, therefore
+_LEANING = {"topic": 12, "yes or no": 8, "and": 16, "other": 30, "beside": 16, "count": 12, "fresh": 2}
+_COMPARING = ("only in", "only in", "more", "which has")  # more often what is slow to learn, here too
 _WHOLE = Part()
 _NUMBERS = (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6)  # of things
 
@@ -81,14 +83,30 @@ def _dialogue(rng: random.Random, easy: bool) -> Said:
     return training.training_dialogue(rng, [scene], turns=rng.randint(4, 8), two=0, none=0.04), [scene]
 
 
+def _hard_dialogue(rng: random.Random, easy: bool) -> Said:
+    """A dialogue in which nearly all questions lean on what was said: "the other one", "of the same colour"."""
+    scene = random_scene(rng, things=rng.choice((2, 2, 3) if easy else (2, 2, 2, 3, 3, 4, 5, 6)))
+    talk = Talk(scene, rng, moves=_LEANING)
+    said = [talk.turn() for _ in range(8)]
+    return _one_after_another([(question.text, question.reply) for question in said]), [scene]
+
+
 def _pair(rng: random.Random, easy: bool) -> Said:
     """Questions that compare two pictures, or a dialogue about both."""
     scenes = random_pair(rng)
     asked = pair_questions(*scenes, rng, 8) if rng.random() < 0.5 else []
     if not asked:
         return training.training_dialogue(rng, scenes, turns=rng.randint(3, 8), two=0.9), scenes
-    turns = _one_after_another([(question.text, question.reply) for question in asked])
-    return [training.Turn(turns[0].question, (0, 1), turns[0].reply), *turns[1:]], scenes
+    return _one_after_another([(question.text, question.reply) for question in asked], (0, 1)), scenes
+
+
+def _hard_pair(rng: random.Random, easy: bool) -> Said:
+    """What only one of two pictures has, and what there is more of. In half there are few things."""
+    scenes = random_pair(rng, partial(_scene, easy=easy or rng.random() < 0.5))
+    asked = pair_questions(*scenes, rng, 8, _COMPARING)
+    if not asked:
+        return _pair(rng, easy)
+    return _one_after_another([(question.text, question.reply) for question in asked], (0, 1)), scenes
 
 
 def _sides(rng: random.Random, easy: bool) -> Said:
@@ -97,8 +115,7 @@ def _sides(rng: random.Random, easy: bool) -> Said:
     asked = questions_of_sides(*scenes, rng, 12)
     if not asked:
         return _pair(rng, easy)
-    turns = _one_after_another([(question.text, question.reply) for question in asked])
-    return [training.Turn(turns[0].question, (0, 1), turns[0].reply), *turns[1:]], scenes
+    return _one_after_another([(question.text, question.reply) for question in asked], (0, 1)), scenes
 
 
 def _reading(rng: random.Random, easy: bool) -> Said:
@@ -130,16 +147,18 @@ def _outside(rng: random.Random, easy: bool) -> Said:
     return _one_after_another([(request, OUTSIDE) for request in asked]), [None]
 
 
-def _one_after_another(said: Sequence[tuple[str, str]]) -> list[training.Turn]:
-    """Turns about one picture, shown with the first."""
-    return [training.Turn(text, () if number else (0,), reply) for number, (text, reply) in enumerate(said)]
+def _one_after_another(said: Sequence[tuple[str, str]], shown: tuple[int, ...] = (0,)) -> list[training.Turn]:
+    """Turns about what is shown with the first of them."""
+    return [training.Turn(text, () if number else shown, reply) for number, (text, reply) in enumerate(said)]
 
 
 KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
     "questions": _questions,
     "hard questions": partial(_questions, kinds=_HARD),
     "dialogues": _dialogue,
+    "hard dialogues": _hard_dialogue,
     "pairs": _pair,
+    "hard pairs": _hard_pair,
     "sides": _sides,
     "readings": _reading,
     "inventories": _inventory,

@@ -7,7 +7,7 @@ circle."), the next question calls it "that one", and from then on it is "it".
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from minichat.scenes.about_places import OTHER_HALF, lone
 from minichat.scenes.about_things import presence
@@ -87,11 +87,17 @@ def telling(scene: Scene, rng: random.Random, picture: str | None = None) -> Que
 
 
 class Talk:
-    """A running dialogue: what "it" is, what has been told of it, and what was asked last."""
+    """A running dialogue: what "it" is, what has been told of it, and what was asked last.
 
-    def __init__(self, scene: Scene, rng: random.Random, picture: str | None = None) -> None:
+    `moves` has the weights of the ways to go on.
+    """
+
+    def __init__(
+        self, scene: Scene, rng: random.Random, picture: str | None = None, moves: Mapping[str, int] = MOVES
+    ) -> None:
         self.scene = scene
         self.rng = rng
+        self.moves = moves
         self.picture = picture
         self.asker = Asker(Look(scene), rng, picture)
         self.asked: set[str] = set()
@@ -110,7 +116,7 @@ class Talk:
             "topic": self._topic, "yes or no": self._yes_no, "and": self._and, "other": self._other,
             "beside": self._beside, "count": self._count, "fresh": self._fresh,
         }  # fmt: skip
-        for kind in self.rng.choices(list(MOVES), list(MOVES.values()), k=8):
+        for kind in self.rng.choices(list(self.moves), list(self.moves.values()), k=8):
             question = moves[kind]()
             if question is not None:
                 return question

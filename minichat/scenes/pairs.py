@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from minichat.scenes.asking import Question, casual
@@ -42,15 +42,16 @@ WHICH = {
         "Which object is in the {one} picture but not in the {other}?",
     ),
 }  # fmt: skip
+KINDS = ("which has", "which has", "only in", "more", "same")  # of questions, and how often
 SAME = {"same background": 0.39, "same kind": 0.583, "same number": 0.479}  # how often it is so in a `random_pair`
 BOTH = {(True, False): "the first", (False, True): "the second", (True, True): "both", (False, False): "neither"}
 
 
-def random_pair(rng: random.Random) -> tuple[Scene, Scene]:
+def random_pair(rng: random.Random, scene: Callable[[random.Random], Scene] = random_scene) -> tuple[Scene, Scene]:
     """Two scenes: half the time unrelated, else the second is the first with a little changed, in either order."""
-    first = random_scene(rng)
+    first = scene(rng)
     if rng.random() < 0.5:
-        return first, random_scene(rng)
+        return first, scene(rng)
     pair = [first, variation(first, rng)]
     rng.shuffle(pair)
     return pair[0], pair[1]
@@ -79,8 +80,17 @@ def variation(scene: Scene, rng: random.Random) -> Scene:
     return Scene(tuple(things), scene.background)
 
 
-def pair_questions(scene_a: Scene, scene_b: Scene, rng: random.Random, count: int) -> list[Question]:
-    """Draw up to `count` different questions that compare the first picture with the second."""
+def pair_questions(
+    scene_a: Scene, scene_b: Scene, rng: random.Random, count: int, kinds: Sequence[str] = KINDS
+) -> list[Question]:
+    """Draw up to `count` different questions that compare the first picture with the second.
+
+    Args:
+        scene_a, scene_b: the pictures.
+        rng: the source of all randomness.
+        count: the most questions.
+        kinds: of `KINDS`; one that is there twice is asked twice as often.
+    """
     first, second = Look(scene_a), Look(scene_b)
     same = _samenesses(first, second, rng)
     ties = rng.random() < 0.4  # most pairs that vary each other have equal numbers: ask fewer of those
@@ -92,11 +102,11 @@ def pair_questions(scene_a: Scene, scene_b: Scene, rng: random.Random, count: in
         question = _more(first, second, rng)
         return None if question and question.answer == "neither" and not ties else question
 
-    makers: tuple[Callable[[Look, Look, random.Random], Question | None], ...]
-    makers = (_which_has, _which_has, _only_in, more, again)
+    makers: dict[str, Callable[[Look, Look, random.Random], Question | None]]
+    makers = {"which has": _which_has, "only in": _only_in, "more": more, "same": again}
     chosen: dict[str, Question] = {}
     for _ in range(8 * count):
-        question = rng.choice(makers)(first, second, rng)
+        question = makers[rng.choice(kinds)](first, second, rng)
         if question is not None:
             chosen.setdefault(question.text.lower(), question)
         if len(chosen) == count:
