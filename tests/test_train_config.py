@@ -152,6 +152,10 @@ def test_what_is_wrong_is_named(assignment: str, said: str, tmp_path: Path) -> N
             ["data.features=kept", "trainable=[projection, bridge]"],
             "data.features keeps what the frozen parts see, but",
         ),
+        (
+            ["data.features=kept", "data.stream=true", "run.epochs=null", "run.steps=9"],
+            "data.features is made of all pictures before the run begins, and a data.stream",
+        ),
     ],
 )
 def test_conflicts_name_both(overrides: list[str], said: str, tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ class DataConfig:
     max_reply_tokens: int | None = None
     """After the first question, so many tokens are kept of a row; a reply that is cut has no end."""
     features: str | None = None
-    """A folder that keeps the frozen parts' output for each picture; made on first use. None: computed each time."""
+    """A folder that keeps the frozen parts' output for each picture; made on first use. None: computed each time.
+    What a stream brings is not listed, and cannot be kept."""
     workers: int = 0
     """Processes that prepare batches ahead; 0: the program itself does."""
 
@@ -235,6 +236,11 @@ class Config:
         if self.data.features and trained_sight:
             raise SettingsError(
                 f"data.features keeps what the frozen parts see, but trainable names {trained_sight[0]}: drop one."
+            )
+        if self.data.features and self.data.stream:
+            raise SettingsError(
+                "data.features is made of all pictures before the run begins, and a data.stream does not list them: "
+                "drop one."
             )
         if not any(part.split(".")[0] == "vision_model" for part in self.trainable):
             for name in ("vision_drop_path", "vision_checkpoint"):
