@@ -37,7 +37,7 @@ from minichat.disk import write_json
 from minichat.errors import MiniChatError, SettingsError
 from minichat.train.config import read_config
 
-RATE_ANEW = 2e-3  # stage 2's: stage 3's own is for a projection that need not go far any more
+RATE_ANEW = "optimizer.rate=2e-3"  # the road's own rates are for what has learnt before and need not go far
 SHARES = (10, 30, 50, 100)  # per cent of the alignment data
 PORTIONS = (4, 2, 1)  # a quarter of the steps, a half, all
 OBJECTIVES = {
@@ -51,7 +51,6 @@ TOLD = (
     ("stories", "stories", None),
 )
 KINDS = ("colour", "shape", "count", "position", "relation")
-AT_ONCE = ("--batch-size", "128")  # the small model is faster so
 FOUND = ("text of a picture", "picture of a text")
 
 
@@ -59,7 +58,7 @@ FOUND = ("text of a picture", "picture of a text")
 
 
 def questions(model: Path, count: int) -> Command:
-    return exam("questions", model, count, "--redrawn", "0", *AT_ONCE)
+    return exam("questions", model, count, "--redrawn", "0")
 
 
 def answers(model: Path) -> dict[str, Reading]:
@@ -92,7 +91,7 @@ def stage1(road: Path, out: Path, steps: int, count: int) -> Comparison:
         for part in PORTIONS:
             taken = max(1, steps // part)
             model = out / place / str(taken) / "model"
-            train = training("2b_generative", model, taken, f"model.name={begin[-1].out}")
+            train = training("2b_generative", model, taken, f"model.name={begin[-1].out}", RATE_ANEW)
             arms.append(Arm(f"{series}, {taken:,} steps", (*begin, train, questions(model, count))))
             rows.append(Row(arms[-1].name, answers(model), taken, series))
     title = "Stage 2 from a pre-trained and from a random Q-Former"
@@ -143,6 +142,7 @@ def qformer(road: Path, out: Path, steps: int, count: int) -> Comparison:
             model,
             steps,
             f"model.name={begin[-1].out}",
+            RATE_ANEW,
             "trainable=[projection]",
             "optimizer.matrices=adamw",
         )
@@ -161,9 +161,9 @@ def data(road: Path, out: Path, steps: int, count: int) -> Comparison:
         model = out / str(share) / "model"
         few = examples(steps * there.run.batch_size, share)
         limits = [f"data.train.{number}.options.examples={few}" for number in range(len(there.data.train))]
-        anew_from = f"model.name={begin[-1].out}", f"optimizer.rate={RATE_ANEW}"
+        anew_from = f"model.name={begin[-1].out}", RATE_ANEW
         train = training("3_alignment", model, steps, *anew_from, *limits)
-        measures = questions(model, count), exam("captions", model, count, "--no-blank", *AT_ONCE)
+        measures = questions(model, count), exam("captions", model, count, "--no-blank")
         arms.append(Arm(f"{share} %", (*begin, train, *measures)))
         told: dict[str, Reading] = {
             f"{style} captions: objects {what}": Reported(
