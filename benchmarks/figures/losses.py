@@ -22,6 +22,7 @@ _COUNTED = {
     "replies": "per token",
 }
 _TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20)
+_FEWER = (0.01, 0.1, 1, 10, 100)  # where the others would stand too close
 _COLUMNS = 4
 LAST = 50  # steps whose mean is written into a panel
 
@@ -105,7 +106,8 @@ def _panel(axes: Any, curve: Curve) -> None:
     axes.set_yscale("log")
     low, high = np.percentile(losses, 0.5) * 0.85, losses.max() * 1.15
     axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(FixedLocator([tick for tick in _TICKS if low <= tick <= high]))
+    ticks = _FEWER if high > 200 * low else _TICKS
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
