@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 
@@ -66,10 +67,28 @@ def test_no_example_is_lost_by_sorting() -> None:
     assert sorted(read, key=lambda e: e.where.record) == drawn  # type: ignore[attr-defined]
 
 
-def test_easy_scenes_come_first() -> None:
-    stream = DrawnStream({"questions": 1}, batch_size=4, easy=16)
+@pytest.mark.parametrize("kind", ["questions", "hard dialogues", "hard pairs"])
+def test_easy_scenes_come_first(kind: str) -> None:
+    stream = DrawnStream({kind: 1}, batch_size=4, easy=16)
     counts = [len(p.scene.things) for i in range(80) for p in stream.example(i).pictures]  # type: ignore[attr-defined]
     assert max(counts[:16]) <= 3 < max(counts[16:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "hard"),
+    [
+        ("questions", r"\b(left|right|above|below|how many|count)\b"),
+        ("dialogues", r"\bother (one|object|objects)\b"),
+        ("pairs", r"\b(but not|that the \w+ has not|more|fewer)\b"),
+    ],
+)
+def test_a_hard_kind_asks_more_often_what_is_hard(kind: str, hard: str) -> None:
+    def share(kind: str) -> float:
+        stream = DrawnStream({kind: 1}, batch_size=4, seed=6)
+        asked = [turn.text for i in range(150) for turn in stream.example(i).turns if turn.role == "user"]
+        return sum(re.search(hard, text, re.IGNORECASE) is not None for text in asked) / len(asked)
+
+    assert share(f"hard {kind}") > 1.5 * share(kind)
 
 
 def test_a_drawn_picture_is_always_the_same_picture() -> None:

@@ -20,6 +20,7 @@ from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.data.formats.stream import Part
 from minichat.errors import SettingsError
 from minichat.scenes import training
+from minichat.scenes.asking import Question
 from minichat.scenes.captions import SHORT_REQUESTS, short
 from minichat.scenes.description import READING_REQUESTS, inventory, reading
 from minichat.scenes.dialogues import Talk, telling
@@ -75,7 +76,7 @@ def _questions(rng: random.Random, easy: bool, kinds: tuple[str, ...] = ALL_KIND
     """Separate questions about one picture, each of which must be looked up."""
     scene = _scene(rng, easy)
     asked = questions(scene, rng, rng.randint(8, 12), kinds)
-    return _one_after_another([(question.text, question.reply) for question in asked]), [scene]
+    return _one_after_another(asked), [scene]
 
 
 def _dialogue(rng: random.Random, easy: bool) -> Said:
@@ -87,8 +88,7 @@ def _hard_dialogue(rng: random.Random, easy: bool) -> Said:
     """A dialogue in which nearly all questions lean on what was said: "the other one", "of the same colour"."""
     scene = random_scene(rng, things=rng.choice((2, 2, 3) if easy else (2, 2, 2, 3, 3, 4, 5, 6)))
     talk = Talk(scene, rng, moves=_LEANING)
-    said = [talk.turn() for _ in range(8)]
-    return _one_after_another([(question.text, question.reply) for question in said]), [scene]
+    return _one_after_another([talk.turn() for _ in range(8)]), [scene]
 
 
 def _pair(rng: random.Random, easy: bool) -> Said:
@@ -97,7 +97,7 @@ def _pair(rng: random.Random, easy: bool) -> Said:
     asked = pair_questions(*scenes, rng, 8) if rng.random() < 0.5 else []
     if not asked:
         return training.training_dialogue(rng, scenes, turns=rng.randint(3, 8), two=0.9), scenes
-    return _one_after_another([(question.text, question.reply) for question in asked], (0, 1)), scenes
+    return _one_after_another(asked, (0, 1)), scenes
 
 
 def _hard_pair(rng: random.Random, easy: bool) -> Said:
@@ -106,7 +106,7 @@ def _hard_pair(rng: random.Random, easy: bool) -> Said:
     asked = pair_questions(*scenes, rng, 8, _COMPARING)
     if not asked:
         return _pair(rng, easy)
-    return _one_after_another([(question.text, question.reply) for question in asked], (0, 1)), scenes
+    return _one_after_another(asked, (0, 1)), scenes
 
 
 def _sides(rng: random.Random, easy: bool) -> Said:
@@ -115,7 +115,7 @@ def _sides(rng: random.Random, easy: bool) -> Said:
     asked = questions_of_sides(*scenes, rng, 12)
     if not asked:
         return _pair(rng, easy)
-    return _one_after_another([(question.text, question.reply) for question in asked], (0, 1)), scenes
+    return _one_after_another(asked, (0, 1)), scenes
 
 
 def _reading(rng: random.Random, easy: bool) -> Said:
@@ -144,12 +144,12 @@ def _telling(rng: random.Random, easy: bool) -> Said:
 
 def _outside(rng: random.Random, easy: bool) -> Said:
     asked = rng.sample(REQUESTS, rng.randint(1, 4))
-    return _one_after_another([(request, OUTSIDE) for request in asked]), [None]
+    return _one_after_another([Question("outside", request, "", OUTSIDE) for request in asked]), [None]
 
 
-def _one_after_another(said: Sequence[tuple[str, str]], shown: tuple[int, ...] = (0,)) -> list[training.Turn]:
+def _one_after_another(asked: Sequence[Question], shown: tuple[int, ...] = (0,)) -> list[training.Turn]:
     """Turns about what is shown with the first of them."""
-    return [training.Turn(text, () if number else shown, reply) for number, (text, reply) in enumerate(said)]
+    return [training.Turn(one.text, () if number else shown, one.reply) for number, one in enumerate(asked)]
 
 
 KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
