@@ -96,8 +96,7 @@ class DataConfig:
     max_reply_tokens: int | None = None
     """After the first question, so many tokens are kept of a row; a reply that is cut has no end."""
     features: str | None = None
-    """A folder that keeps the frozen parts' output for each picture; made on first use. None: computed each time.
-    What a stream brings is not listed, and cannot be kept."""
+    """A folder that keeps the frozen parts' output for each picture, not of a stream. None: computed each time."""
     workers: int = 0
     """Processes that prepare batches ahead; 0: the program itself does."""
 
