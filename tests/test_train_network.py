@@ -102,7 +102,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     talks = folder / "scenes" / "conversations.jsonl"
     return [
         str(folder / "train.yaml"), f"data.train={talks}", f"data.validation={talks}", "run.validate_every=2",
-        "model.device=cpu", "model.dtype=bfloat16", f"data.features={folder / 'features'}", "optimizer.rate=1e-3",
+        "model.device=cpu", "model.dtype=bfloat16", f"data.features={folder / 'features'}", "optimizer.rate=1e-5",
     ]  # fmt: skip
 
 
@@ -117,7 +117,8 @@ def exact(scenes: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_against_a_quantized_llm_losses_are_close_to_bfloat16s(
     quantize: str, close: float, scenes: list[str], exact: Path, tmp_path: Path
 ) -> None:
-    """Losses and gradients, also after passes without a gradient, such as validation."""
+    """Losses and gradients, also after passes without a gradient, such as validation. The rate is so low that both go
+    the same way."""
     train(read_config(scenes[0], [*scenes[1:], f"out={tmp_path / 'run'}", f"model.quantize={quantize}"]))
     ours, theirs = (steps_of(out) for out in (tmp_path / "run", exact))
     assert len(ours) == 4
