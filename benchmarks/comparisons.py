@@ -215,7 +215,7 @@ Maker = Callable[[Path, Path, int, int], Comparison]
 #: Each comparison with its usual steps (0: nothing is trained) and scenes.
 COMPARISONS: dict[str, tuple[Maker, int, int]] = {
     "stage1": (stage1, 300, 100),
-    "objectives": (objectives, 200, 500),
+    "objectives": (objectives, 800, 500),
     "qformer": (qformer, 300, 100),
     "data": (data, 200, 100),
     "finetuning": (finetuning, 0, 100),
