@@ -23,21 +23,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Load the model, build the page, serve it until Ctrl-C."""
     options = parse(arguments)
-    import minichat
-    from minichat import web
-
     given = {name: value for name in ("quantize", "device_map") if (value := getattr(options, name))}
     try:
+        import minichat
+        from minichat import web
+
         bot = minichat.load(options.model, device=options.device, dtype=options.dtype, **given)
         running = web.launch(web.build_app(bot), host=options.host, port=options.port)
-    except minichat.MiniChatError as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return 1
-    print(f"MiniChat is at {running.url}  (Ctrl-C ends it)", flush=True)  # noqa: T201
-    try:
+        print(f"MiniChat is at {running.url}  (Ctrl-C ends it)", flush=True)  # noqa: T201
         running.wait()
     except KeyboardInterrupt:
         return 130
+    except minichat.MiniChatError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 

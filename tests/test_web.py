@@ -606,6 +606,12 @@ def test_demo_serves_the_model_it_is_told(monkeypatch, capsys, files):
     assert demo.main(["--host", "203.0.113.1"]) == 1
     assert "--host" in capsys.readouterr().err
 
+    def pressed(name, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.import_module("minichat.load"), "load", pressed)
+    assert demo.main([]) == 130  # Ctrl-C ends it in order at any time, and not once the page is up alone
+
 
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
