@@ -6,12 +6,10 @@ from typing import Any
 
 from minichat.train import opening, replies
 from minichat.train.config import plain
-from minichat.train.introduction import BEFORE
+from minichat.train.files import BEFORE, CURVE, METRICS, PAGE
 from minichat.train.journal import read_metrics
 from minichat.train.result import versions
-from minichat.train.run import METRICS, Run, load_weights
-
-CURVE, PAGE = "curve.png", "report.html"
+from minichat.train.run import Run, load_weights
 
 
 def finish(run: Run) -> None:

@@ -10,10 +10,10 @@ from minichat.errors import SettingsError
 from minichat.train import opening, replies
 from minichat.train.config import FREE
 from minichat.train.data import division
+from minichat.train.files import BEFORE
 from minichat.train.network import top
 from minichat.train.run import Run, to_device, tokens_of
 
-BEFORE = "before.json"
 _LESS_MEMORY = {
     "run.device_batch_size": "lower run.device_batch_size",
     "run.batch_size": "lower run.batch_size",

@@ -31,6 +31,7 @@ from minichat.scenes.description import LEVELS, TOKENS, Bag, description, outsid
 from minichat.scenes.training import ORDINALS
 from minichat.train.config import Config
 from minichat.train.described import drawn, in_numbers, summed
+from minichat.train.files import TRAINING
 from minichat.train.new_parts import NewLanguage
 from minichat.train.stage import Batch, Stage
 from minichat.train.vocabulary import train_tokenizer, word_ids
@@ -38,7 +39,6 @@ from minichat.train.waves import waves
 from minichat.weights.files import WEIGHTS, quiet, read_json
 from minichat.weights.writing import Entry, write_tensors
 
-_FACTS = "training.json"
 _ROUND = 32  # lengths of rows: oneDNN keeps a product for each shape; with 2,000 a run of the small model took 6 GiB
 
 
@@ -121,7 +121,7 @@ class Language(Stage):
         """A folder that transformers opens, and that `minichat convert --llm` takes; config.json comes last."""
         (out / MODEL_FILE).write_bytes(self._tokenizer.serialized)
         self._processor.tokenizer.save_pretrained(out)
-        write_json(out / _FACTS, dict(facts))
+        write_json(out / TRAINING, dict(facts))
         model = self.model.to(torch.bfloat16)
         tied = "lm_head.weight"  # the embeddings
         entries = [Entry(name, t.nbytes, lambda t=t: t) for name, t in model.state_dict().items() if name != tied]  # type: ignore[misc]
@@ -135,7 +135,7 @@ def _tokenizer(sizes: NewLanguage, seed: int) -> SentencePieceTokenizer:
     if sizes.start is None:
         return train_tokenizer(sizes.vocabulary, sizes.template, seed)
     folder = Path(sizes.start)
-    if not all((folder / name).is_file() for name in (MODEL_FILE, _FACTS, WEIGHTS)) or _stage(folder) != "language":
+    if not all((folder / name).is_file() for name in (MODEL_FILE, TRAINING, WEIGHTS)) or _stage(folder) != "language":
         raise SettingsError(
             f"language.start is {sizes.start}, where the stage language has not written its model: "
             "name the folder of a finished run, or leave it out to begin with nothing."
@@ -145,7 +145,7 @@ def _tokenizer(sizes: NewLanguage, seed: int) -> SentencePieceTokenizer:
 
 def _stage(folder: Path) -> Any:
     """What wrote the model in a folder: another stage's would be read as a LLaMA of the default sizes."""
-    return read_json(folder, _FACTS).get("training", {}).get("config", {}).get("stage")
+    return read_json(folder, TRAINING).get("training", {}).get("config", {}).get("stage")
 
 
 def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:

@@ -23,13 +23,13 @@ from minichat.errors import DataError, SettingsError
 from minichat.train.config import Config
 from minichat.train.data import read_data
 from minichat.train.ending import finish
+from minichat.train.files import CONFIG
 from minichat.train.interruption import Interruption
 from minichat.train.introduction import introduce, less_memory
 from minichat.train.journal import Entry
 from minichat.train.network import precision
 from minichat.train.optimizer import set_rate
 from minichat.train.run import (
-    CONFIG,
     Run,
     Say,
     alone_in,

@@ -27,6 +27,7 @@ from minichat.prompt.pixels import MiniChatImageProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.wordpiece import tokenize
 from minichat.train.data import division
+from minichat.train.files import TRAINING
 from minichat.train.optimizer import trained
 from minichat.train.pretraining_start import begun_anew, open_start, read_start
 from minichat.train.seeding import seed_of_all
@@ -226,7 +227,7 @@ class Pretraining(Stage):
                 held[name].copy_(weight)
         shutil.rmtree(out / _PARCEL, ignore_errors=True)  # left by a run that was killed here
         write_stage1(out / _PARCEL, stage1.model, stage1.tokenizer)
-        write_json(out / _PARCEL / "training.json", dict(facts))
+        write_json(out / _PARCEL / TRAINING, dict(facts))
         unpack(out / _PARCEL, out, last="config.json")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError
+from minichat.train.files import OF_A_RUN, TRAINING
 from minichat.train.network import top
 from minichat.weights.files import WEIGHTS, read_json, weight_files
 from minichat.weights.projection import FACTS, is_projection, read_projection, unpack, write_projection
@@ -22,17 +23,6 @@ from minichat.weights.zoo import find
 
 _PARCEL = ".model"
 _NOT_COPIED = (".safetensors", ".safetensors.index.json", ".md")
-#: What a run tells of itself. Where the base is a run's folder, it has these of that run.
-_OF_A_RUN = {
-    ".lock",
-    "before.json",
-    "config.yaml",
-    "curve.png",
-    "left_out.txt",
-    "metrics.jsonl",
-    "report.html",
-    "training.json",
-}
 
 
 def write_result(out: Path, base: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -70,10 +60,10 @@ def _write_model(out: Path, base: Path, changed: Mapping[str, Tensor], facts: Ma
     shutil.rmtree(out / _PARCEL, ignore_errors=True)  # left by a run that was killed here
     with new_folder(out / _PARCEL, ModelError) as made:
         for file in base.iterdir():
-            if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in {FACTS, *_OF_A_RUN}:
+            if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in {FACTS, *OF_A_RUN}:
                 shutil.copy(file, made / file.name)
         write_tensors(made, entries)
-        write_json(made / "training.json", dict(facts))
+        write_json(made / TRAINING, dict(facts))
         write_json(made / "config.json", config)
     unpack(out / _PARCEL, out, last="config.json")
 

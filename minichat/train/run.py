@@ -20,6 +20,7 @@ from minichat.train import opening
 from minichat.train.checkpoint import Checkpoints
 from minichat.train.config import Config, difference, plain, read_config, write_yaml
 from minichat.train.data import Data
+from minichat.train.files import CONFIG, LEFT_OUT, LOCK, METRICS
 from minichat.train.journal import Journal
 from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
 from minichat.train.stage import Stage
@@ -27,7 +28,6 @@ from minichat.train.together import Together
 from minichat.weights.projection import FACTS
 
 Say = Callable[[str], None]
-CONFIG, METRICS, LEFT_OUT = "config.yaml", "metrics.jsonl", "left_out.txt"
 
 
 @dataclass
@@ -85,7 +85,7 @@ def alone_in(out: Path, together: Together) -> Iterator[None]:
     if not together.first:
         yield
         return
-    lock = locked(out / ".lock", busy)
+    lock = locked(out / LOCK, busy)
     try:
         lock.__enter__()
     except OSError as error:

@@ -21,6 +21,7 @@ from minichat.data.rows import Row
 from minichat.disk import write_json
 from minichat.errors import DataError
 from minichat.train.config import Config
+from minichat.train.files import TRAINING
 from minichat.train.new_parts import NewVision
 from minichat.train.sight import SightHeads, labels
 from minichat.train.stage import Batch, Stage
@@ -141,7 +142,7 @@ class Vision(Stage):
         model = self.model.vision_model.to(torch.bfloat16)
         held = {f"vision_model.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
         write_tensors(out, [Entry(name, t.nbytes, lambda t=t: t) for name, t in held.items()])  # type: ignore[misc]
-        write_json(out / "training.json", dict(facts))
+        write_json(out / TRAINING, dict(facts))
         write_json(out / "config.json", {"model_type": "blip-2", "vision_config": model.config.to_diff_dict()})
 
 
