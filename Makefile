@@ -50,10 +50,10 @@ smoke = $(if $(SMOKE),$(SHORT)$(1))
 tiny: $(ROAD)/model/config.json
 
 $(ROAD)/0a_vision/config.json: | $(INSTALLED)
-	$(TRAIN) $(STAGES)/0a_vision.yaml out=$(@D) $(call smoke,40)
+	$(TRAIN) $(STAGES)/0a_vision.yaml out=$(@D) $(call smoke,20)
 
 $(ROAD)/0b_language/config.json: | $(INSTALLED)
-	$(TRAIN) $(STAGES)/0b_language.yaml out=$(@D) $(call smoke,30)
+	$(TRAIN) $(STAGES)/0b_language.yaml out=$(@D) $(call smoke,20)
 
 $(ROAD)/0c_language/config.json: $(ROAD)/0b_language/config.json
 	$(TRAIN) $(STAGES)/0c_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0b_language
@@ -70,15 +70,18 @@ $(ROAD)/0f_language/config.json: $(ROAD)/0e_language/config.json
 $(ROAD)/0g_language/config.json: $(ROAD)/0f_language/config.json
 	$(TRAIN) $(STAGES)/0g_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0f_language
 
+$(ROAD)/0h_language/config.json: $(ROAD)/0g_language/config.json
+	$(TRAIN) $(STAGES)/0h_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0g_language
+
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)
 
 $(ROAD)/1_qformer/config.json: $(ROAD)/0a_vision/config.json $(ROAD)/1_vocabulary/vocab.txt
-	$(TRAIN) $(STAGES)/1_qformer.yaml out=$(@D) $(call smoke,30) \
+	$(TRAIN) $(STAGES)/1_qformer.yaml out=$(@D) $(call smoke,20) \
 		pretraining.new.vision=$(ROAD)/0a_vision pretraining.new.tokenizer=$(ROAD)/1_vocabulary
 
-$(ROAD)/2_begin/config.json: $(ROAD)/0g_language/config.json $(ROAD)/1_qformer/config.json
-	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0g_language --template minigpt-v2 --merge --out $(@D)
+$(ROAD)/2_begin/config.json: $(ROAD)/0h_language/config.json $(ROAD)/1_qformer/config.json
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0h_language --template minigpt-v2 --merge --out $(@D)
 
 $(ROAD)/2a_naming/config.json: $(ROAD)/2_begin/config.json
 	$(TRAIN) $(STAGES)/2a_naming.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin

@@ -24,7 +24,8 @@ from minichat.scenes.description import (
     words_of,
 )
 from minichat.scenes.training import ORDINALS
-from minichat.scenes.world import random_scene
+from minichat.scenes.truth import reading_order
+from minichat.scenes.world import MAX_THINGS, random_scene
 from minichat.train.vocabulary import train_tokenizer, word_ids
 
 ALL = dict.fromkeys(KINDS, 1.0)
@@ -67,7 +68,7 @@ def test_no_example_is_lost_by_sorting() -> None:
     assert sorted(read, key=lambda e: e.where.record) == drawn  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("kind", ["questions", "hard dialogues", "hard pairs"])
+@pytest.mark.parametrize("kind", ["questions", "hard dialogues", "hard pairs", "hard tellings"])
 def test_easy_scenes_come_first(kind: str) -> None:
     stream = DrawnStream({kind: 1}, batch_size=4, easy=16)
     counts = [len(p.scene.things) for i in range(80) for p in stream.example(i).pictures]  # type: ignore[attr-defined]
@@ -91,6 +92,12 @@ def test_a_hard_kind_asks_more_often_what_is_hard(kind: str, hard: str) -> None:
     assert share(f"hard {kind}") > 1.5 * share(kind)
 
 
+def test_hard_tellings_tell_of_many_things() -> None:
+    stream = DrawnStream({"hard tellings": 1}, batch_size=4)
+    counts = [len(p.scene.things) for i in range(80) for p in stream.example(i).pictures]  # type: ignore[attr-defined]
+    assert min(counts) >= 3 and max(counts) == MAX_THINGS
+
+
 def test_a_drawn_picture_is_always_the_same_picture() -> None:
     for example in first(DrawnStream(ALL, batch_size=4, seed=5), 20):
         for picture in example.pictures:  # type: ignore[attr-defined]
@@ -101,6 +108,13 @@ def test_a_drawn_picture_is_always_the_same_picture() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"'photographs'.*questions"):
         DrawnStream({"photographs": 1.0}, batch_size=2)
+
+
+def test_things_are_named_in_the_order_of_the_cells_they_are_in() -> None:
+    for seed in range(300):
+        things = reading_order(random_scene(random.Random(seed)).things)
+        cells = [int(thing.y * ROWS) * COLUMNS + int(thing.x * COLUMNS) for thing in things]
+        assert cells == sorted(cells)
 
 
 @pytest.mark.parametrize("blurred", [False, True])

@@ -148,6 +148,7 @@ def test_stages_show_what_the_configurations_train(tmp_path: Path) -> None:
         "0e": {"language_model"},
         "0f": {"language_model"},
         "0g": {"language_model"},
+        "0h": {"language_model"},
         "1": {"bridge"},
         "2a": {"bridge", "projection"},
         "2b": {"bridge", "projection"},

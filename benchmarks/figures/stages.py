@@ -24,6 +24,7 @@ _ASKS = {
     "0e": "In which of two pictures?",
     "0f": "How do two pictures compare?",
     "0g": "And the other one?",
+    "0h": "What is there, each thing once?",
     "1": "What do words say of what is seen?",
     "2a": "What does this LLaMA call it?",
     "2b": "How is it told to this LLaMA?",

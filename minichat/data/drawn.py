@@ -28,7 +28,7 @@ from minichat.scenes.draw import Style, draw
 from minichat.scenes.outside import OUTSIDE, REQUESTS, outside_picture
 from minichat.scenes.pairs import pair_questions, questions_of_sides, random_pair
 from minichat.scenes.questions import ALL_KINDS, questions
-from minichat.scenes.world import Scene, random_scene
+from minichat.scenes.world import Scene, Thing, random_scene
 
 SIDE = 96  # pixels; a third are drawn larger, for the model's own processor to scale down
 _POOL = 8  # batches: among so many, examples are sorted by length, so that little is padding
@@ -38,6 +38,7 @@ _LEANING = {"topic": 12, "yes or no": 8, "and": 16, "other": 30, "beside": 16, "
 _COMPARING = ("only in", "only in", "more", "which has")  # more often what is slow to learn, here too
 _WHOLE = Part()
 _NUMBERS = (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6)  # of things
+_MANY = (3, 4, 4, 5, 5, 6, 6, 6)
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,21 @@ def _caption(rng: random.Random, easy: bool) -> Said:
     return [training.Turn(rng.choice(SHORT_REQUESTS), (0,), short(scene, rng))], [scene]
 
 
-def _telling(rng: random.Random, easy: bool) -> Said:
+def _telling(rng: random.Random, easy: bool, draw: Callable[[random.Random, bool], Scene] = _scene) -> Said:
     """A caption, a list, a full description or a story."""
-    scene = _scene(rng, easy)
+    scene = draw(rng, easy)
     told = telling(scene, rng)
     return [training.Turn(told.text, (0,), told.reply)], [scene]
+
+
+def _alike(rng: random.Random, easy: bool) -> Scene:
+    """Of three scenes the one in which most things share a colour or a shape: where one is left out easily."""
+    scenes = [_scene(rng, True) if easy else random_scene(rng, things=rng.choice(_MANY)) for _ in range(3)]
+    return max(scenes, key=lambda scene: sum(itertools.starmap(_share, itertools.combinations(scene.things, 2))))
+
+
+def _share(one: Thing, other: Thing) -> bool:
+    return one.colour == other.colour or one.shape == other.shape
 
 
 def _outside(rng: random.Random, easy: bool) -> Said:
@@ -164,6 +175,7 @@ KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
     "inventories": _inventory,
     "captions": _caption,
     "tellings": _telling,
+    "hard tellings": partial(_telling, draw=_alike),
     "outside": _outside,
 }
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from minichat.scenes.truth import NUMBERS, background_colours, reading_order
+from minichat.scenes.truth import LINES, NUMBERS, background_colours, reading_order
 from minichat.scenes.world import BACKGROUNDS, COLOURS, MAX_THINGS, SHAPES, SIZES, Scene, Thing
 
-COLUMNS, ROWS = 5, 6  # the picture's cells, one token each, in reading order; then the background's and the number's
+COLUMNS, ROWS = 5, LINES  # of cells, one token each, in reading order; then the background's and the number's
 CELLS = COLUMNS * ROWS
 TOKENS = CELLS + 2
 LEVELS = 30  # of places along each axis; the borders of cells are borders of levels

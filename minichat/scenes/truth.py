@@ -19,6 +19,7 @@ THIRDS = (0.36, 0.64)  # borders between left, centre and right, and between top
 BORDER = 0.04  # a centre nearer than this to a border of places is nowhere for sure
 HALVES = (0.46, 0.54)  # surely in the left half; surely in the right half
 MARGIN = 0.12  # two centres this far apart along an axis are clearly one beside the other
+LINES = 6  # in which a picture is read
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
@@ -127,8 +128,12 @@ def beside(thing: Thing, other: Thing, direction: str) -> bool | None:
 
 
 def reading_order(things: Iterable[Thing]) -> list[Thing]:
-    """Top row of places first, left to right in each row: the order in which captions name things."""
-    return sorted(things, key=lambda thing: (_third(thing.y), thing.x))
+    """Line by line from the top, left to right in each of `LINES`: the order in which captions name things.
+
+    It is the order in which a picture's image tokens tell them (`minichat.scenes.description`), so what is to be named
+    next can be looked up. By the three rows of places, things of two lines would have to be sorted first.
+    """
+    return sorted(things, key=lambda thing: (int(thing.y * LINES), thing.x))
 
 
 def background_colours(background: Background) -> tuple[str, ...]:
