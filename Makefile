@@ -44,7 +44,7 @@ fix: $(INSTALLED)
 ROAD := runs/$(if $(SMOKE),smoke,tiny)
 STAGES := train_configs/tiny
 TRAIN := $(BIN)/minichat train
-SHORT := $(if $(SMOKE),run.save_every=10 report.log_every=10 run.steps=)
+SHORT := $(if $(SMOKE),run.batch_size=4 run.save_every=10 report.log_every=10 run.steps=)
 smoke = $(if $(SMOKE),$(SHORT)$(1))
 
 tiny: $(ROAD)/model/config.json
