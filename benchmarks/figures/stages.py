@@ -111,7 +111,7 @@ def _row(axes: Any, stage: Stage, top: float) -> None:
     axes.plot([_NUMBER, WIDTH - _NUMBER], [top, top], color=FROZEN, linewidth=0.8)
     say(axes, _NUMBER, top + 0.17, f"{stage.number}  {stage.name}", size=LARGE, weight="bold")
     say(axes, _NUMBER, top + 0.36, _ASKS.get(stage.number, ""), style="italic")
-    reads = "\n".join(textwrap.wrap(stage.reads, 46))
+    reads = "\n".join(textwrap.wrap(stage.reads, 50))
     say(axes, _NUMBER, top + 0.5, reads, size=SMALL, color=SOFT, va="top", linespacing=1.3)
     _chain(axes, stage, top + _ROW / 2)
     say(axes, _LOSS, top + 0.36, stage.loss, linespacing=1.3)
