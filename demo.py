@@ -21,19 +21,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Load the model, build the page, serve it until Ctrl-C."""
+    """Load the model, build the page, serve it until Ctrl-C, which ends it in order at any time."""
     options = parse(arguments)
+    try:
+        return serve(options)
+    except KeyboardInterrupt:
+        return 130
+
+
+def serve(options: argparse.Namespace) -> int:
+    """The exit code, where the page could not be served or has been ended."""
+    import minichat
+    from minichat import web
+
     given = {name: value for name in ("quantize", "device_map") if (value := getattr(options, name))}
     try:
-        import minichat
-        from minichat import web
-
         bot = minichat.load(options.model, device=options.device, dtype=options.dtype, **given)
         running = web.launch(web.build_app(bot), host=options.host, port=options.port)
         print(f"MiniChat is at {running.url}  (Ctrl-C ends it)", flush=True)  # noqa: T201
         running.wait()
-    except KeyboardInterrupt:
-        return 130
     except minichat.MiniChatError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return 1

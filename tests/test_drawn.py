@@ -25,7 +25,7 @@ from minichat.scenes.description import (
 )
 from minichat.scenes.training import ORDINALS
 from minichat.scenes.truth import reading_order
-from minichat.scenes.world import MAX_THINGS, random_scene
+from minichat.scenes.world import MAX_THINGS, Scene, random_scene
 from minichat.train.vocabulary import train_tokenizer, word_ids
 
 ALL = dict.fromkeys(KINDS, 1.0)
@@ -92,10 +92,16 @@ def test_a_hard_kind_asks_more_often_what_is_hard(kind: str, hard: str) -> None:
     assert share(f"hard {kind}") > 1.5 * share(kind)
 
 
-def test_hard_tellings_tell_of_many_things() -> None:
-    stream = DrawnStream({"hard tellings": 1}, batch_size=4)
-    counts = [len(p.scene.things) for i in range(80) for p in stream.example(i).pictures]  # type: ignore[attr-defined]
+def test_hard_tellings_tell_of_many_things_that_are_alike() -> None:
+    def alike(scenes: list[Scene]) -> int:
+        pairs = [pair for scene in scenes for pair in itertools.combinations(scene.things, 2)]
+        return sum(a.colour == b.colour or a.shape == b.shape for a, b in pairs)
+
+    stream, rng = DrawnStream({"hard tellings": 1}, batch_size=4), random.Random(0)
+    hard = [p.scene for i in range(200) for p in stream.example(i).pictures]  # type: ignore[attr-defined]
+    counts = [len(scene.things) for scene in hard]
     assert min(counts) >= 3 and max(counts) == MAX_THINGS
+    assert alike(hard) > 1.1 * alike([random_scene(rng, things=count) for count in counts])
 
 
 def test_a_drawn_picture_is_always_the_same_picture() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks.figures.paper import INK, LARGE, NORMAL, QUERY, SMALL, SOFT, TRAINED, Missing, sheet
 from benchmarks.figures.stages import ROAD
 from minichat.train.config import Config, read_config
+from minichat.train.files import METRICS
 
 STAGES = tuple(sorted(file.stem for file in ROAD.glob("*.yaml")))
 _COUNTED = {
@@ -44,7 +45,7 @@ def read(road: Path) -> list[Curve]:
     """
     curves = []
     for name in STAGES:
-        file = road / name / "metrics.jsonl"
+        file = road / name / METRICS
         written = file.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if file.is_file() else []
         lines = [line for line in map(json.loads, written) if "loss" in line]
         if not lines:
