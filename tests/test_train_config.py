@@ -247,6 +247,22 @@ def test_its_first_lines_are_the_command_that_runs_it(file: Path) -> None:
     assert all("minichat" in command for command in commands)
 
 
+@pytest.mark.parametrize(
+    ("name", "published"), [("blip2_stage1", (0, 1680, 250_000)), ("blip2_stage2", (5e-5, 1920, 80_000))]
+)
+def test_the_settings_are_the_papers(name: str, published: tuple[float, int, int]) -> None:
+    config = read_config(ROOT / "train_configs" / f"{name}.yaml")
+    rates = config.optimizer
+    assert (rates.floor, config.run.batch_size, config.run.steps) == published
+    assert (rates.rate, rates.warmup_steps, rates.weight_decay, rates.beta1, rates.beta2) == (
+        1e-4,
+        2000,
+        0.05,
+        0.9,
+        0.98,
+    )
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_settings_are_the_published_ones(name: str) -> None:
     config = read_config(ROOT / "train_configs" / f"{name}.yaml")

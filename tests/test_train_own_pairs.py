@@ -21,6 +21,7 @@ from minichat.weights.stage1 import read_stage1
 from tests.conftest import ROOT
 from tests.pairs import write_pairs
 from tests.test_stage1_files import publish_as_named
+from tests.test_train_data import write_tar
 from tests.tiny import noise_picture, tiny_bot, tokenizer_model
 from tests.tiny_stage1 import WORDS
 
@@ -89,6 +90,25 @@ def test_from_bert(desk: Path) -> None:
     facts = json.loads(Path("runs/qformer/from-bert/training.json").read_text())["training"]
     assert facts["config"]["pretraining"]["new"]["bert"] == "bert-base-uncased"
     assert facts["steps"] == 2
+
+
+def test_the_paper_s_two_stages(desk: Path) -> None:
+    """BLIP-2 at its full size, on a small tar."""
+    Path("captioned").mkdir()
+    write_tar(Path("captioned/00000.tar"), range(10))
+    few = ["data.train=captioned/00000.tar", "run.steps=2", "run.batch_size=4", "data.workers=0"]
+    small = ["model.device=cpu", "report.tensorboard=false", *few]
+    for name in ("blip2_stage1", "blip2_stage2"):
+        head = (ROOT / "train_configs" / f"{name}.yaml").read_text().split("\n#\n")[0]
+        *before, train = [line.removeprefix("# ") for line in head.splitlines()]
+        for command in before:
+            invoke(command)
+        words = shlex.split(train)
+        shortened = [*small, "data.max_tokens=16"] if name == "blip2_stage1" else small
+        done = CliRunner().invoke(cli.app, [*words[words.index("minichat") + 1 :], *shortened])
+        assert done.exit_code == 0, done.stderr
+    bot = minichat.load("runs/blip2_stage2", device="cpu")
+    assert isinstance(bot.caption([noise_picture()], max_new_tokens=3)[0], str)
 
 
 def test_from_nothing_with_the_eyes_of_the_built_in_model(desk: Path) -> None:

@@ -95,5 +95,5 @@ def test_the_built_in_model(desk: Path) -> None:
 
 def test_every_config_is_tested_here() -> None:
     tested = {f"minigpt4_{llm}_stage{number}" for llm in KINDS for number in (1, 2)} | {"tiny_finetune"}
-    elsewhere = {"qformer_stage1", "qformer_stage2"}  # test_train_own_pairs.py
+    elsewhere = {"qformer_stage1", "qformer_stage2", "blip2_stage1", "blip2_stage2"}  # test_train_own_pairs.py
     assert {file.stem for file in CONFIGS.glob("*.yaml")} == tested | elsewhere
