@@ -32,6 +32,13 @@ def test_short_names_everything_in_reading_order() -> None:
     assert listing(SCENE) == "A red star, an orange ring and two blue crosses."
 
 
+def test_equal_things_are_named_together_where_nothing_stands_between() -> None:
+    cross = Thing("cross", "blue", "small", 0.9, 0.9, 0.08)
+    ring = Thing("ring", "blue", "small", 0.5, 0.85, 0.08)
+    assert listing(Scene((*CROSSES, cross), WHITE)) == "Three blue crosses."
+    assert listing(Scene((*CROSSES, cross, ring), WHITE)) == "Two blue crosses, a blue ring and a blue cross."
+
+
 def test_detailed_gives_size_colour_shape_and_place_of_each() -> None:
     text = detailed(SCENE, random.Random(0))
     assert text.startswith(

@@ -19,11 +19,12 @@ from minichat.scenes.truth import (
     background_colours,
     beside,
     full,
-    join,
+    listed,
     named,
     offset,
     place,
     plural,
+    reading_order,
     some,
     toward,
     words,
@@ -59,14 +60,14 @@ def setting(scene: Scene) -> str:
 
 
 def listing(scene: Scene) -> str:
-    """All things of a scene, equal ones together: "A red star, two blue circles and a green ring."."""
-    text = _things(Look(scene))
+    """All things of a scene, equal neighbours together: "A red star, two blue circles and a green ring."."""
+    text = listed(reading_order(scene.things))
     return f"{text[0].upper()}{text[1:]}."
 
 
 def short(scene: Scene, rng: random.Random) -> str:
-    """One sentence that names every thing, equal ones together, and the background."""
-    text = f"{_things(Look(scene))} {setting(scene)}."
+    """One sentence that names every thing, equal neighbours together, and the background."""
+    text = f"{listed(reading_order(scene.things))} {setting(scene)}."
     return f"The picture shows {text}" if rng.random() < 0.3 else text[0].upper() + text[1:]
 
 
@@ -82,11 +83,6 @@ def detailed(scene: Scene, rng: random.Random) -> str:
     for first, second, direction in rng.sample(neighbours, min(len(neighbours), rng.choice((1, 2)))):
         sentences.append(f"The {words(named(first))} is {toward(direction)} the {words(named(second))}.")
     return " ".join(sentences)
-
-
-def _things(look: Look) -> str:
-    groups = list(dict.fromkeys(named(thing) for thing in look.things))
-    return join([some(group, look.count[group]) for group in groups])
 
 
 def _neighbours(look: Look) -> list[tuple[Thing, Thing, str]]:

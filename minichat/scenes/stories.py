@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from minichat.scenes.truth import Look, at, background_colours, beside, full, join, named, place, some, toward, words
+from minichat.scenes.truth import Look, at, background_colours, beside, full, listed, named, place, some, toward, words
 from minichat.scenes.world import Scene, Thing
 
 REQUESTS = (
@@ -35,7 +35,7 @@ def story(scene: Scene, rng: random.Random) -> str:
     sentences.append(rng.choice(_MEET).format(a=a, b=b))
     rest = look.things[2:]
     if rest:
-        sentences.append(f"{_capital(_list(rest))} watched them and {'was' if len(rest) == 1 else 'were'} happy.")
+        sentences.append(f"{_capital(listed(rest))} watched them and {'was' if len(rest) == 1 else 'were'} happy.")
     else:
         sentences.append(rng.choice(_END).replace("all ", ""))
     return " ".join(sentences)
@@ -53,11 +53,6 @@ def _near(thing: Thing, other: Thing) -> str:
         if beside(thing, other, direction):
             return f"{toward(direction)} it"
     return "close to it"
-
-
-def _list(things: list[Thing]) -> str:
-    groups = list(dict.fromkeys(named(thing) for thing in things))
-    return join([some(group, sum(named(thing) == group for thing in things)) for group in groups])
 
 
 def _capital(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import groupby
 
 from minichat.scenes.world import COLOURS, SHAPES, Background, Scene, Thing
 
@@ -53,6 +54,14 @@ def some(name: Name, number: int = 1, noun: str = "object") -> str:
 def named(thing: Thing) -> Name:
     """The thing's colour and shape."""
     return (None, thing.colour, thing.shape)
+
+
+def listed(things: Iterable[Thing]) -> str:
+    """Each thing in its turn, equal neighbours together: "a red star, two blue circles and a red star".
+
+    To name all equal things with the first of them, one would have to count ahead.
+    """
+    return join([some(name, len(list(equal))) for name, equal in groupby(things, named)])
 
 
 def full(thing: Thing) -> Name:
