@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import minichat
-from minichat.evaluate.scenes import BLANK, DRAWINGS, accuracy, held_out
+from minichat.evaluate.scenes import DRAWINGS, Blank, accuracy, held_out
 from minichat.scenes.draw import draw
 from minichat.scenes.world import Background, Scene, Thing, random_scene
 
@@ -84,7 +84,7 @@ def test_a_reply_starts_within_a_second(bot: minichat.MiniChat) -> None:
 
 
 def test_from_a_cold_start_to_a_first_reply_in_10_seconds(tmp_path: Path) -> None:
-    BLANK.save(tmp_path / "blank.png")
+    Blank().open().save(tmp_path / "blank.png")
     program = "import minichat; print(minichat.load('minichat-tiny').chat().ask('What is this?', images=['blank.png']))"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     waits = []

@@ -105,6 +105,44 @@ def test_questions_of_vqa_v2(shots, tmp_path):
         )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_id": "a7"}, r"q\.json: VQAv2's pictures are named by .* 'val2014' and 'a7'\. .* an 'image'"),
+        ({"image_id": [1]}, r"q\.json: image_id is \[1\]; it must be a whole number or a text"),
+        ({"question_id": {}}, r"q\.json: question_id is \{\}; it must be"),
+    ],
+)
+def test_questions_whose_pictures_have_other_names(shots, tmp_path, changes, message):
+    with pytest.raises(DataError, match=message):
+        Files(vqa(tmp_path, **changes), shots).questions()
+    if isinstance(changes.get("image_id"), str):
+        (found,) = Files(vqa(tmp_path, **changes, image="a.png"), shots).questions()
+        assert found.pictures == (StoredPicture("a.png", shots / "a.png"),)
+
+
+@pytest.mark.parametrize(
+    "document", [{"annotations": None}, {"questions": None, "annotations": None}, {"annotations": 3}]
+)
+def test_a_document_without_its_lists(shots, tmp_path, document):
+    with pytest.raises(DataError, match=r"d\.json:1: a record has no 'image'"):
+        Files((write(tmp_path / "d.json", document),), shots).questions()
+
+
+def test_a_folder_in_place_of_questions(shots):
+    with pytest.raises(DataError, match="is a folder: give the file of the questions"):
+        Files((shots,)).questions()
+
+
+def test_a_conversations_last_reply_is_its_caption(shots, tmp_path):
+    """As in pre-training."""
+    first = [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What?"}]
+    turns = (("user", first), ("assistant", "No."), ("user", "Now?"), ("assistant", "A red star."))
+    said = [{"role": role, "content": content} for role, content in turns]
+    (found,) = Files((write(shots / "talks.jsonl", {"messages": said}),)).captions()
+    assert found.references == ("A red star.",)
+
+
 def test_questions_without_their_answers(shots, tmp_path):
     with pytest.raises(DataError, match=r"q\.json: the question 420 has no answers: give VQAv2's annotations"):
         Files(vqa(tmp_path)[:1], shots).questions()

@@ -239,6 +239,17 @@ def test_recognised_and_false_alarms():
 
 
 def test_a_users_own_pictures():
-    found = OwnOutside((("a.png", Blank()),)).take(Oracle(lambda ask: OUTSIDE))
-    assert found.figures["recognised"].value == 1
-    assert len(found.records) == len(outside.REQUESTS)
+    """Each counts once, however often it is asked about."""
+
+    def reply(ask: Ask) -> str:
+        return OUTSIDE if isinstance(ask.pictures[0], Blank) else "A red star."
+
+    foreign = Foreign("bricks", 0)
+    found = OwnOutside((("a.png", Blank()), ("b.png", foreign))).take(Oracle(reply))
+    assert (found.figures["recognised"].value, found.figures["recognised"].count) == (0.5, 2)
+    assert len(found.records) == 2 * len(outside.REQUESTS)
+
+
+def test_what_is_drawn_again_is_part_of_what_was_asked():
+    asked = [list(SceneQuestions(4, redrawn=count).content()) for count in (0, 2, 4, 9)]
+    assert asked[0] != asked[1] != asked[2] == asked[3]

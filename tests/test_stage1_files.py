@@ -18,7 +18,6 @@ import minichat
 from minichat.cli import app
 from minichat.errors import ModelError, PromptError, SettingsError
 from minichat.images import to_pixels
-from minichat.model.bridge import QFormerBridge
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.pretraining_config import PretrainingConfig
 from minichat.prompt.wordpiece import read_wordpiece, tokenize
@@ -26,7 +25,7 @@ from minichat.weights import published
 from minichat.weights.begin import begin, read_bert, read_vit
 from minichat.weights.convert import convert
 from minichat.weights.keys import BLIP2_STAGE1
-from minichat.weights.stage1 import BESIDE, bridge_of, read_blip2, read_stage1, shapes, write_stage1
+from minichat.weights.stage1 import BESIDE, read_blip2, read_stage1, shapes, write_stage1
 from tests.conftest import ROOT, reference_folders
 from tests.published_files import their_names, vision_file
 from tests.tiny import noise_picture, tiny_bot, tokenizer_model
@@ -335,18 +334,6 @@ class TestBeginning:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
         with pytest.raises(ModelError, match=r"has no model\.safetensors"):
             read_bert(str(tmp_path))
-
-
-class TestBridge:
-    @torch.no_grad()
-    def test_it_reads_pictures_as_before(self) -> None:
-        model = random_model()
-        config, tensors = bridge_of(model)
-        bridge = QFormerBridge(config, model.config.vision_config.hidden_size).eval()
-        assert bridge.load_state_dict(tensors, strict=True)
-        patches = model.encode_patches(pixels())
-        assert torch.equal(bridge(patches), model.query_states(patches))
-        assert model.config.bridge_config.qformer.use_qformer_text_input
 
 
 FULL_SIZE = [file for folder in reference_folders() if (file := folder / "full_size_keys.json").is_file()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from minichat.data import formats
-from minichat.errors import DataError, SettingsError
+from minichat.errors import DataError, ModelError, SettingsError
 from minichat.prompt.render import IGNORED
 from minichat.train.data import Data, division, read_data
 from minichat.train.loop import train
@@ -190,8 +191,48 @@ def test_what_a_stream_leaves_out_is_named(workers: int, desk: Path, tmp_path: P
     found = [line for line in said if line.startswith("Left out: ")]
     listed = (tmp_path / "left_out.txt").read_text().splitlines()
     assert 1 <= len(found) <= 2  # at each line of progress
-    assert all(line.startswith((f"{desk}/web-0.tar:4: ", f"{desk}/web-0.tar:6: ")) for line in listed)
-    assert len({line.split(": ")[0] for line in listed}) == 2
+    assert {line.split(": ")[1] for line in listed} == {f"{desk}/web-0.tar:4", f"{desk}/web-0.tar:6"}
+
+
+@pytest.mark.parametrize(("log_every", "save_every"), [(5, 4), (100, 6)])
+def test_what_a_stream_leaves_out_is_named_once_for_each_step_that_counts(
+    log_every: int, save_every: int, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run that breaks off: told of a step that will be done again; with a checkpoint, but no line since."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    settings = stream_of(desk, f"report.log_every={log_every}", f"run.save_every={save_every}")
+    run(desk, *settings, f"out={whole}")
+    named = (whole / "left_out.txt").read_text()
+    assert set(re.findall(r"step (\d+)", named)) == {"5", "10", "11"}
+    real, calls = Replies.loss, []
+
+    def breaks_off(self: Replies, batch: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2 + 7:  # after the trial's two
+            raise ZeroDivisionError
+        return real(self, batch)
+
+    monkeypatch.setattr(Replies, "loss", breaks_off)
+    with pytest.raises(ZeroDivisionError):
+        run(desk, *settings, f"out={out}")
+    monkeypatch.setattr(Replies, "loss", real)
+    run(desk, *settings, f"out={out}")
+    assert (out / "left_out.txt").read_text() == named
+
+
+def test_a_loss_that_is_no_number_is_found_in_a_streams_parts(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Replies.loss, []
+
+    def broken(self: Replies, batch: Any) -> torch.Tensor:
+        calls.append(1)
+        return real(self, batch) * (float("nan") if len(calls) == 2 + 2 else 1)  # the first step's second part
+
+    monkeypatch.setattr(Replies, "loss", broken)
+    more = ["run.device_batch_size=2", f"out={tmp_path / 'run'}"]
+    with pytest.raises(ModelError, match=r"The loss is nan at step 1, from .*\.tar:"):
+        run(desk, *stream_of(desk, *more))
 
 
 def test_a_step_of_which_nothing_can_be_read_is_named(desk: Path, tmp_path: Path) -> None:

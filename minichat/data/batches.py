@@ -130,9 +130,7 @@ class Collator:
         found: list[Any] = []
         for row in rows:
             try:
-                found += [
-                    picture.open() if self.features is None else self.features[picture] for picture in row.pictures
-                ]
+                found += map(self._read, row.pictures)
             except MiniChatError as error:
                 raise DataError(f"{row.where}: {error}") from None
         if not found:

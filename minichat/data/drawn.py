@@ -28,6 +28,7 @@ from minichat.scenes.draw import Style, draw
 from minichat.scenes.outside import OUTSIDE, REQUESTS, outside_picture
 from minichat.scenes.pairs import pair_questions, questions_of_sides, random_pair
 from minichat.scenes.questions import ALL_KINDS, questions
+from minichat.scenes.wanted import nearly, wanted
 from minichat.scenes.world import Scene, Thing, random_scene
 
 SIDE = 96  # pixels; a third are drawn larger, for the model's own processor to scale down
@@ -153,6 +154,15 @@ def _share(one: Thing, other: Thing) -> bool:
     return one.colour == other.colour or one.shape == other.shape
 
 
+def _searched(rng: random.Random, easy: bool, second: bool = False) -> Said:
+    """What one types to find a picture; the second of two examples has what the first nearly has."""
+    scene = _scene(rng, easy)
+    said = wanted(scene, rng)
+    if second:
+        scene, said = nearly(scene, said, rng)
+    return [training.Turn(rng.choice(SHORT_REQUESTS), (0,), said.text)], [scene]
+
+
 def _outside(rng: random.Random, easy: bool) -> Said:
     asked = rng.sample(REQUESTS, rng.randint(1, 4))
     return _one_after_another([Question("outside", request, "", OUTSIDE) for request in asked]), [None]
@@ -174,6 +184,7 @@ KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
     "readings": _reading,
     "inventories": _inventory,
     "captions": _caption,
+    "searched": _searched,
     "tellings": _telling,
     "hard tellings": partial(_telling, draw=_alike),
     "outside": _outside,
@@ -232,7 +243,11 @@ class DrawnStream:
         index = index if self._examples is None else index % self._examples
         rng = random.Random(f"drawn {self._seed} {index}")
         (kind,) = rng.choices(self._kinds, self._ratios)
-        said, scenes = KINDS[kind](rng, index < self._easy)
+        if kind == "searched":  # two that follow one another are of one scene, as it is and changed
+            both = random.Random(f"searched {self._seed} {index // 2}")
+            said, scenes = _searched(both, index < self._easy, second=index % 2 == 1)
+        else:
+            said, scenes = KINDS[kind](rng, index < self._easy)
         where = Where(f"drawn {kind}", 0, index + 1)
         turns = []
         for turn in said:

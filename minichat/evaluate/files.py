@@ -55,9 +55,9 @@ class Files:
         document = _document(path, ("images", "annotations"))
         if document is not None:
             where = Where(path.name)
-            names = {_field(where, image, "id"): _field(where, image, "file_name") for image in document["images"]}
+            names = {_id(where, image, "id"): _field(where, image, "file_name") for image in document["images"]}
             for note in document["annotations"]:
-                picture = names.get(_field(where, note, "image_id"))
+                picture = names.get(_id(where, note, "image_id"))
                 if picture is None:
                     raise DataError(f"{where}: a caption is of the image {note['image_id']!r}, which is not listed.")
                 yield self._picture(where, path, picture), [_text(where, note, "caption")]
@@ -73,23 +73,26 @@ class Files:
         """Questions with people's answers."""
         documents = {path: _document(path, ()) or {} for path in self.data}
         asked: list[OwnQuestion] = []
-        notes = [note for document in documents.values() for note in document.get("annotations", ())]
-        answers = {note.get("question_id"): note for note in notes if isinstance(note, dict)}
+        answers = {
+            _id(Where(path.name), note, "question_id"): note
+            for path, document in documents.items()
+            for note in _list(document, "annotations")
+        }
         for path, document in documents.items():
-            if isinstance(document.get("questions"), list):
+            if _list(document, "questions"):
                 asked += self._vqa(path, document, answers)
-            elif not isinstance(document.get("annotations"), list):
+            elif not _list(document, "annotations"):
                 asked += self._own_questions(path)
         return tuple(asked[: self.count])
 
     def _vqa(self, path: Path, document: dict[str, Any], answers: dict[Any, dict[str, Any]]) -> Iterator[OwnQuestion]:
-        where, part = Where(path.name), document.get("data_subtype")
+        where = Where(path.name)
         for question in document["questions"]:
-            number = _field(where, question, "question_id")
+            number = _id(where, question, "question_id")
             note = answers.get(number)
             if note is None:
                 raise DataError(f"{where}: the question {number!r} has no answers: give VQAv2's annotations file, too.")
-            name = f"COCO_{part}_{int(_field(where, question, 'image_id')):012d}.jpg"
+            name = _vqa_picture(where, document, question)
             given = tuple(_text(where, answer, "answer") for answer in _field(where, note, "answers"))
             picture = self._picture(where, path, name)
             yield OwnQuestion(
@@ -158,6 +161,24 @@ def _document(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
     return content if whole else None
 
 
+def _list(document: dict[str, Any], key: str) -> list[Any]:
+    value = document.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _vqa_picture(where: Where, document: dict[str, Any], question: dict[str, Any]) -> str:
+    """The name of a question's picture, which VQAv2 leaves to be worked out; that of "image" goes before."""
+    if "image" in question:
+        return _text(where, question, "image")
+    part, number = document.get("data_subtype"), _id(where, question, "image_id")
+    if not isinstance(part, str) or not isinstance(number, int):
+        raise DataError(
+            f"{where}: VQAv2's pictures are named by data_subtype, a text, and image_id, a whole number; here they are "
+            f"{part!r} and {number!r}. Correct them, or give each question an 'image', the name of its file."
+        )
+    return f"COCO_{part}_{number:012d}.jpg"
+
+
 def _talks(path: Path) -> bool:
     """Whether the first record is a conversation, as `minichat data split` writes them."""
     first = next(records(path, path.name), None)
@@ -166,6 +187,8 @@ def _talks(path: Path) -> bool:
 
 def _records(path: Path) -> Iterator[Record]:
     """The objects of JSON lines or of a JSON list, each with its line."""
+    if path.is_dir():
+        raise DataError(f"{path.name!r} is a folder: give the file of the questions, and with --images the pictures.")
     for record in records(path, path.name):
         if isinstance(record, Problem):
             raise DataError(str(record))
@@ -179,6 +202,13 @@ def _field(where: Where, record: Any, key: str) -> Any:
     if not isinstance(record, dict) or key not in record:
         raise DataError(f"{where}: a record has no {key!r}.")
     return record[key]
+
+
+def _id(where: Where, record: Any, key: str) -> int | str:
+    value = _field(where, record, key)
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise DataError(f"{where}: {key} is {value!r}; it must be a whole number or a text.")
+    return value
 
 
 def _text(where: Where, record: Any, key: str) -> str:
@@ -201,14 +231,11 @@ def _texts(where: Where, record: dict[str, Any], key: str) -> list[str]:
 
 
 def _pair(example: Example) -> tuple[StoredPicture, list[str]]:
-    """The picture of a record and what is said of it."""
-    said = [part for turn in example.turns if turn.role == "assistant" for part in turn.parts if isinstance(part, str)]
-    if len(example.pictures) != 1 or not said:
-        count = len(example.pictures)
-        raise DataError(
-            f"{example.where}: this record has {count} pictures and {len(said)} replies: captions need one."
-        )
-    return example.pictures[0], [said[0]]
+    """The picture of a record and its last reply, as pre-training takes it (`minichat.train.pretraining`)."""
+    pictures, said = len(example.pictures), len(example.replies)
+    if pictures != 1 or not said:
+        raise DataError(f"{example.where}: this record has {pictures} pictures and {said} replies: captions need one.")
+    return example.pictures[0], [example.replies[-1]]
 
 
 def _dialogue(example: Example) -> OwnDialogue:

@@ -213,12 +213,16 @@ class SceneOutside:
 
 @dataclass(frozen=True)
 class OwnOutside:
-    """A user's pictures, none of which is of the drawn world; `name` for the record."""
+    """A user's pictures, none of which is of the drawn world, each shown with every request; `name` for the record.
+
+    A picture counts once, as the share of requests at which it is recognised: its replies are mostly alike.
+    """
 
     pictures: tuple[tuple[str, Shown], ...]
 
     def content(self) -> Iterator[str]:
         yield from (name for name, _ in self.pictures)
+        yield from REQUESTS
 
     def take(self, teller: Teller) -> Outcome:
         asks = [Ask(request, (shown,)) for _, shown in self.pictures for request in REQUESTS]
@@ -228,7 +232,8 @@ class OwnOutside:
             {"picture": name, "request": ask.text, "reply": reply.text, "recognised": says_outside(reply.text)}
             for name, ask, reply in zip(names, asks, replies, strict=True)
         ]
-        return Outcome({"recognised": _heard(records)}, records)
+        each = [records[start : start + len(REQUESTS)] for start in range(0, len(records), len(REQUESTS))]
+        return Outcome({"recognised": share(_heard(of_one).value or 0.0 for of_one in each)}, records)
 
 
 def _heard(records: Sequence[dict[str, Any]]) -> Figure:

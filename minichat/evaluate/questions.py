@@ -31,6 +31,7 @@ class SceneQuestions:
         object.__setattr__(self, "asked", tuple(held_out(self.count, self.seed, ALL_KINDS)))
 
     def content(self) -> Iterator[str]:
+        yield json.dumps({"redrawn": min(self.redrawn, self.count)})
         for a in self.asked:
             yield json.dumps([a.scene.to_dict(), a.question.text, a.question.answer])
 

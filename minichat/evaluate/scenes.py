@@ -24,8 +24,6 @@ from minichat.scenes.world import Scene, random_scene
 if TYPE_CHECKING:
     from minichat.chat import MiniChat
 
-BLANK = Blank().open()
-
 
 class Drawer(Protocol):
     """A way to draw a scene; hashable."""

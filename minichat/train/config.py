@@ -123,7 +123,7 @@ class OptimizerConfig:
     warmup_rate: float = 0.0
     """The rate at the first of them."""
     weight_decay: float = 0.05
-    """Of matrices; biases and other one-dimensional tensors have none."""
+    """Of matrices, with muon of the layers' alone; biases and other one-dimensional tensors have none."""
     beta1: float = 0.9
     """Memory of the gradient's mean."""
     beta2: float = 0.999

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from minichat.data.example import Example
 
 _LOOKED_AT = 1000  # batches, to know how much of all is padding
+_NO_IDS = np.zeros(0, np.int32)
 Batch = dict[str, Tensor]
 Collate = Callable[[Sequence[Row]], Batch]
 
@@ -50,8 +52,8 @@ class Feed(Protocol):
     def heaviest(self, start: int) -> int:
         """A step whose batches need as much memory as any, as far as that is known."""
 
-    def left_out(self) -> list[str]:
-        """What was wrong with records that were passed over, since this was last asked."""
+    def left_out(self) -> list[tuple[int, str]]:
+        """By step, counted from 1, what was wrong with records that were passed over, since this was last asked."""
 
     def padding(self) -> float | None:
         """The share of the computed positions that hold nothing, from 0 to 1; None where it is not known before."""
@@ -137,7 +139,7 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
         sizes = [len(batch) * int(epoch.rows.lengths[batch].max()) for batch in epoch.batches]
         return min(sizes.index(max(sizes)), self.steps - 1)
 
-    def left_out(self) -> list[str]:
+    def left_out(self) -> list[tuple[int, str]]:
         return []
 
     def padding(self) -> float | None:
@@ -163,7 +165,8 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
 class Streamed(IterableDataset["Records | MiniChatError"]):
     """Rows that are read as the run goes; a record that is wrong is left out of its batch, and told (`left_out`).
 
-    A share of which nothing can be read has no batch, or, for a stage that is `joined`, one of no rows.
+    A share of which nothing can be read has no batch. For a stage that is `joined` the rows stay in the stream's order,
+    and one of which nothing is learnt stands for a record that is left out.
     """
 
     def __init__(
@@ -188,10 +191,10 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
         self.steps = steps
         self._stream, self._render, self._collate = stream, render, collate
         self._of_a_step, self._parts = batch_size // processes, parts
-        self._part, self._at_least = Part(rank, processes), int(joined)
+        self._part, self._joined = Part(rank, processes), joined
         self._fingerprint = fingerprint
         self._start = 0
-        self._left_out: list[str] = []
+        self._left_out: list[tuple[int, str]] = []
 
     def __iter__(self) -> Iterator[Records | MiniChatError]:
         worker = get_worker_info()
@@ -216,28 +219,32 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
                 rows.append(replace(row, pictures=shown))
             except MiniChatError as error:
                 problems.append(str(error))
-        rows.sort(key=lambda row: len(row.ids))
+                if self._joined:
+                    rows.append(Row(_NO_IDS, _NO_IDS, (), record.where))
+        if not self._joined:
+            rows.sort(key=lambda row: len(row.ids))
         size = -(-self._of_a_step // self._parts)
         try:
-            batches = [self._collate(rows[i : i + size]) for i in range(0, max(self._at_least, len(rows)), size)]
+            batches = [self._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
         except MiniChatError as error:
             return error
         return Records(batches, problems)
 
     def load(self, start: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
         self._start = start
-        for records in _loaded(self, workers):
-            self._left_out += records.left_out
+        for step, records in enumerate(_loaded(self, workers), start + 1):
+            self._left_out += [(step, problem) for problem in records.left_out]
             yield records.batches
 
     def where(self, step: int) -> list[list[str]]:
         records = itertools.islice(self._records(step), self._of_a_step)
-        return [[str(record.where) for record in records]]
+        # Which part a row is in depends on how long those are that could be read; so each part names them all.
+        return [[str(record.where) for record in records]] * self._parts
 
     def heaviest(self, start: int) -> int:
         return start
 
-    def left_out(self) -> list[str]:
+    def left_out(self) -> list[tuple[int, str]]:
         found, self._left_out = self._left_out, []
         return found
 

@@ -110,13 +110,14 @@ class Journal:
         self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
 
     def _culprit(self, entry: Entry, loss: float, where: Callable[[int], list[list[str]]]) -> str:
+        # There may be fewer parts than there are of other steps, where records of a stream could not be read.
         places = [
             place
             for some, part in zip(where(entry.step - 1), entry.losses, strict=False)
             if not math.isfinite(part.sum().item())
             for place in some
         ]
-        named = [place for some in self._together.from_all(places) for place in some]
+        named = list(dict.fromkeys(place for some in self._together.from_all(places) for place in some))
         what = f"The loss is {loss}" if not math.isfinite(loss) else "The gradient is not finite"
         from_there = f", from {', '.join(named[:12])}{' and more' if len(named) > 12 else ''}" if named else ""
         return (

@@ -45,12 +45,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
             )
         chosen = set(map(id, matrices))
         others = [weight for weight in weights.values() if id(weight) not in chosen]
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self._muon = torch.optim.Muon(matrices, lr=config.rate, adjust_lr_fn="match_rms_adamw")
-        self._adamw = torch.optim.AdamW(others, lr=config.rate, betas=(config.beta1, config.beta2))
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}]
+        self._inner: list[Any] = [torch.optim.Muon(matrices, lr=config.rate, adjust_lr_fn="match_rms_adamw")]
+        if others:
+            groups.append({"params": others, "weight_decay": 0.0})
+            self._inner.append(torch.optim.AdamW(others, lr=config.rate, betas=(config.beta1, config.beta2)))
         super().__init__(groups, {"lr": config.rate})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -58,19 +57,19 @@ class MuonAndAdamW(torch.optim.Optimizer):
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        inner = (self._muon, self._adamw)[len(self.param_groups)]
+        inner = self._inner[len(self.param_groups)]
         super().add_param_group(inner.defaults | param_group)
         self._share()
 
     def _share(self) -> None:
         """The two keep their state, and find their rates, in what this optimizer saves."""
-        for inner, group in zip((self._muon, self._adamw), self.param_groups, strict=False):
+        for inner, group in zip(self._inner, self.param_groups, strict=False):  # the second is not there at first
             inner.param_groups, inner.state = [group], self.state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        self._muon.step()
-        self._adamw.step()
+        for inner in self._inner:
+            inner.step()
 
 
 _IN_LAYER = re.compile(r"\blayers?\.\d+\.")

@@ -72,11 +72,11 @@ class PairRenderer:
 
 
 class PairCollator:
-    """B rows → `input_ids`, `attention_mask` (B, T), `image_ids` (B,), equal for equal pictures, and the pictures:
-    `pixel_values` (B, 3, S, S), or `patches` (B, 1 + P, W) where they are kept.
+    """B rows → `input_ids`, `attention_mask` (B, T), `image_ids` (B,), equal for equal pictures, `numbers` (B,) of the
+    rows in their share, and the pictures: `pixel_values` (B, 3, S, S), or `patches` (B, 1 + P, W) where they are kept.
 
-    A row of which nothing is learnt only keeps a process in step (`minichat.data.batches.shares`), and is no pair; so B
-    may be 0, as it is where no record of a stream's share could be read. Raises `DataError` for a picture that cannot
+    A row of which nothing is learnt keeps a process in step (`minichat.data.batches.shares`), or the place of a
+    stream's record that could not be read, and is no pair; so B may be 0. Raises `DataError` for a picture that cannot
     be opened or is not among the kept ones.
     """
 
@@ -84,7 +84,8 @@ class PairCollator:
         self._side, self._pad, self._features = side, pad, features
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        rows = [row for row in rows if row.supervised]
+        numbers = [number for number, row in enumerate(rows) if row.supervised]
+        rows = [rows[number] for number in numbers]
         length = max([2, *(len(row.ids) for row in rows)])
         ids = np.full((len(rows), length), self._pad, np.int64)
         mask = np.zeros_like(ids)
@@ -93,7 +94,8 @@ class PairCollator:
         keys, seen = self._look(rows)
         image_ids = [int.from_bytes(key[:8], "big", signed=True) for key in keys]
         batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        return {**batch, "image_ids": torch.tensor(image_ids, dtype=torch.int64), **seen}
+        told = {"image_ids": image_ids, "numbers": numbers}
+        return batch | {name: torch.tensor(values, dtype=torch.int64) for name, values in told.items()} | seen
 
     def _look(self, rows: Sequence[Row]) -> tuple[list[bytes], Batch]:
         """The pictures' contents, and what is to be learnt from."""
@@ -173,8 +175,8 @@ class Pretraining(Stage):
             patches=self._patches(batch),
             image_ids=batch["image_ids"],
             seed=seed_of_all() if self.model.training else self._config.seed,
-            # A global batch's rows are dealt out to the processes one by one (`minichat.data.batches.shares`).
-            places=gathering.rank() + gathering.processes() * torch.arange(pairs, device=device),
+            # A global batch's rows are dealt out to the processes one by one, as are a stream's records.
+            places=gathering.rank() + gathering.processes() * batch["numbers"],
         )
         losses = torch.stack([output[name] for name in self.terms])
         return losses * gathering.everyones(pairs, device) / gathering.processes()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from minichat.train.together import Together
 from minichat.weights.projection import FACTS
 
 Say = Callable[[str], None]
+_STEP = re.compile(r"step (\d+): ")
 
 
 @dataclass
@@ -137,6 +140,8 @@ def restore(run: Run) -> None:
         run.standing = Standing(**saved.facts["standing"])
         run.say(f"Going on after step {run.standing.step}.")
     run.journal.rewind(run.standing.step)
+    if run.together.first:
+        forget_what_was_left_out(run)
     start_trackers(run)
 
 
@@ -173,7 +178,7 @@ def validate_every(run: Run) -> int:
 
 def places(run: Run, step: int) -> str:
     """Where the rows of a step are from."""
-    return ", ".join(place for some in run.data.feed.where(step) for place in some)
+    return ", ".join(dict.fromkeys(place for some in run.data.feed.where(step) for place in some))
 
 
 def tell_progress(run: Run, since: float) -> float:
@@ -195,13 +200,23 @@ def tell_progress(run: Run, since: float) -> float:
 
 
 def tell_what_was_left_out(run: Run) -> None:
-    """Name the records of a stream that could not be read since the last time, and keep their list."""
-    found = [problem for some in run.together.from_all(run.data.feed.left_out()) for problem in some]
+    """Name the records of a stream that could not be read since the last time, and keep their list, step by step."""
+    found = sorted(itertools.chain.from_iterable(run.together.from_all(run.data.feed.left_out())))
     if not found or not run.together.first:
         return
     with (run.out / LEFT_OUT).open("a", encoding="utf-8") as file:
-        file.write("".join(f"{problem}\n" for problem in found))
-    run.say(f"Left out: {found[0]}" + (f" (and {len(found) - 1} more: {LEFT_OUT})" if len(found) > 1 else ""))
+        file.write("".join(f"step {step}: {problem}\n" for step, problem in found))
+    more = f" (and {len(found) - 1} more: {LEFT_OUT})" if len(found) > 1 else ""
+    run.say(f"Left out: {found[0][1]}{more}")
+
+
+def forget_what_was_left_out(run: Run) -> None:
+    """Of steps that will be done again."""
+    file = run.out / LEFT_OUT
+    if file.exists():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if (said := _STEP.match(line)) and int(said[1]) <= run.standing.step]
+        replace_file(file, "".join(kept).encode())
 
 
 @torch.no_grad()
@@ -237,6 +252,7 @@ def validate(run: Run) -> None:
 def save(run: Run) -> None:
     """Write a checkpoint, after a look at the losses so far: what is no number must not be kept."""
     run.journal.flush(run.data.feed.where)
+    tell_what_was_left_out(run)  # a run that goes on from here does not read these records again
     if not run.together.first:
         return
     tensors = {**run.weights, **optimizer_tensors(run.optimizer, run.weights)}

@@ -74,6 +74,8 @@ class Sight(nn.Module):
     def contrast(self, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """The loss of finding each picture's caption among the others' and the other way round, summed over both."""
         known = mask.any(-1)  # pictures of no drawn shapes have no caption
+        if not known.any():
+            return states.new_zeros((), dtype=torch.float32)
         told = self.words(ids[known]) + self.places.weight[: ids.shape[1]]
         read = self.text(told, src_key_padding_mask=~mask[known])[:, 0]
         likeness = normalize(self.to_contrast(states[known, 0]).float(), dim=-1) @ normalize(read.float(), dim=-1).T

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Blip2Config, Blip2QFormerConfig, PreTrainedTokenizerBase
+from transformers import Blip2Config, PreTrainedTokenizerBase
 
 from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError, SettingsError
@@ -171,23 +171,6 @@ def convert_stage1(out: Path, checkpoint: Path, **options: Any) -> Path:
     """What BLIP-2's first stage saved → the new folder `out`. Options and errors are those of `read_blip2`."""
     stage1 = read_blip2(checkpoint, **options)
     return write_stage1(out, stage1.model, stage1.tokenizer)
-
-
-def bridge_of(model: QFormerPretraining) -> tuple[BridgeConfig, dict[str, Tensor]]:
-    """What of a pre-trained Q-Former goes on to an LLM: the bridge without its text branch, by the bridge's own names.
-
-    The queries and all that they pass through; the vision encoder is `model.vision_model` as it is.
-    """
-    config = BridgeConfig(**{**model.config.bridge_config.to_dict(), "qformer": None})
-    sizes = model.config.bridge_config.qformer.to_dict() | {"use_qformer_text_input": False}
-    config.qformer = Blip2QFormerConfig(**sizes)
-    text_branch = (".intermediate.dense.", ".output.dense.", ".output.LayerNorm.")
-    state = {}
-    for name, tensor in model.bridge.state_dict().items():
-        part = name.removeprefix("qformer.encoder.layer.").partition(".")[2]
-        if not (name.startswith("qformer.encoder.layer.") and f".{part}".startswith(text_branch)):
-            state[name] = tensor
-    return config, state
 
 
 def shapes(config: PretrainingConfig) -> dict[str, tuple[int, ...]]:
