@@ -47,7 +47,7 @@ TRAIN := $(BIN)/minichat train
 SHORT := $(if $(SMOKE),run.batch_size=4 run.save_every=10 report.log_every=10 run.steps=)
 smoke = $(if $(SMOKE),$(SHORT)$(1))
 
-tiny: $(ROAD)/model/config.json
+tiny: $(ROAD)/model/config.json $(ROAD)/1b_search/config.json
 
 $(ROAD)/0a_vision/config.json: | $(INSTALLED)
 	$(TRAIN) $(STAGES)/0a_vision.yaml out=$(@D) $(call smoke,20)
@@ -79,6 +79,9 @@ $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 $(ROAD)/1_qformer/config.json: $(ROAD)/0a_vision/config.json $(ROAD)/1_vocabulary/vocab.txt
 	$(TRAIN) $(STAGES)/1_qformer.yaml out=$(@D) $(call smoke,20) \
 		pretraining.new.vision=$(ROAD)/0a_vision pretraining.new.tokenizer=$(ROAD)/1_vocabulary
+
+$(ROAD)/1b_search/config.json: $(ROAD)/1_qformer/config.json
+	$(TRAIN) $(STAGES)/1b_search.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/1_qformer
 
 $(ROAD)/2_begin/config.json: $(ROAD)/0h_language/config.json $(ROAD)/1_qformer/config.json
 	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0h_language --template minigpt-v2 --merge --out $(@D)

@@ -2,8 +2,9 @@
 
 Held-out scenes, no two of which name the same things on the same background, are drawn into a folder, with some damaged
 files among them. Their index is made; then captions of some of them are searched for, one after the other, by contrast
-alone and with the best re-ranked, and pictures by another drawing of their scene. Answers are timed in the process that
-has the model loaded, and once as a command of its own.
+alone and with the best re-ranked, pictures by another drawing of their scene, and what people type: a part of what a
+picture shows, where every picture that shows it is a right one. Answers are timed in the process that has the model
+loaded, and once as a command of its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 
 from minichat.evaluate.retrieval import Gallery
 from minichat.evaluate.scenes import DRAWINGS, Drawn
+from minichat.scenes.wanted import Wanted, wanted
+from minichat.scenes.world import Scene
 from minichat.search import DEFAULT, RERANK, Hit, Index, load_reader
 
 DAMAGED = 20
@@ -28,7 +31,7 @@ DAMAGED = 20
 
 @dataclass(frozen=True)
 class Answers:
-    """The place of each right picture, from 1 (None: not among the ten shown), and the seconds of each answer."""
+    """The place of the first right picture, from 1 (None: not among the ten shown), and the seconds of each answer."""
 
     places: tuple[int | None, ...]
     seconds: tuple[float, ...]
@@ -53,16 +56,26 @@ def draw(gallery: Gallery, folder: Path) -> list[Path]:
     return paths
 
 
-def ask(find: Callable[[int], Sequence[Hit]], wanted: Sequence[int], paths: Sequence[Path]) -> Answers:
-    """Ask for each wanted picture by its number."""
+def ask(find: Callable[[int], Sequence[Hit]], wanted: Sequence[int], right: Callable[[int, Path], bool]) -> Answers:
+    """Ask for each wanted number; `right` says whether a picture is one that was looked for."""
     places: list[int | None] = []
     seconds = []
     for number in wanted:
         start = time.perf_counter()
         found = [hit.path for hit in find(number)]
         seconds.append(time.perf_counter() - start)
-        places.append(found.index(paths[number]) + 1 if paths[number] in found else None)
+        places.append(next((place for place, path in enumerate(found, start=1) if right(number, path)), None))
     return Answers(tuple(places), tuple(seconds))
+
+
+def parts(scenes: Sequence[Scene], count: int, seed: int) -> list[Wanted]:
+    """What one might type to find some of the scenes: as many relations as things alone."""
+    rng = random.Random(f"wanted {seed}")
+    kinds: dict[bool, list[Wanted]] = {True: [], False: []}
+    while min(map(len, kinds.values())) < count:
+        said = wanted(rng.choice(scenes), rng)
+        kinds[said.direction is not None].append(said)
+    return kinds[True][:count] + kinds[False][:count]
 
 
 def again(scene: Drawn) -> Drawn:
@@ -81,9 +94,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")
     options = parser.parse_args()
     gallery = Gallery.of_scenes(options.pictures, options.seed)
-    wanted = sorted(random.Random(options.seed).sample(range(options.pictures), options.queries))
+    chosen = sorted(random.Random(options.seed).sample(range(options.pictures), options.queries))
+    scenes = [shown.scene for shown in gallery.pictures if isinstance(shown, Drawn)]
+    said = parts(scenes, options.queries, options.seed)
     texts = [text for _, text in gallery.texts]
-    redrawn = {number: again(each).open() for number in wanted if isinstance(each := gallery.pictures[number], Drawn)}
+    redrawn = {number: again(each).open() for number in chosen if isinstance(each := gallery.pictures[number], Drawn)}
     with tempfile.TemporaryDirectory() as temporary:
         folder, where = Path(temporary, "pictures"), Path(temporary, "index")
         paths = draw(gallery, folder)
@@ -96,10 +111,28 @@ def main() -> None:
         start = time.perf_counter()
         index = Index.open(folder, reader, where=where)
         opening = time.perf_counter() - start
-        contrast = ask(lambda number: index.find(texts[number], rerank=0), wanted, paths)
-        matched = ask(lambda number: index.find(texts[number], rerank=options.rerank), wanted, paths)
-        alike = ask(lambda number: index.find_image(redrawn[number]), wanted, paths)
-        command = [sys.executable, "-m", "minichat", "search", texts[wanted[0]], str(folder), "--index", str(where)]
+        numbers = {path: number for number, path in enumerate(paths)}
+        rows = []
+        for name, rerank in (("by contrast", 0), (f"{options.rerank} re-ranked", options.rerank)):
+
+            def by_caption(number: int, rerank: int = rerank) -> Sequence[Hit]:
+                return index.find(texts[number], rerank=rerank)
+
+            def by_part(number: int, rerank: int = rerank) -> Sequence[Hit]:
+                return index.find(said[number].text, rerank=rerank)
+
+            def shows(number: int, path: Path) -> bool:
+                return said[number].shown_in(scenes[numbers[path]])
+
+            rows.append(ask(by_caption, chosen, lambda number, path: path == paths[number]).row(f"a caption, {name}"))
+            half = options.queries
+            rows.append(ask(by_part, range(half), shows).row(f"how two things lie, {name}"))
+            rows.append(ask(by_part, range(half, 2 * half), shows).row(f"some of the things, {name}"))
+        alike = ask(
+            lambda number: index.find_image(redrawn[number]), chosen, lambda number, path: path == paths[number]
+        )
+        rows.append(alike.row("another drawing of the scene"))
+        command = [sys.executable, "-m", "minichat", "search", texts[chosen[0]], str(folder), "--index", str(where)]
         command += ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
         start = time.perf_counter()
         code = subprocess.run(command, check=False, capture_output=True).returncode
@@ -108,9 +141,7 @@ def main() -> None:
     print(f"{len(index):,} pictures, {options.queries} queries, {len(index.skipped)} damaged files left out.\n")
     print("| query | found first | among ten | seconds, median | worst |")
     print("|---|---|---|---|---|")
-    print(contrast.row("a caption, by contrast"))
-    print(matched.row(f"a caption, {options.rerank} re-ranked"))
-    print(alike.row("another drawing of the scene"))
+    print("\n".join(rows))
     print(
         f"\nIndexing took {indexing:.1f} s and the index {size / 2**20:.1f} MiB; to open it again took {opening:.2f} s."
     )

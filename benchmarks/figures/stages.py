@@ -13,7 +13,7 @@ from minichat.train.stages import stage_of
 
 ROAD = Path(__file__).parents[2] / "train_configs" / "tiny"
 CHAIN = {"vision_model": "ViT", "bridge": "Q-Former", "projection": "projection", "language_model": "LLaMA"}
-TRAINS, RESTS, DROPPED = "trains", "is frozen", "trains, and is thrown away afterwards"
+TRAINS, RESTS, DROPPED = "trains", "is frozen", "trains, and does not go on"
 
 _OBJECTIVES = {"itc": "contrast", "itm": "matching", "itg": "generation"}
 _ASKS = {
@@ -26,6 +26,7 @@ _ASKS = {
     "0g": "And the other one?",
     "0h": "What is there, each thing once?",
     "1": "What do words say of what is seen?",
+    "1b": "Where is what someone looks for?",
     "2a": "What does this LLaMA call it?",
     "2b": "How is it told to this LLaMA?",
     "3": "How is a picture described?",
@@ -38,7 +39,7 @@ _TAKE_PART = {"pretraining": ["vision_model", "bridge"], "naming": ["vision_mode
 
 @dataclass(frozen=True)
 class Stage:
-    """One configuration: its number, its parts by their names in `CHAIN`, and what is thrown away afterwards."""
+    """One configuration: its number, its parts by their names in `CHAIN`, and what trains but does not go on."""
 
     number: str
     name: str
