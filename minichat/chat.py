@@ -79,7 +79,8 @@ class MiniChat:
 
         Args:
             images: what `minichat.images.load` takes, one or several pictures for each caption.
-            prompt: the question, or one for each caption; by default a request for a detailed description.
+            prompt: the question, or one for each caption; by default a request for a detailed description. "" for a
+                model that learnt from pictures and texts without a question.
             max_new_tokens: a caption is cut after so many.
             settings: as for `GenerationSettings`.
 
@@ -92,7 +93,9 @@ class MiniChat:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 4096:
             raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number from 1 to 4096.")
         rows = [sources(row) for row in sources(images)]
-        prompts = [prompt or CAPTION_PROMPT] * len(rows) if prompt is None or isinstance(prompt, str) else list(prompt)
+        if prompt is None:
+            prompt = CAPTION_PROMPT
+        prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(rows):
             raise PromptError(f"There are {len(prompts)} prompts for {len(rows)} captions: give one, or one for each.")
         captions: list[str] = []

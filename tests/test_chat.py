@@ -645,6 +645,14 @@ def test_captions_in_batches_are_one_by_one(bot: MiniChat, settings: dict[str, A
     assert len(set(alone)) > 4
 
 
+def test_a_caption_may_be_asked_for_without_a_word(bot: MiniChat) -> None:
+    """As what learnt from pictures and texts alone is to be asked."""
+    image = noise_picture(1)
+    (caption,) = bot.caption([image], "", max_new_tokens=8)
+    assert caption == bot.chat(max_new_tokens=8).ask("", [image])
+    assert caption != bot.caption([image], max_new_tokens=8)[0]
+
+
 def test_captions_take_what_images_take(bot: MiniChat, tmp_path: Any) -> None:
     picture = noise_picture(1)
     picture.save(tmp_path / "a.png")

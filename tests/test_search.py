@@ -473,7 +473,7 @@ def at(model, where):
 @pytest.fixture
 def read_once(stage1, monkeypatch):
     """Commands have the model that was made at the beginning; it is read from its folder by other tests."""
-    monkeypatch.setattr("minichat.search.reader.read_known", lambda name: stage1)
+    monkeypatch.setattr("minichat.weights.stage1.read_stage1", lambda name: stage1)
 
 
 def test_the_command_prints_a_line_for_each(model, reader, folder, where, at):

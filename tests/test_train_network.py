@@ -127,8 +127,8 @@ def test_against_a_quantized_llm_losses_are_close_to_bfloat16s(
     )
     torch.testing.assert_close(*losses, rtol=close, atol=close * 0.05)
     assert not torch.equal(*losses)
-    ratio = norms[0] / norms[1]
-    assert ratio.min() > 0.4
-    assert ratio.max() < 2.5
+    assert norms[0].min() > 0
+    # Of all steps together: where a batch is known by heart, its gradient is that of the quantization's error.
+    assert 0.5 < norms[0].sum() / norms[1].sum() < 2
     chat = minichat.load(tmp_path / "run", device="cpu", quantize=quantize).chat(max_new_tokens=4)
     assert chat.ask("Hello.")

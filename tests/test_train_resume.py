@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minichat.disk import locked
-from minichat.errors import SettingsError
+from minichat.errors import DataError, SettingsError
 from minichat.train.checkpoint import Checkpoints
 from tests.training import (
     checkpoints,
@@ -170,6 +170,13 @@ def test_validation_goes_on_with_its_best(desk: Path, tmp_path: Path) -> None:
 
 
 # --- what is refused
+
+
+def test_a_run_that_could_not_begin_is_in_nobodys_way(desk: Path, tmp_path: Path) -> None:
+    out = f"out={tmp_path / 'run'}"
+    with pytest.raises(DataError, match=r"gone\.jsonl' was not found"):
+        run(desk, out, f"data.train={tmp_path / 'gone.jsonl'}")
+    assert run(desk, out).step == STEPS
 
 
 def test_another_configuration_is_refused_by_the_key_that_differs(desk: Path, tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ def evaluate(
             report.write_into(folder)
     typer.echo(report.to_markdown(), nl=False)
     for line in report.blind:
-        typer.echo(f"minichat: the pictures make no difference to {line.task}: is the model's vision intact?", err=True)
+        hint = " Or did it learn from pictures without a question? Then ask none: --prompt ''." if data else ""
+        typer.echo(
+            f"minichat: the pictures make no difference to {line.task}: is the model's vision intact?{hint}", err=True
+        )
 
 
 def _measure(model: str, plan: Plan, data: tuple[Path, ...], images: Path | None, device: str, dtype: Dtype) -> Report:

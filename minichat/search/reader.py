@@ -17,7 +17,7 @@ from PIL import __version__ as _pillow
 from torch import Tensor
 
 from minichat.images import CLIP_MEAN, CLIP_STD, Source, load, to_pixels
-from minichat.weights.zoo import BUILT_IN, BUILT_IN_STAGE1, find
+from minichat.weights.zoo import BUILT_IN_STAGE1
 
 if TYPE_CHECKING:
     from minichat.weights.stage1 import Stage1
@@ -87,14 +87,8 @@ def load_reader(name: str | os.PathLike[str], device: str | torch.device = "auto
     Raises `ModelError` for another model or one that is not whole, `SettingsError` for a device or dtype that is not.
     """
     from minichat.weights.placement import choose_device, choose_dtype
+    from minichat.weights.stage1 import read_stage1
 
     place = choose_device(device)
     precision = choose_dtype(dtype, place)  # both before the weights are read
-    return Reader(read_known(os.fspath(name)), place, precision)
-
-
-def read_known(name: str) -> Stage1:
-    """`read_stage1`, which also knows the built-in models by their names."""
-    from minichat.weights.stage1 import read_stage1
-
-    return read_stage1(str(find(name)) if name in (*BUILT_IN, *BUILT_IN_STAGE1) else name)
+    return Reader(read_stage1(os.fspath(name)), place, precision)

@@ -103,10 +103,11 @@ def alone_in(out: Path, together: Together) -> Iterator[None]:
 def begin(out: Path, config: Config) -> bool:
     """Take the folder for a run, new or to go on with; whether that run is finished.
 
-    Raises `SettingsError` where the folder holds a run of another configuration, naming the key that differs, or files
-    of another kind.
+    A configuration alone is left by a run that could not begin, and stands in nobody's way. Raises `SettingsError`
+    where the folder holds a run of another configuration, naming the key that differs, or files of another kind.
     """
-    if (out / CONFIG).exists():
+    held = {file.name for file in out.iterdir() if not file.name.startswith(".")}
+    if CONFIG in held and held != {CONFIG}:
         run = plain(read_config(out / CONFIG))
         if found := difference(run, plain(config)):
             key, there, asked = found
@@ -115,7 +116,7 @@ def begin(out: Path, config: Config) -> bool:
                 "same configuration to go on with it."
             )
         return (out / FACTS).exists() or (out / "config.json").exists()
-    if any(not file.name.startswith(".") for file in out.iterdir()):
+    if held - {CONFIG}:
         raise SettingsError(f"{out.name!r} holds files, but no run: give a new or empty folder as out.")
     replace_file(out / CONFIG, write_yaml(config).encode())
     return False

@@ -24,6 +24,7 @@ from minichat.weights.keys import BLIP2_STAGE1, HUGGING_FACE_RETRIEVAL, STAGE1_B
 from minichat.weights.published import Sizes, add_vision, open_part, qformer_sizes
 from minichat.weights.reading import Checkpoint, read_checkpoint
 from minichat.weights.writing import Entry, write_tensors
+from minichat.weights.zoo import BUILT_IN, BUILT_IN_STAGE1, find
 
 #: What `Blip2ForImageTextRetrieval` has no place for: `cls.*`, which predicts words, and `temp`.
 BESIDE = "stage1.safetensors"
@@ -104,17 +105,21 @@ def is_stage1(folder: Path) -> bool:
 
 
 def read_stage1(name: str) -> Stage1:
-    """Read a folder or hub id that holds a `Blip2ForImageTextRetrieval`, in float32.
+    """Read a built-in name, a folder or a hub id that holds a `Blip2ForImageTextRetrieval`, in float32.
 
     What Hugging Face's has not, the `cls` head and the temperature, is in `stage1.safetensors` if the folder has it,
     and else as made, which the result tells. Raises `ModelError`, naming the file, for a folder that is another model
     or not whole.
     """
-    folder = find_folder(name, "The stage-1 model", _FILES)
+    built_in = name in (*BUILT_IN, *BUILT_IN_STAGE1)
+    folder = find(name) if built_in else find_folder(name, "The stage-1 model", _FILES)
     stored = read_json(folder, "config.json")
     if not is_stage1(folder):
         what = (stored.get("architectures") or [stored.get("model_type")])[0]
-        raise ModelError(f"{folder.name!r} holds a {what}, not a Blip2ForImageTextRetrieval.")
+        raise ModelError(
+            f"{folder.name!r} holds a {what}, not a Blip2ForImageTextRetrieval: give what stage 1 left, such as "
+            "minichat-tiny-stage1."
+        )
     account = Account()
     for file in weight_files(folder):
         if not (folder / file).is_file():
