@@ -39,15 +39,16 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The built-in model from nothing, to runs/tiny/model: the whole road of docs/ROAD.md. A stage that is done is not
-# done again, and one that was stopped goes on. `make tiny SMOKE=1` goes the same way with few steps, to runs/smoke.
+# The built-in models from nothing, to runs/tiny/model and runs/tiny/stage1: the whole road of docs/ROAD.md. A stage
+# that is done is not done again, and one that was stopped goes on. `make tiny SMOKE=1` goes the same way with few
+# steps, to runs/smoke.
 ROAD := runs/$(if $(SMOKE),smoke,tiny)
 STAGES := train_configs/tiny
 TRAIN := $(BIN)/minichat train
 SHORT := $(if $(SMOKE),run.batch_size=4 run.save_every=10 report.log_every=10 run.steps=)
 smoke = $(if $(SMOKE),$(SHORT)$(1))
 
-tiny: $(ROAD)/model/config.json $(ROAD)/1b_search/config.json
+tiny: $(ROAD)/model/config.json $(ROAD)/stage1/config.json
 
 $(ROAD)/0a_vision/config.json: | $(INSTALLED)
 	$(TRAIN) $(STAGES)/0a_vision.yaml out=$(@D) $(call smoke,20)
@@ -73,6 +74,9 @@ $(ROAD)/0g_language/config.json: $(ROAD)/0f_language/config.json
 $(ROAD)/0h_language/config.json: $(ROAD)/0g_language/config.json
 	$(TRAIN) $(STAGES)/0h_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0g_language
 
+$(ROAD)/0i_language/config.json: $(ROAD)/0h_language/config.json
+	$(TRAIN) $(STAGES)/0i_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0h_language
+
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)
 
@@ -83,8 +87,11 @@ $(ROAD)/1_qformer/config.json: $(ROAD)/0a_vision/config.json $(ROAD)/1_vocabular
 $(ROAD)/1b_search/config.json: $(ROAD)/1_qformer/config.json
 	$(TRAIN) $(STAGES)/1b_search.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/1_qformer
 
-$(ROAD)/2_begin/config.json: $(ROAD)/0h_language/config.json $(ROAD)/1_qformer/config.json
-	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0h_language --template minigpt-v2 --merge --out $(@D)
+$(ROAD)/stage1/config.json: $(ROAD)/1b_search/config.json
+	$(BIN)/minichat export $(ROAD)/1b_search --format minichat --dtype bfloat16 --out $(@D)
+
+$(ROAD)/2_begin/config.json: $(ROAD)/0i_language/config.json $(ROAD)/1_qformer/config.json
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0i_language --template minigpt-v2 --merge --out $(@D)
 
 $(ROAD)/2a_naming/config.json: $(ROAD)/2_begin/config.json
 	$(TRAIN) $(STAGES)/2a_naming.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin

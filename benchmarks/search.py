@@ -18,12 +18,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from minichat.evaluate.retrieval import Gallery
 from minichat.evaluate.scenes import DRAWINGS, Drawn
-from minichat.scenes.wanted import Wanted, wanted
-from minichat.scenes.world import Scene
+from minichat.scenes.wanted import wanted
 from minichat.search import DEFAULT, RERANK, Hit, Index, load_reader
 
 DAMAGED = 20
@@ -56,26 +57,36 @@ def draw(gallery: Gallery, folder: Path) -> list[Path]:
     return paths
 
 
-def ask(find: Callable[[int], Sequence[Hit]], wanted: Sequence[int], right: Callable[[int, Path], bool]) -> Answers:
-    """Ask for each wanted number; `right` says whether a picture is one that was looked for."""
+@dataclass(frozen=True)
+class Query:
+    """What is looked for, words or a picture, and the files that show it."""
+
+    said: Any
+    right: frozenset[Path]
+
+
+def ask(find: Callable[[Any], Sequence[Hit]], queries: Sequence[Query]) -> Answers:
+    """Look for each, one after the other."""
     places: list[int | None] = []
     seconds = []
-    for number in wanted:
+    for query in queries:
         start = time.perf_counter()
-        found = [hit.path for hit in find(number)]
+        found = [hit.path for hit in find(query.said)]
         seconds.append(time.perf_counter() - start)
-        places.append(next((place for place, path in enumerate(found, start=1) if right(number, path)), None))
+        places.append(next((place for place, path in enumerate(found, start=1) if path in query.right), None))
     return Answers(tuple(places), tuple(seconds))
 
 
-def parts(scenes: Sequence[Scene], count: int, seed: int) -> list[Wanted]:
-    """What one might type to find some of the scenes: as many relations as things alone."""
+def parts(gallery: Gallery, paths: Sequence[Path], count: int, seed: int) -> dict[str, list[Query]]:
+    """What one might type to find some of the scenes: so many relations, and as many things alone."""
+    scenes = [shown.scene for shown in gallery.pictures if isinstance(shown, Drawn)]
     rng = random.Random(f"wanted {seed}")
-    kinds: dict[bool, list[Wanted]] = {True: [], False: []}
-    while min(map(len, kinds.values())) < count:
+    asked: dict[str, list[Query]] = {"how two things lie": [], "some of the things": []}
+    while min(map(len, asked.values())) < count:
         said = wanted(rng.choice(scenes), rng)
-        kinds[said.direction is not None].append(said)
-    return kinds[True][:count] + kinds[False][:count]
+        right = frozenset(path for path, scene in zip(paths, scenes, strict=True) if said.shown_in(scene))
+        asked["some of the things" if said.direction is None else "how two things lie"].append(Query(said.text, right))
+    return {name: queries[:count] for name, queries in asked.items()}
 
 
 def again(scene: Drawn) -> Drawn:
@@ -95,10 +106,6 @@ def main() -> None:
     options = parser.parse_args()
     gallery = Gallery.of_scenes(options.pictures, options.seed)
     chosen = sorted(random.Random(options.seed).sample(range(options.pictures), options.queries))
-    scenes = [shown.scene for shown in gallery.pictures if isinstance(shown, Drawn)]
-    said = parts(scenes, options.queries, options.seed)
-    texts = [text for _, text in gallery.texts]
-    redrawn = {number: again(each).open() for number in chosen if isinstance(each := gallery.pictures[number], Drawn)}
     with tempfile.TemporaryDirectory() as temporary:
         folder, where = Path(temporary, "pictures"), Path(temporary, "index")
         paths = draw(gallery, folder)
@@ -111,27 +118,20 @@ def main() -> None:
         start = time.perf_counter()
         index = Index.open(folder, reader, where=where)
         opening = time.perf_counter() - start
-        numbers = {path: number for number, path in enumerate(paths)}
-        rows = []
-        for name, rerank in (("by contrast", 0), (f"{options.rerank} re-ranked", options.rerank)):
-
-            def by_caption(number: int, rerank: int = rerank) -> Sequence[Hit]:
-                return index.find(texts[number], rerank=rerank)
-
-            def by_part(number: int, rerank: int = rerank) -> Sequence[Hit]:
-                return index.find(said[number].text, rerank=rerank)
-
-            def shows(number: int, path: Path) -> bool:
-                return said[number].shown_in(scenes[numbers[path]])
-
-            rows.append(ask(by_caption, chosen, lambda number, path: path == paths[number]).row(f"a caption, {name}"))
-            half = options.queries
-            rows.append(ask(by_part, range(half), shows).row(f"how two things lie, {name}"))
-            rows.append(ask(by_part, range(half, 2 * half), shows).row(f"some of the things, {name}"))
-        alike = ask(
-            lambda number: index.find_image(redrawn[number]), chosen, lambda number, path: path == paths[number]
-        )
-        rows.append(alike.row("another drawing of the scene"))
+        texts = [text for _, text in gallery.texts]
+        asked = {"a caption": [Query(texts[number], frozenset({paths[number]})) for number in chosen]}
+        asked |= parts(gallery, paths, options.queries, options.seed)
+        rows = [
+            ask(partial(index.find, rerank=rerank), queries).row(f"{name}, {way}")
+            for way, rerank in (("by contrast", 0), (f"{options.rerank} re-ranked", options.rerank))
+            for name, queries in asked.items()
+        ]
+        redrawn = [
+            Query(again(shown).open(), frozenset({paths[number]}))
+            for number in chosen
+            if isinstance(shown := gallery.pictures[number], Drawn)
+        ]
+        rows.append(ask(index.find_image, redrawn).row("another drawing of the scene"))
         command = [sys.executable, "-m", "minichat", "search", texts[chosen[0]], str(folder), "--index", str(where)]
         command += ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
         start = time.perf_counter()

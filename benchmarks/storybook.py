@@ -1,6 +1,7 @@
 """How much of a fine-tuned model's replies is in the storybook style, and true: before and after, on held-out scenes.
 
     minichat data scenes --style storybook --count 500 --out runs/storybook
+    minichat data split runs/storybook/conversations.jsonl --out runs/storybook-sets --validation 0.1 --test 0
     minichat train train_configs/tiny_finetune.yaml
     python benchmarks/storybook.py runs/tiny_finetune
 

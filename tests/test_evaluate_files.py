@@ -73,6 +73,14 @@ def test_captions_of_a_table(shots):
     assert [(item.name, item.references) for item in found] == [("a.png", ("A red star.",)), ("b.png", ("A ring.",))]
 
 
+def test_pictures_of_a_table_may_lie_elsewhere(shots, tmp_path):
+    """`--images` is for all forms, not for JSON alone."""
+    (away := tmp_path / "away").mkdir()
+    (away / "c.csv").write_text("image,text\na.png,A red star.\n")
+    (found,) = Files((away / "c.csv",), shots).captions()
+    assert found.picture.source == shots / "a.png"
+
+
 def test_own_captions_are_scored(shots):
     path = write(
         shots / "c.jsonl", {"image": "a.png", "caption": "a red star of five"}, {"image": "b.png", "caption": "no"}
@@ -119,6 +127,12 @@ def test_questions_whose_pictures_have_other_names(shots, tmp_path, changes, mes
     if isinstance(changes.get("image_id"), str):
         (found,) = Files(vqa(tmp_path, **changes, image="a.png"), shots).questions()
         assert found.pictures == (StoredPicture("a.png", shots / "a.png"),)
+
+
+def test_answers_without_their_questions(shots, tmp_path):
+    """VQAv2's second file alone, or COCO's captions: nothing would be asked, and the table be empty."""
+    with pytest.raises(DataError, match=r"'a\.json' holds no questions: give the file of questions, too"):
+        Files(vqa(tmp_path)[1:], shots).questions()
 
 
 @pytest.mark.parametrize(

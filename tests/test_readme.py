@@ -37,7 +37,7 @@ def desk(tmp_path: Path) -> Path:
 PUBLISHED = {
     "eva_vit.pth": "eva_vit_g.pth",
     "blip2.pth": "blip2_pretrained_flant5xxl.pth",
-    "minigpt4.pth": "pretrained_minigpt4.pth",
+    "minigpt4.pth": "prerained_minigpt4_7b.pth",
     "llm": "vicuna-7b",
 }
 SMALL = " --vision-heads 2 --qformer-heads 2"  # the stand-ins have fewer heads than what is published

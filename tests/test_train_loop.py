@@ -22,6 +22,7 @@ import minichat
 from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
 from minichat.train.data import read_data
+from minichat.train.loop import train
 from minichat.train.schedule import rate_of
 from minichat.train.stages import Replies
 from minichat.train.together import Together
@@ -261,6 +262,13 @@ def test_the_vision_encoder_has_a_precision_of_its_own(desk: Path, whole: Path, 
 def test_the_rate_follows_the_schedule(whole: Path, desk: Path) -> None:
     config = config_of(desk).optimizer
     assert [line["rate"] for line in steps_of(whole)] == [rate_of(step, 20, config) for step in range(20)]
+
+
+@pytest.mark.parametrize(("steps", "told"), [(4, True), (5, False)])
+def test_a_run_that_ends_in_its_warm_up_is_told_so(steps: int, told: bool, desk: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    train(config_of(desk, f"out={tmp_path / 'run'}", "run.epochs=null", f"run.steps={steps}"), say=said.append)
+    assert any("ends before its warm-up does (optimizer.warmup_steps is 4)" in line for line in said) == told
 
 
 # --- what is wrong

@@ -97,7 +97,7 @@ def test_drop_path_leaves_out_whole_branches_more_often_with_depth() -> None:
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Settings of a short run of the built-in model, whose matrices are no random numbers."""
     folder = tmp_path_factory.mktemp("scenes")
-    dataset.write(folder / "scenes", 12)
+    dataset.write(folder / "scenes", 12, style="storybook")  # what it knows by heart would have hardly a gradient
     (folder / "train.yaml").write_text("run: {epochs: 1, batch_size: 3}\nreport: {pictures: 0, tensorboard: false}\n")
     talks = folder / "scenes" / "conversations.jsonl"
     return [
@@ -127,8 +127,8 @@ def test_against_a_quantized_llm_losses_are_close_to_bfloat16s(
     )
     torch.testing.assert_close(*losses, rtol=close, atol=close * 0.05)
     assert not torch.equal(*losses)
-    assert norms[0].min() > 0
-    # Of all steps together: where a batch is known by heart, its gradient is that of the quantization's error.
-    assert 0.5 < norms[0].sum() / norms[1].sum() < 2
+    ratio = norms[0] / norms[1]
+    assert ratio.min() > 0.4
+    assert ratio.max() < 2.5
     chat = minichat.load(tmp_path / "run", device="cpu", quantize=quantize).chat(max_new_tokens=4)
     assert chat.ask("Hello.")

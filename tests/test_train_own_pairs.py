@@ -26,7 +26,7 @@ from tests.tiny import noise_picture, tiny_bot, tokenizer_model
 from tests.tiny_stage1 import WORDS
 
 PAGE = (ROOT / "docs" / "PRETRAINING.md").read_text().partition("## Your own pictures and texts")[2]
-EXAMPLE, FROM_BERT, SMALL = re.findall(r"```bash\n(.*?)\n```", PAGE, re.DOTALL)
+EXAMPLE, FROM_BERT, SMALL, SMALL_STAGE2 = re.findall(r"```bash\n(.*?)\n```", PAGE, re.DOTALL)
 FEW = ["model.device=cpu", "report.tensorboard=false", "run.epochs=null", "run.steps=2", "run.batch_size=4"]
 OF_STAGE = {"qformer_stage1": ["data.max_tokens=16"], "qformer_stage2": ["run.device_batch_size=2"]}
 
@@ -120,6 +120,10 @@ def test_from_nothing_with_the_eyes_of_the_built_in_model(desk: Path) -> None:
     eyes = minichat.load("minichat-tiny", device="cpu").model.vision_model.state_dict()
     held = made.model.vision_model.state_dict()
     assert all(torch.equal(held[name], tensor) for name, tensor in eyes.items())
+    *before, captions = SMALL_STAGE2.splitlines()
+    for command in before:
+        invoke(command)
+    assert "CIDEr-D" in invoke(captions).stdout
 
 
 def test_the_page_and_the_configurations_say_the_same() -> None:

@@ -115,6 +115,12 @@ class TestAStep:
             assert line["loss"] == pytest.approx(line["itc"] + line["itm"] + line["itg"])
 
 
+def streamed(tar: Path, *more: str) -> list[str]:
+    """Settings of three steps over a tar, in its order."""
+    source = f"{{source: {tar}, options: {{shuffle: 1}}}}"
+    return [f"data.train={source}", "data.stream=true", "data.validation=null", "run.epochs=null", "run.steps=3", *more]
+
+
 class TestProcesses:
     @pytest.mark.parametrize("settings", [[], ["run.batch_size=4", "data.train=held_out.csv", "run.epochs=3"]])
     def test_two_are_as_one(self, desk: Path, tmp_path: Path, settings: list[str], monkeypatch: Any) -> None:
@@ -136,9 +142,7 @@ class TestProcesses:
     def test_one_whose_whole_share_cannot_be_read_keeps_step(self, desk: Path, tmp_path: Path) -> None:
         """The first step's or a later one's; the step is that of the rows that can be read."""
         write_tar(tmp_path / "web.tar", range(12), broken={1, 3, 9, 11})  # all that the second reads of steps 1 and 3
-        source = f"{{source: {tmp_path / 'web.tar'}, options: {{shuffle: 1}}}}"
-        settings = [f"data.train={source}", "data.stream=true", "run.epochs=null", "run.steps=3", "run.batch_size=4"]
-        settings += ["data.validation=null"]
+        settings = streamed(tmp_path / "web.tar", "run.batch_size=4")
         alone, shared = tmp_path / "alone", tmp_path / "shared"
         run(desk, f"out={alone}", *settings)
         in_processes(2, partial(run, desk, f"out={shared}", *settings))
@@ -152,9 +156,7 @@ class TestProcesses:
     def test_two_draw_as_one_from_a_stream(self, desk: Path, tmp_path: Path) -> None:
         """Hard negatives go by a pair's place in the stream, also where records are left out and lengths differ."""
         write_tar(tmp_path / "web.tar", range(24), broken={2, 9})
-        source = f"{{source: {tmp_path / 'web.tar'}, options: {{shuffle: 1}}}}"
-        settings = [f"data.train={source}", "data.stream=true", "run.epochs=null", "run.steps=3", "run.batch_size=8"]
-        settings += ["data.validation=null", "optimizer.rate=1e-2"]
+        settings = streamed(tmp_path / "web.tar", "run.batch_size=8", "optimizer.rate=1e-2")
         alone, shared = tmp_path / "alone", tmp_path / "shared"
         run(desk, f"out={alone}", *settings)
         in_processes(2, partial(run, desk, f"out={shared}", *settings))

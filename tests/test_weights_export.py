@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import minichat
 from minichat.errors import ModelError, SettingsError
@@ -199,6 +200,18 @@ def test_one_folder_holds_all(models: dict[str, Path], tmp_path: Path, base: str
     held = after.model.state_dict()
     assert all(torch.equal(tensor, held[name]) for name, tensor in before.model.state_dict().items())
     assert before.caption(**ASK) == after.caption(**ASK)
+
+
+@pytest.mark.parametrize("base", ["refers", "holds"])
+def test_an_llm_alone_is_the_one_that_was_put_in(models: dict[str, Path], tmp_path: Path, base: str) -> None:
+    """Equal to the bit, as transformers loads it; and another model can be made with it."""
+    out = export(str(models[base]), "llm", tmp_path / "llm")
+    given = arguments(models["refers"].parent / "files")
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (out, given["llm"]))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    again = convert(tmp_path / "again", **{**given, "llm": str(out)})
+    one, other = (minichat.load(folder, device="cpu") for folder in (models[base], again))
+    assert one.chat().ask("What is it?", **ASK) == other.chat().ask("What is it?", **ASK)
 
 
 def test_one_folder_in_another_precision(models: dict[str, Path], tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Figure:
 
 FIGURES = {
     "masks": Figure(lambda road: masks.draw(), colours=32),
-    "stages": Figure(lambda road: stages.draw(), colours=32),
+    "stages": Figure(lambda road: stages.draw(), colours=16),
     "description": Figure(lambda road: world.draw_description(), colours=256),
     "worlds": Figure(lambda road: world.draw_worlds(), sharp=1.25, colours=256),
     "patches": Figure(patches.draw),

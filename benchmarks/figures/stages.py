@@ -13,7 +13,7 @@ from minichat.train.stages import stage_of
 
 ROAD = Path(__file__).parents[2] / "train_configs" / "tiny"
 CHAIN = {"vision_model": "ViT", "bridge": "Q-Former", "projection": "projection", "language_model": "LLaMA"}
-TRAINS, RESTS, DROPPED = "trains", "is frozen", "trains, and does not go on"
+TRAINS, RESTS, DROPPED = "trains", "is frozen", "trains, and does not go on to stage 2"
 
 _OBJECTIVES = {"itc": "contrast", "itm": "matching", "itg": "generation"}
 _ASKS = {
@@ -25,6 +25,7 @@ _ASKS = {
     "0f": "How do two pictures compare?",
     "0g": "And the other one?",
     "0h": "What is there, each thing once?",
+    "0i": "How many others are like it?",
     "1": "What do words say of what is seen?",
     "1b": "Where is what someone looks for?",
     "2a": "What does this LLaMA call it?",

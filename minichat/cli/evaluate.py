@@ -73,6 +73,10 @@ def evaluate(
         return
     if task is Task.all and data:
         raise typer.BadParameter("--data is for one task: name it.")
+    if images is not None and (not data or task is Task.outside):
+        raise typer.BadParameter("--images is for --data that names pictures: give the folder of those.")
+    if prompt is not None and not (data and task in (Task.captions, Task.questions, Task.pairs)):
+        raise typer.BadParameter("--prompt is for captions and questions of your own: with --data.")
     from minichat.evaluate.run import CHAT_TASKS, Plan
 
     tasks = CHAT_TASKS if task in (Task.all, None) else (task.value,)
@@ -89,7 +93,8 @@ def evaluate(
             report.write_into(folder)
     typer.echo(report.to_markdown(), nl=False)
     for line in report.blind:
-        hint = " Or did it learn from pictures without a question? Then ask none: --prompt ''." if data else ""
+        hint = " Or did it learn from pictures without a question? Then ask none: --prompt ''."
+        hint = hint if data and prompt is None else ""
         typer.echo(
             f"minichat: the pictures make no difference to {line.task}: is the model's vision intact?{hint}", err=True
         )

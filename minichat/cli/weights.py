@@ -18,6 +18,7 @@ class Format(StrEnum):
     projection = "projection"
     blip2 = "blip2"
     minichat = "minichat"
+    llm = "llm"
 
 
 class Dtype(StrEnum):
@@ -109,7 +110,7 @@ def export(
         Format,
         typer.Option(
             "--format",
-            help="projection: the trained part alone; blip2: for plain transformers; minichat: all in one folder.",
+            help="projection: the trained part; blip2: for plain transformers; minichat: all in one; llm: the LLM.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
@@ -118,7 +119,7 @@ def export(
     ] = False,
     dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Of --format minichat; default: as stored.")] = None,
 ) -> None:
-    """Write a model's trained projection, the whole model in one folder, or that for other programs."""
+    """Write a model's trained projection, the whole model in one folder or for other programs, or its LLM."""
     from minichat.weights.export import export as write
 
     write(model, form.value, out, verify, dtype.value if dtype else None)

@@ -35,7 +35,7 @@ SIDE = 96  # pixels; a third are drawn larger, for the model's own processor to 
 _POOL = 8  # batches: among so many, examples are sorted by length, so that little is padding
 _HARD = ("relation", "count")  # what is slow to learn
 _OFTEN = _HARD * 3 + ("existence", "position") * 2  # asked more often, therefore
-_LEANING = {"topic": 12, "yes or no": 8, "and": 16, "other": 30, "beside": 16, "count": 12, "fresh": 2}
+_LEANING = {"topic": 12, "yes or no": 8, "and": 16, "other": 30, "beside": 16, "count": 24, "fresh": 2}
 _COMPARING = ("only in", "only in", "more", "which has")  # more often what is slow to learn, here too
 _WHOLE = Part()
 _NUMBERS = (1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6)  # of things
@@ -87,7 +87,7 @@ def _dialogue(rng: random.Random, easy: bool) -> Said:
 
 
 def _hard_dialogue(rng: random.Random, easy: bool) -> Said:
-    """A dialogue in which nearly all questions lean on what was said: "the other one", "of the same colour"."""
+    """A dialogue in which most later questions lean on what was said: "the other one", "of the same colour"."""
     scene = random_scene(rng, things=rng.choice((2, 2, 3) if easy else (2, 2, 2, 3, 3, 4, 5, 6)))
     talk = Talk(scene, rng, moves=_LEANING)
     return _one_after_another([talk.turn() for _ in range(8)]), [scene]

@@ -62,7 +62,7 @@ class Files:
                     raise DataError(f"{where}: a caption is of the image {note['image_id']!r}, which is not listed.")
                 yield self._picture(where, path, picture), [_text(where, note, "caption")]
         elif path.is_dir() or path.suffix.lower() not in (".json", ".jsonl") or _talks(path):
-            for example in formats.read(path):
+            for example in self._examples(path):
                 yield _pair(example)
         else:
             for where, record in _records(path):
@@ -83,6 +83,9 @@ class Files:
                 asked += self._vqa(path, document, answers)
             elif not _list(document, "annotations"):
                 asked += self._own_questions(path)
+        if not asked:
+            names = ", ".join(repr(path.name) for path in self.data)
+            raise DataError(f"{names} holds no questions: give the file of questions, too.")
         return tuple(asked[: self.count])
 
     def _vqa(self, path: Path, document: dict[str, Any], answers: dict[Any, dict[str, Any]]) -> Iterator[OwnQuestion]:
@@ -125,11 +128,14 @@ class Files:
 
     def dialogues(self) -> tuple[OwnDialogue, ...]:
         """Dialogues in any form that `minichat.data` reads."""
-        return tuple(_dialogue(example) for path in self.data for example in formats.read(path))[: self.count]
+        return tuple(_dialogue(example) for path in self.data for example in self._examples(path))[: self.count]
 
     def pictures(self) -> tuple[tuple[str, StoredPicture], ...]:
         """All pictures of files and folders."""
         return tuple((path.name, StoredPicture(path.name, path)) for path in find_pictures(self.data)[: self.count])
+
+    def _examples(self, path: Path) -> Iterator[Example]:
+        return formats.read(path) if self.images is None else formats.read(path, pictures=self.images)
 
     def _room(self, taken: int) -> bool:
         return self.count is None or taken < self.count

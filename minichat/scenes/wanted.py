@@ -61,8 +61,8 @@ def wanted(scene: Scene, rng: random.Random) -> Wanted:
 def nearly(scene: Scene, said: Wanted, rng: random.Random) -> tuple[Scene, Wanted]:
     """A scene that lacks little of what is wanted of this one, and the words for what it has instead.
 
-    A relation is mirrored; of things alone two exchange their colours, or one gets another colour or shape. Learnt side
-    by side, the two teach to look at what is said of which thing, and where.
+    A relation is mirrored; of things alone two exchange their colours, or one gets another colour or shape. Learnt
+    together, the two teach to look at what is said of which thing, and where.
     """
     if said.direction is not None:
         turned = tuple(_mirrored(thing, said.direction) for thing in scene.things)

@@ -37,10 +37,21 @@ def introduce(run: Run) -> None:
         rows.append(("time", opening.duration(seconds_left(run)) + " expected, from a trial"))
     run.say(opening.table(rows))
     if run.standing.step == 0:
-        for note in stage.notes:
+        for note in (*stage.notes, *_notes(run)):
             run.say(note)
     if run.together.first and data.shown and replies.kept(run.out / BEFORE) is None and run.standing.step == 0:
         replies.keep(run.out / BEFORE, stage.answer(data.shown))
+
+
+def _notes(run: Run) -> list[str]:
+    """What is allowed, but hardly meant."""
+    warm = run.config.optimizer.warmup_steps
+    if run.steps > warm or warm == 0:
+        return []
+    return [
+        f"The run ends before its warm-up does (optimizer.warmup_steps is {warm:,}), so its rate never reaches "
+        f"{run.config.optimizer.rate:g} and it learns little: lower that, or train longer."
+    ]
 
 
 def seconds_left(run: Run) -> float:

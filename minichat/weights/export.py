@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from minichat.model import MiniChatConfig
     from minichat.weights.reading import Checkpoint
 
-FORMATS = ("projection", "blip2", "minichat")
+FORMATS = ("projection", "blip2", "minichat", "llm")
 DTYPES = ("float32", "bfloat16", "float16")
 #: What a model's folder holds beside its weights and config.json.
 _BESIDE = (
@@ -32,17 +32,19 @@ _BESIDE = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+#: Of them, what an LLM has, too: a chat template and a processor are the whole model's.
+_BESIDE_AN_LLM = tuple(name for name in _BESIDE if name not in ("chat_template.jinja", "processor_config.json"))
 _RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "projection.": "language_projection.", "bridge.": ""}
 
 
 def export(model: str, form: str, out: Path, verify: bool = False, dtype: str | None = None) -> Path:
     """Write a model (a known name, a folder or a hub id) to the new folder `out`, whole or not at all.
 
-    `form`: "projection", the trained part alone; "blip2", a whole `Blip2ForConditionalGeneration`; or "minichat", a
-    whole model of ours, LLM and trained projection in it, or a stage-1 model. `verify` records hashes of everything
-    that the projection belongs to; the others have no place for them. `dtype`: of a "minichat"; None: as its parts are
-    stored. Raises `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another
-    form.
+    `form`: "projection", the trained part alone; "blip2", a whole `Blip2ForConditionalGeneration`; "minichat", a whole
+    model of ours, LLM and trained projection in it, or a stage-1 model; or "llm", its LLM alone. `verify` records
+    hashes of everything that the projection belongs to; the others have no place for them. `dtype`: of a "minichat";
+    None: as its parts are stored. Raises `ModelError` for a model that is not whole, or cannot be written so, and
+    `SettingsError` for another form.
     """
     if form not in FORMATS:
         raise SettingsError(f"format is {form!r}; it must be one of {', '.join(FORMATS)}.")
@@ -52,15 +54,18 @@ def export(model: str, form: str, out: Path, verify: bool = False, dtype: str | 
         raise SettingsError("--dtype is for --format minichat: the other formats keep what is stored.")
     if form == "projection":
         return export_projection(model, out, verify)
+    if form == "llm":
+        return export_llm(model, out)
     return export_blip2(model, out) if form == "blip2" else export_minichat(model, out, dtype)
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A model's folder, its configuration, and where each of its tensors is stored, by what name."""
+    """A model's folder, its configuration, its network without weights, and where each tensor is, by what name."""
 
     folder: Path
     config: MiniChatConfig
+    network: Any
     tensors: dict[str, tuple[Checkpoint, str]]
 
     def entry(self, name: str, written: str, change: Callable[[Any], Any] = lambda tensor: tensor) -> Entry:
@@ -69,8 +74,10 @@ class _Held:
 
 
 def _hold(model: str) -> _Held:
-    """Open a model's files: its own, its LLM's and its projection's; only headers are read."""
-    from minichat.model import MiniChatConfig
+    """Open a model's files, its own, its LLM's and its projection's, and see that it is whole; reads headers alone."""
+    import torch
+
+    from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
     from minichat.weights.llm import referred_llm
     from minichat.weights.reading import read_checkpoint
 
@@ -93,7 +100,10 @@ def _hold(model: str) -> _Held:
         held |= {name: (checkpoint, name) for name in checkpoint}
     if trained is not None:
         held |= {f"projection.{name}": (trained.checkpoint, name) for name in ("weight", "bias")}
-    return _Held(folder, config, held)
+    with torch.device("meta"):
+        network = MiniChatForConditionalGeneration(config)
+    _check_whole(folder, network, held)
+    return _Held(folder, config, network, held)
 
 
 def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
@@ -104,7 +114,6 @@ def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
     """
     import torch
 
-    from minichat.model import MiniChatForConditionalGeneration
     from minichat.weights.stage1 import is_stage1, read_stage1, write_stage1
     from minichat.weights.writing import write_tensors
 
@@ -114,9 +123,6 @@ def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
         stage1 = read_stage1(str(folder))
         return write_stage1(out, stage1.model.to(getattr(torch, dtype or "float32")), stage1.tokenizer)
     held = _hold(model)
-    with torch.device("meta"):
-        network = MiniChatForConditionalGeneration(held.config)
-    _check_whole(held.folder, network, held.tensors)
 
     def cast(tensor: Any) -> Any:
         return tensor.to(getattr(torch, dtype)) if dtype and tensor.is_floating_point() else tensor
@@ -128,9 +134,7 @@ def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
     config = read_json(held.folder, "config.json")
     config.pop("llm", None)
     with new_folder(out, ModelError) as made:
-        for file in held.folder.iterdir():
-            if file.is_file() and file.name in _BESIDE:
-                shutil.copy(file, made / file.name)
+        _copy_beside(held.folder, made, _BESIDE)
         write_tensors(made, entries)
         write_json(made / "config.json", config)
     return out
@@ -143,21 +147,16 @@ def export_blip2(model: str, out: Path) -> Path:
     is added for them where the LLM has none; it is never generated. What we call `ln_vision` has transformers' eps of
     1e-6 there, not 1e-5.
     """
-    import torch
     from transformers import AutoTokenizer, Blip2Config, GenerationConfig
 
-    from minichat.model import MiniChatForConditionalGeneration
     from minichat.weights.writing import write_tensors
 
     held = _hold(model)
     folder, config = held.folder, held.config
     if config.bridge_config.kind != "qformer":
         raise ModelError(f"{folder.name!r} has no Q-Former, which BLIP-2 needs: export its projection instead.")
-    with torch.device("meta"):
-        network = MiniChatForConditionalGeneration(config)
-    _check_whole(folder, network, held.tensors)
     rows = config.image_token_index + 1 - config.text_config.vocab_size
-    grown = _vocabulary_tensors(network) if rows > 0 else set()
+    grown = _vocabulary_tensors(held.network) if rows > 0 else set()
     entries = [
         held.entry(name, _renamed(name), lambda tensor: _with_rows(tensor, rows))
         if name in grown
@@ -183,6 +182,29 @@ def export_blip2(model: str, out: Path) -> Path:
         generation.save_pretrained(made)
         tokenizer.save_pretrained(made)
     return out
+
+
+def export_llm(model: str, out: Path) -> Path:
+    """The LLM as transformers knows it, to put another vision side before it (`convert --llm`)."""
+    from minichat.weights.writing import write_tensors
+
+    held = _hold(model)
+    prefix = "language_model."
+    config = held.config.text_config
+    config.architectures = [type(held.network.language_model).__name__]
+    config.dtype = next(c.plain(stored).dtype for name, (c, stored) in held.tensors.items() if name.startswith(prefix))
+    entries = [held.entry(n, n.removeprefix(prefix)) for n in sorted(held.tensors) if n.startswith(prefix)]
+    with new_folder(out, ModelError) as made:
+        _copy_beside(held.folder, made, _BESIDE_AN_LLM)
+        write_tensors(made, entries)
+        config.save_pretrained(made)
+    return out
+
+
+def _copy_beside(folder: Path, made: Path, names: tuple[str, ...]) -> None:
+    for file in folder.iterdir():
+        if file.is_file() and file.name in names:
+            shutil.copy(file, made / file.name)
 
 
 def _check_whole(folder: Path, network: Any, held: dict[str, Any]) -> None:

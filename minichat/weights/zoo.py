@@ -1,4 +1,4 @@
-"""Names that can be loaded: the built-in model, known published models, folders, hub ids.
+"""Names that can be loaded: the built-in models, known published models, folders, hub ids.
 
 The known models are data: where each part is published, under which licence, and how its files are known again. Sizes
 and hashes are those that the hub's pages listed; `None` where none was found. docs/MODELS.md has the sources.
