@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.random_model import SIZES, write_random_model
-from minichat.memory import MIB, estimate
+from minichat.hardware.memory import MIB, estimate
 
 FORMS = (("float32", None), ("bfloat16", None), ("bfloat16", "8bit"), ("bfloat16", "4bit"))
 REPLY = 16  # tokens

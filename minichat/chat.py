@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minichat.errors import PromptError, SettingsError
 from minichat.generation import GenerationSettings, generate_rows
+from minichat.hardware.spreading import entry_device
 from minichat.history import check_fits
 from minichat.images import Source
 from minichat.prompt.conversation import Conversation
@@ -18,7 +19,6 @@ from minichat.prompt.template import get_template
 from minichat.session import ChatSession, sources
 from minichat.stopping import Stops
 from minichat.turnstile import Turnstile
-from minichat.weights.spreading import entry_device
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration

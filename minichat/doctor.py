@@ -12,17 +12,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minichat.advice import Choice, best, default
-from minichat.errors import MiniChatError, ModelError
-from minichat.machine import Machine, look
-from minichat.memory import CONTEXT, QUANTIZED, Needs, estimate, gib
+from minichat.errors import MiniChatError, ModelError, sentence
+from minichat.hardware.advice import Choice, best, default
+from minichat.hardware.machine import Machine, look
+from minichat.hardware.memory import CONTEXT, QUANTIZED, Needs, estimate, gib
+from minichat.hardware.quantization import NEEDED
 from minichat.weights import hub
 from minichat.weights.blip2 import vision_files
 from minichat.weights.fetch import files_folder, is_here
-from minichat.weights.files import HUB_ID, WEIGHTS, from_hub, quiet, read_json, sentence, weight_files
+from minichat.weights.files import HUB_ID, WEIGHTS, from_hub, quiet, read_json, weight_files
+from minichat.weights.known import KNOWN, KnownModel, PublishedFile, Repository
 from minichat.weights.projection import is_projection, read_projection
-from minichat.weights.quantization import NEEDED
-from minichat.weights.zoo import BUILT_IN, KNOWN, KnownModel, PublishedFile, Repository, find
+from minichat.weights.zoo import BUILT_IN, find
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatConfig

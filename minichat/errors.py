@@ -6,6 +6,8 @@ message alone; only an error that is *not* one of these is a defect and deserves
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class MiniChatError(Exception):
     """Base of all errors that a person can mend."""
@@ -33,3 +35,15 @@ class ContextError(MiniChatError):
 
 class DataError(MiniChatError):
     """A record of a data set is malformed; the message names file and line."""
+
+
+def some(names: Iterable[str]) -> str:
+    """The first three names, and how many more there are."""
+    listed = sorted(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more
+
+
+def sentence(error: BaseException) -> str:
+    """The first line of another library's message, without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")

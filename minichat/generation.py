@@ -27,11 +27,11 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from minichat.hardware.spreading import entry_device
 from minichat.onerow import one_row
 from minichat.settings import GenerationSettings
 from minichat.stopping import Decoder, ReplyText, Stops
 from minichat.turnstile import Turnstile
-from minichat.weights.spreading import entry_device
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minichat.errors import MiniChatError, ModelError
+from minichat.errors import MiniChatError, ModelError, sentence
+from minichat.hardware.placement import Placement, choose
 from minichat.weights.fetch import is_here
-from minichat.weights.files import check_header, quiet, read_json, sentence, weight_files
-from minichat.weights.placement import Placement, choose
+from minichat.weights.files import check_header, quiet, read_json, weight_files
+from minichat.weights.known import KNOWN
 from minichat.weights.projection import is_projection, read_projection
-from minichat.weights.zoo import BUILT_IN, KNOWN, find
+from minichat.weights.zoo import BUILT_IN, find
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +99,7 @@ def _check_room(name: str, placement: Placement) -> None:
     """Raise `ModelError` where a known model that is not here yet would not fit into memory once it was fetched."""
     if name not in KNOWN or is_here(KNOWN[name]):
         return
-    from minichat.advice import check_fits
+    from minichat.hardware.advice import check_fits
 
     check_fits(KNOWN[name].config(), name, placement)
 

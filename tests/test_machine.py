@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from minichat import machine
-from minichat.machine import Device, Machine, container_limit, look
+from minichat.hardware import machine
+from minichat.hardware.machine import Device, Machine, container_limit, look
 
 MIB = 1024**2
 

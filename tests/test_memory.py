@@ -15,9 +15,9 @@ from benchmarks.memory import measure
 from benchmarks.random_model import SIZES, write_random_model
 from minichat.doctor import read_config
 from minichat.errors import SettingsError
-from minichat.memory import GIB, Needs, cache_per_token, estimate, gib, training_needs
+from minichat.hardware.memory import GIB, Needs, cache_per_token, estimate, gib, training_needs
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration, set_trainable
-from minichat.weights.zoo import KNOWN
+from minichat.weights.known import KNOWN
 from tests.tiny_network import KINDS, row, tiny_config, tiny_network
 from tests.tiny_t5 import t5_config
 

@@ -19,11 +19,11 @@ import minichat
 from minichat.chat import MiniChat
 from minichat.errors import ModelError, SettingsError
 from minichat.evaluate.scenes import held_out
+from minichat.hardware.placement import Placement, choose
+from minichat.hardware.spreading import spread
 from minichat.model import set_trainable
 from minichat.weights.convert import convert
-from minichat.weights.placement import Placement, choose
 from minichat.weights.projection import write_projection
-from minichat.weights.spreading import spread
 from tests.published_files import arguments, publish
 from tests.tiny import counting, noise_picture
 from tests.tiny_network import tiny_network

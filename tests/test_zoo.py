@@ -23,16 +23,18 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 import minichat
-from minichat import advice, cli
+from minichat import cli
 from minichat.chat import MiniChat
 from minichat.errors import ModelError
-from minichat.machine import Device, Machine
+from minichat.hardware import advice
+from minichat.hardware.machine import Device, Machine
 from minichat.prompt.template import TEMPLATES
 from minichat.weights import fetch as fetching
 from minichat.weights import zoo
 from minichat.weights.hub import HubFile
+from minichat.weights.known import KNOWN, KnownModel, PublishedFile, Repository
 from minichat.weights.projection import write_projection
-from minichat.weights.zoo import KNOWN, KnownModel, PublishedFile, Repository, find
+from minichat.weights.zoo import find
 from tests.hub import StandInHub, serving
 from tests.published_files import LLM, PROJECTION, QFORMER, VIT, publish, publish_blip2, publish_pickled
 from tests.tiny import noise_picture
@@ -85,7 +87,7 @@ def hub(published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("MINICHAT_HOME", str(tmp_path / "home"))
         for kind in ("qformer", "patch_merge"):
             model = known(published, kind, served)
-            monkeypatch.setitem(zoo.KNOWN, model.name, model)
+            monkeypatch.setitem(KNOWN, model.name, model)
         yield served
         close_session()
 
@@ -176,7 +178,7 @@ def test_a_known_model_is_fetched_and_converted_once(
 
 
 def out_folder() -> Path:
-    return fetching.model_folder(zoo.KNOWN["small-qformer"])
+    return fetching.model_folder(KNOWN["small-qformer"])
 
 
 def test_the_originals_files_are_taken_where_they_are_put(hub: StandInHub, published: Published) -> None:
@@ -256,9 +258,9 @@ def test_a_wrong_file_that_a_person_put_there_is_refused(
 def test_a_file_whose_hash_is_not_known_is_checked_by_the_conversion(
     hub: StandInHub, published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = zoo.KNOWN["small-patch_merge"]
+    model = KNOWN["small-patch_merge"]
     unknown = replace(model, projection=replace(model.projection, size=None, sha256=None))
-    monkeypatch.setitem(zoo.KNOWN, model.name, unknown)
+    monkeypatch.setitem(KNOWN, model.name, unknown)
     (put(published, "patch_merge") / PROJECTION).write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(ModelError, match=f"{PROJECTION} is a web page"):
         minichat.load(model.name)
@@ -275,7 +277,7 @@ def test_all_that_only_a_person_can_get_is_asked_for_at_once(hub: StandInHub, pu
     with pytest.raises(ModelError) as caught:
         minichat.load("small-patch_merge")
     said, files = str(caught.value), fetching.shown(fetching.files_folder())
-    size = zoo.KNOWN["small-patch_merge"].projection.size
+    size = KNOWN["small-patch_merge"].projection.size
     assert said == (
         "'small-patch_merge' needs what cannot be fetched for you; nothing was downloaded yet. "
         f"(1) Download {PROJECTION} ({size / 1e6:.3g} MB) from https://example.org/{PROJECTION} and put it into "
@@ -382,7 +384,7 @@ def test_one_process_makes_it_and_the_next_goes_on_where_it_was_killed(
 ) -> None:
     """The first is killed in the midst of a file, while two others wait: one of them goes on, the other finds it."""
     hub.held[SHARDS[1]] = threading.Event()
-    model = zoo.KNOWN["small-qformer"]
+    model = KNOWN["small-qformer"]
     first = start(model, hub, tmp_path)
     until(lambda: SHARDS[1] in hub.fetched(), first)
     others = [start(model, hub, tmp_path) for _ in range(2)]
@@ -516,7 +518,7 @@ def test_models_lists_them(hub: StandInHub, published: Published, tmp_path: Path
 
     before = rows()
     built_in = ["minichat-tiny", *(name for name in zoo.BUILT_IN_STAGE1 if (zoo.ASSETS / name).is_dir())]
-    assert list(before) == [*built_in, *zoo.KNOWN]
+    assert list(before) == [*built_in, *KNOWN]
     assert [name for name, row in before.items() if row["here"]] == built_in
     large = before["minigpt4-vicuna-7b"]
     assert large["disk"] == large["download"] + KNOWN["minigpt4-vicuna-7b"].folder

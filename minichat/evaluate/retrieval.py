@@ -75,7 +75,7 @@ def can_retrieve(name: str) -> bool:
 
 def load_finder(name: str, device: str = "auto", batch_size: int = 32) -> Stage1Finder:
     """A folder's model, ready to retrieve, in float32. Raises `ModelError` for a folder that holds another model."""
-    from minichat.weights.placement import choose_device
+    from minichat.hardware.placement import choose_device
     from minichat.weights.stage1 import read_stage1
 
     return Stage1Finder(read_stage1(name), choose_device(device), batch_size)

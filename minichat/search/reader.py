@@ -86,7 +86,7 @@ def load_reader(name: str | os.PathLike[str], device: str | torch.device = "auto
 
     Raises `ModelError` for another model or one that is not whole, `SettingsError` for a device or dtype that is not.
     """
-    from minichat.weights.placement import choose_device, choose_dtype
+    from minichat.hardware.placement import choose_device, choose_dtype
     from minichat.weights.stage1 import read_stage1
 
     place = choose_device(device)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minichat.errors import ModelError, SettingsError
-from minichat.weights.files import sentence
+from minichat.errors import ModelError, SettingsError, sentence
 
 if TYPE_CHECKING:
     from torch import Tensor

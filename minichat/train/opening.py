@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from minichat.machine import look
-from minichat.memory import gib
+from minichat.hardware.machine import look
+from minichat.hardware.memory import gib
 from minichat.train.config import Config
 
 

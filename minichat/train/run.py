@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minichat.disk import locked, replace_file
 from minichat.errors import SettingsError
-from minichat.memory import gib
+from minichat.hardware.memory import gib
 from minichat.train import opening
 from minichat.train.checkpoint import Checkpoints
 from minichat.train.config import Config, difference, plain, read_config, write_yaml

@@ -17,7 +17,7 @@ from torch import Tensor
 from minichat.data.batches import Collator
 from minichat.data.rows import Renderer
 from minichat.errors import PromptError, SettingsError
-from minichat.memory import CONTEXT, training_needs
+from minichat.hardware.memory import CONTEXT, training_needs
 from minichat.model.loss import learnt, only_at, token_loss
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import get_template

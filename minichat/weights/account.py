@@ -9,8 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from minichat.errors import ModelError
-from minichat.weights.files import some
+from minichat.errors import ModelError, some
 from minichat.weights.keys import KeyMap
 from minichat.weights.reading import Checkpoint
 

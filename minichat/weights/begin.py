@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, Blip2VisionConfig, Blip2VisionModel, PreTrainedTokenizerBase
 
-from minichat.errors import ModelError, SettingsError
+from minichat.errors import ModelError, SettingsError, sentence
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.pretraining_config import PretrainingConfig
 from minichat.weights.account import Account
 from minichat.weights.blip2 import CONFIGS, add_hugging_face
-from minichat.weights.files import WEIGHTS, find_folder, quiet, read_json, sentence, weight_files
+from minichat.weights.files import WEIGHTS, find_folder, quiet, read_json, weight_files
 from minichat.weights.keys import BERT, OUR_VIT
+from minichat.weights.known import KNOWN
 from minichat.weights.projection import is_projection, read_projection
 from minichat.weights.published import Sizes, add_vision, open_part, resize_positions
 from minichat.weights.reading import Checkpoint, read_checkpoint
 from minichat.weights.stage1 import Stage1
-from minichat.weights.zoo import BUILT_IN, KNOWN, find
+from minichat.weights.zoo import BUILT_IN, find
 
 _PICKLES = "pytorch_model.bin"
 _DECODER = "cls.predictions.decoder."  # the embedding's own rows, where words are tied

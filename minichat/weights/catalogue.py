@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from minichat.memory import CONTEXT, QUANTIZED, estimate, gib
+from minichat.hardware.memory import CONTEXT, QUANTIZED, estimate, gib
 from minichat.model import MiniChatConfig
 from minichat.weights.fetch import files_folder, gigabytes, is_here, shown
-from minichat.weights.zoo import ASSETS, BUILT_IN, BUILT_IN_STAGE1, KNOWN, KnownModel, PublishedFile, Repository, find
+from minichat.weights.known import KNOWN, KnownModel, PublishedFile, Repository
+from minichat.weights.zoo import ASSETS, BUILT_IN, BUILT_IN_STAGE1, find
 
 _OWN_LICENCE = "BSD 3-Clause"
 

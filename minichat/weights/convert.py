@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from minichat.disk import new_folder, write_json
-from minichat.errors import ModelError, SettingsError
+from minichat.errors import ModelError, SettingsError, sentence
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.prompt.pixels import MiniChatImageProcessor
 from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
@@ -19,14 +19,13 @@ from minichat.prompt.template import TEMPLATES, get_template
 from minichat.prompt.tokenizer import ContentTokenizer
 from minichat.weights.account import Account
 from minichat.weights.blip2 import add_hugging_face
-from minichat.weights.files import quiet, sentence
+from minichat.weights.files import quiet
 from minichat.weights.llm import Llm, find_llm
 from minichat.weights.published import Sizes, add_bridge, add_vision, bridge_sizes, open_part, projection_sizes
 from minichat.weights.reading import Checkpoint
-from minichat.weights.verifying import RECORDED, hashes
+from minichat.weights.verifying import RECORD, RECORDED, hashes
 from minichat.weights.writing import Entry, write_tensors
 
-RECORD = "conversion.json"
 _SPARE_ROWS = 1024  # an LLM's embedding may be padded so far beyond its tokenizer
 
 

@@ -18,7 +18,7 @@ from minichat.disk import locked
 from minichat.errors import ModelError
 from minichat.weights import hub
 from minichat.weights.hub import HubFile
-from minichat.weights.zoo import KnownModel, PublishedFile, Repository
+from minichat.weights.known import KnownModel, PublishedFile, Repository
 
 _SPARE = 64 * 1024**2  # bytes: configurations, tokenizers, the index of a file system
 

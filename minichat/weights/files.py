@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minichat.errors import ModelError
+from minichat.errors import ModelError, sentence
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHTS = "model.safetensors"
@@ -91,18 +91,6 @@ def check_header(folder: Path, name: str) -> None:
         raise ModelError(
             f"{name} in {folder.name!r} is damaged or cut off ({sentence(error)}): download or convert it again."
         ) from None
-
-
-def some(names: Iterable[str]) -> str:
-    """The first three names, and how many more there are."""
-    listed = sorted(names)
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more
-
-
-def sentence(error: BaseException) -> str:
-    """The first line of another library's message, without its full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 @contextmanager

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from minichat.errors import ModelError
-from minichat.weights.files import sentence
+from minichat.errors import ModelError, sentence
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ATTEMPTS = 3  # at a connection that breaks, beyond those that huggingface_hub makes itself

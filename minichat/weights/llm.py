@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
-from minichat.errors import ModelError
-from minichat.weights.files import WEIGHTS, find_folder, quiet, sentence, some, weight_files
+from minichat.errors import ModelError, sentence, some
+from minichat.weights.files import WEIGHTS, find_folder, quiet, weight_files
 from minichat.weights.hub import cached, verify
 from minichat.weights.keys import LLM_UNUSED
 from minichat.weights.reading import Checkpoint, read_checkpoint

@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from minichat.advice import check_fits
-from minichat.errors import MiniChatError, ModelError
+from minichat.errors import MiniChatError, ModelError, sentence, some
+from minichat.hardware.advice import check_fits
+from minichat.hardware.placement import Placement, outline
+from minichat.hardware.quantization import suit_cpu
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
-from minichat.weights.files import quiet, sentence, some, weight_files
+from minichat.weights.files import quiet, weight_files
 from minichat.weights.llm import referred_llm
-from minichat.weights.placement import Placement, outline
-from minichat.weights.quantization import suit_cpu
 from minichat.weights.streaming import Stream, large_apart
 
 

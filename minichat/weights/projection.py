@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError
 from minichat.weights.files import HUB_ID, check_header, read_json, weight_files
+from minichat.weights.known import KNOWN
 from minichat.weights.verifying import RECORDED, hashes
-from minichat.weights.zoo import BUILT_IN, KNOWN, find
+from minichat.weights.zoo import BUILT_IN, find
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from minichat.errors import ModelError
-from minichat.weights.files import sentence
+from minichat.errors import ModelError, sentence
 
 _ZIP = b"PK\x03\x04"  # what torch.save has written since PyTorch 1.6; older files cannot be mapped
 _CODE = re.compile(r"GLOBAL\s+([\w.]+)")

@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import Blip2Config, PreTrainedTokenizerBase
 
 from minichat.disk import new_folder, write_json
-from minichat.errors import ModelError, SettingsError
+from minichat.errors import ModelError, SettingsError, sentence
 from minichat.images import CLIP_MEAN, CLIP_STD
 from minichat.model.configuration import BridgeConfig
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.pretraining_config import PretrainingConfig
 from minichat.prompt.wordpiece import read_wordpiece
 from minichat.weights.account import Account
-from minichat.weights.files import find_folder, quiet, read_json, sentence, weight_files
+from minichat.weights.files import find_folder, quiet, read_json, weight_files
 from minichat.weights.keys import BLIP2_STAGE1, HUGGING_FACE_RETRIEVAL, STAGE1_BESIDE
 from minichat.weights.published import Sizes, add_vision, open_part, qformer_sizes
 from minichat.weights.reading import Checkpoint, read_checkpoint

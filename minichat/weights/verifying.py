@@ -11,7 +11,8 @@ from minichat.weights.files import read_json, weight_files
 if TYPE_CHECKING:
     from minichat.weights.projection import Projection
 
-RECORDED = "sha256"  # part → hash: in a projection's `minichat.json`, or a converted model's `conversion.json`
+RECORD = "conversion.json"  # what a converted model was made of, in its folder
+RECORDED = "sha256"  # part → hash: in a projection's `minichat.json`, or in a converted model's record
 PARTS = ("vision_model", "bridge", "projection", "language_model")
 
 
@@ -41,8 +42,6 @@ def verify(folder: Path, projection: Projection | None = None) -> None:
 
     Raises `ModelError` where nothing was recorded, and with both values for a part that is not what it was.
     """
-    from minichat.weights.convert import RECORD
-
     by = folder.name if projection is None else projection.folder
     recorded: Any
     if projection is not None:

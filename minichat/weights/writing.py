@@ -9,8 +9,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from minichat.disk import write_json
-from minichat.errors import ModelError
-from minichat.weights.files import WEIGHTS, sentence
+from minichat.errors import ModelError, sentence
+from minichat.weights.files import WEIGHTS
 
 _SHARD = 2 * 1024**3  # bytes; so much is in memory while it is written
 

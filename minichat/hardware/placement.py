@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minichat.errors import SettingsError
-from minichat.weights.quantization import QUANTIZED, check_quantize, settings
-from minichat.weights.spreading import read_map, spelled, spread
+from minichat.hardware.quantization import QUANTIZED, check_quantize, settings
+from minichat.hardware.spreading import read_map, spelled, spread
 
 if TYPE_CHECKING:
     import torch

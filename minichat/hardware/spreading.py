@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from minichat.errors import SettingsError
-from minichat.weights.files import some
+from minichat.errors import SettingsError, some
 
 if TYPE_CHECKING:
     import torch
 
+    from minichat.hardware.placement import Placement
     from minichat.model import MiniChatForConditionalGeneration
-    from minichat.weights.placement import Placement
 
 VISION_SIDE = ("vision_model", "bridge", "projection")
 LLM = "language_model"
@@ -151,7 +150,7 @@ def _quantized_types(network: MiniChatForConditionalGeneration, quantize: str | 
 
 def _free() -> dict[int | str, int]:
     """Bytes that are free on each device."""
-    from minichat.machine import look
+    from minichat.hardware.machine import look
 
     free: dict[int | str, int] = {}
     for device in look().devices:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from minichat.errors import ModelError
-from minichat.machine import Device, Machine, look
-from minichat.memory import CONTEXT, QUANTIZED, Needs, estimate, gib
-from minichat.weights.placement import Placement, choose
+from minichat.hardware.machine import Device, Machine, look
+from minichat.hardware.memory import CONTEXT, QUANTIZED, Needs, estimate, gib
+from minichat.hardware.placement import Placement, choose
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatConfig

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from minichat.errors import SettingsError
-from minichat.weights.placement import QUANTIZED
+from minichat.hardware.placement import QUANTIZED
 
 if TYPE_CHECKING:
     from torch import nn

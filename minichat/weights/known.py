@@ -1,0 +1,171 @@
+"""The known published models: where each part is published, under which licence, and how its files are known again.
+
+Data. Sizes and hashes are those that the hub's pages listed, and `None` where none was found. docs/MODELS.md has the
+sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from minichat.weights.hub import HubFile
+
+if TYPE_CHECKING:
+    from minichat.model import MiniChatConfig
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A hub repository that a part is taken from."""
+
+    id: str
+    licence: str
+    size: int  # bytes of what is taken of it, to the three figures that its pages show
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A single file, as its publisher calls it."""
+
+    name: str
+    licence: str
+    page: str  # where a person gets it
+    size: int | None = None  # bytes
+    sha256: str | None = None
+    hub: HubFile | None = None  # where it can be fetched without a person
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A published model and its parts.
+
+    The vision side is taken from `vit` and `qformer` where a person has put them there, else from `blip2`. Without
+    `qformer` patches are joined. Sizes that differ from the published ones: `vision`, `bridge` (for `config`), and
+    `options` (for the conversion, what shapes do not tell).
+    """
+
+    name: str
+    template: str
+    licence: str  # in short, what the parts' licences leave
+    llm: Repository
+    projection: PublishedFile
+    blip2: Repository
+    vit: PublishedFile
+    qformer: PublishedFile | None
+    folder: int  # bytes of the converted model without its LLM, at the most
+    text: Mapping[str, Any]
+    vision: Mapping[str, Any] = field(default_factory=dict)
+    bridge: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self) -> MiniChatConfig:
+        """The network's configuration, known without any of its files."""
+        from minichat.model import MiniChatConfig
+
+        kind = "patch_merge" if self.qformer is None else "qformer"
+        return MiniChatConfig(
+            vision_config=dict(self.vision),
+            bridge_config={"kind": kind, **self.bridge},
+            text_config=dict(self.text),
+            template=self.template,
+        )
+
+
+_LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+_LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+_VICUNA = {"vocab_size": 32001, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+_LLAMA_2 = {"vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+
+_LLAMA_LICENCE = "LLaMA's licence (research, not commercial)"
+_LLAMA_2_LICENCE = "Llama 2 Community License"
+_PROJECTION_LICENCE = "none stated (the repository is BSD 3-Clause)"
+_DRIVE = "https://drive.google.com/file/d/"
+_LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/"
+
+_BLIP2 = Repository("Salesforce/blip2-flan-t5-xxl", "MIT", 9_970_000_000)  # the shard that holds its vision side
+_VIT = PublishedFile(
+    "eva_vit_g.pth",
+    "MIT",
+    f"{_LAVIS}eva_vit_g.pth",
+    sha256="99d2bb36c6b52c94fe6e2e12373afb27de57ae81378c3d8c53bf0e83b0f4275f",
+)
+_QFORMER = PublishedFile(
+    "blip2_pretrained_flant5xxl.pth",
+    "BSD 3-Clause (LAVIS)",
+    f"{_LAVIS}blip2_pretrained_flant5xxl.pth",
+    433_481_467,
+    "4b3839ea6c617f315ead9bf4036bbb0f0cf6bf62695ecfc14968ea626af03a29",
+    HubFile(
+        "Vision-CAIR/minigpt4", "blip2_pretrained_flant5xxl.pth", "93674021f4f61983501ba57669085cefa553e281", "space"
+    ),
+)
+
+_MODELS = (
+    KnownModel(
+        name="minigpt4-vicuna-7b",
+        template="vicuna-v0",
+        licence="research only",
+        llm=Repository("Vision-CAIR/vicuna-7b", _LLAMA_LICENCE, 13_500_000_000),
+        projection=PublishedFile(
+            "prerained_minigpt4_7b.pth",
+            _PROJECTION_LICENCE,
+            f"{_DRIVE}1RY9jV0dyqLX-o38LrumkKRh6Jtaop58R/view",
+            37_907_201,
+            "017a9ed588a11ed383711003cf50cf675191420a04689f682fb56fa9bbb8dcbb",
+            HubFile(
+                "Vision-CAIR/minigpt4",
+                "prerained_minigpt4_7b.pth",
+                "e63e79e6901f937c79206fe8067394e467696175",
+                "space",
+            ),
+        ),
+        blip2=_BLIP2,
+        vit=_VIT,
+        qformer=_QFORMER,
+        folder=4_380_000_000,
+        text=_LLAMA_7B | _VICUNA,
+    ),
+    KnownModel(
+        name="minigpt4-vicuna-13b",
+        template="vicuna-v0",
+        licence="research only",
+        llm=Repository("Vision-CAIR/vicuna", _LLAMA_LICENCE, 39_100_000_000),
+        projection=PublishedFile(
+            "pretrained_minigpt4.pth",
+            _PROJECTION_LICENCE,
+            f"{_DRIVE}1a4zLvaiDBr-36pasffmgpvH5P7CKmpze/view",
+            47_369_169,
+            "1e7b8a3c21f146654c21a1a29a577dab2c3bd1aa3b1bc902f39e86954357a811",
+            HubFile("Vision-CAIR/MiniGPT-4", "pretrained_minigpt4.pth", "4d73f409dad32d9e0fbf0d5c1b6868a3af81d48d"),
+        ),
+        blip2=_BLIP2,
+        vit=_VIT,
+        qformer=_QFORMER,
+        folder=4_390_000_000,
+        text=_LLAMA_13B | _VICUNA,
+    ),
+    KnownModel(
+        name="minigpt4-llama2-7b",
+        template="llama2",
+        licence="Llama 2's licence and use policy",
+        llm=Repository("meta-llama/Llama-2-7b-chat-hf", _LLAMA_2_LICENCE, 13_500_000_000),
+        projection=PublishedFile(
+            "pretrained_minigpt4_llama2_7b.pth",
+            _PROJECTION_LICENCE,
+            f"{_DRIVE}11nAPjEok8eAGGEG1N2vXo3kBLCg0WgUk/view",
+            276_957_567,
+            "e2904bdc6ff4c95e5903d3c08cc0ad5b3f860be9cdbbd6fd05d99cd35b375096",
+            HubFile(
+                "Vision-CAIR/MiniGPT4-Video", "image_llama2_checkpoint.pth", "fbf3a17aeefbab5e74c254eca857176073e30bd5"
+            ),
+        ),
+        blip2=_BLIP2,
+        vit=_VIT,
+        qformer=None,
+        folder=4_040_000_000,
+        text=_LLAMA_7B | _LLAMA_2,
+    ),
+)
+KNOWN = {model.name: model for model in _MODELS}
