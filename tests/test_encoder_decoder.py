@@ -124,7 +124,7 @@ def test_only_the_loss(bot: MiniChat) -> None:
     assert lean.logits is None
     torch.testing.assert_close(lean.loss, plain.loss)
     for one, other in zip(torch.autograd.grad(lean.loss, weight), torch.autograd.grad(plain.loss, weight), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     count = int((labels >= 0).sum())
     torch.testing.assert_close(bot.model(**batch, labels=labels, num_items_in_batch=2 * count).loss, plain.loss / 2)
 

@@ -109,25 +109,29 @@ def check_definition(model: QFormerPretraining, objective: str, image_ids: list[
 
 
 def test_several_captions_are_no_negatives_of_each_other() -> None:
-    """Two captions of one picture share it: told apart, they are worse off."""
     model, batch = tiny_pretraining(), pairs(COUNT)
-    batch["patches"] = batch["patches"][[0, 0, 2, 3, 2]]
     for seed in range(50):
         losses = model(**batch, image_ids=torch.tensor(TWICE), seed=seed)
         for row, (picture, text) in enumerate(zip(*losses.negatives, strict=True)):
             assert TWICE[picture] != TWICE[row]
             assert TWICE[text] != TWICE[row]
-    assert (
-        model(**batch, negatives=NEGATIVES).itc
-        != model(**batch, negatives=NEGATIVES, image_ids=torch.tensor(TWICE)).itc
-    )
+
+
+def test_a_picture_has_its_captions_in_any_order() -> None:
+    """To the contrast they are all its own; told apart, each would have to find the view that it came with."""
+    model, batch = tiny_pretraining(objectives=["itc"]), pairs(COUNT)
+    order = [1, 0, 4, 3, 2]  # the captions of each picture change places
+    swapped = {**batch, "input_ids": batch["input_ids"][order], "attention_mask": batch["attention_mask"][order]}
+    shared, told_apart = ({"image_ids": torch.tensor(ids)} for ids in (TWICE, range(COUNT)))
+    torch.testing.assert_close(model(**swapped, **shared).itc, model(**batch, **shared).itc, rtol=0, atol=1e-5)
+    assert (model(**swapped, **told_apart).itc - model(**batch, **told_apart).itc).abs() > 1e-2
 
 
 def test_distinct_image_ids_change_nothing() -> None:
     model, batch = tiny_pretraining(), pairs(COUNT)
     plain, named = model(**batch, seed=3), model(**batch, seed=3, image_ids=torch.tensor([5, 2, 9, 4, 0]))
     for name in ("loss", *OBJECTIVES):
-        torch.testing.assert_close(named[name], plain[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(named[name], plain[name], rtol=0, atol=1e-5)
 
 
 def test_losses_are_summed_and_the_queries_shared() -> None:
@@ -192,7 +196,7 @@ def test_retrieval_of_one_equals_retrieval_of_all() -> None:
             model.image_embeddings(batch["patches"][2:3]),
             model.text_embeddings(texts["input_ids"][3:4], texts["attention_mask"][3:4]),
         )
-    torch.testing.assert_close(one[0, 0], similarity[2, 3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(one[0, 0], similarity[2, 3], rtol=0, atol=1e-5)
     assert similarity.abs().max() <= 1 + 1e-6
 
 
@@ -277,11 +281,15 @@ def test_it_learns() -> None:
     batch = pairs(count, seed=2)
     set_trainable(model, [part for part in model.config.trainable if part != "temp"])
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=2e-2, foreach=True)
-    for step in range(100):
+    slower = torch.optim.lr_scheduler.LinearLR(
+        optimizer, 1, 0, total_iters=200
+    )  # with any seed, it ends where it should
+    for step in range(200):
         losses = model.train()(**batch, seed=step)
         optimizer.zero_grad()
         losses.loss.backward()
         optimizer.step()
+        slower.step()
     model.eval()
     texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
 

@@ -412,7 +412,7 @@ class TestStage2:
         with torch.no_grad():
             features = loaded.model.encode_features(pixels())
             ours = model.query_states(model.encode_patches(pixels()))
-        torch.testing.assert_close(features, ours, rtol=0, atol=1e-6)
+        torch.testing.assert_close(features, ours, rtol=0, atol=1e-5)
         projection = loaded.model.projection.weight.detach()
         assert float(projection.std()) == pytest.approx(12**-0.5 / 3**0.5, rel=0.1)
         again = convert(tmp_path / "again", llm=str(llm), template="plain", **sizes)
