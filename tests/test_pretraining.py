@@ -281,9 +281,7 @@ def test_it_learns() -> None:
     batch = pairs(count, seed=2)
     set_trainable(model, [part for part in model.config.trainable if part != "temp"])
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=2e-2, foreach=True)
-    slower = torch.optim.lr_scheduler.LinearLR(
-        optimizer, 1, 0, total_iters=200
-    )  # with any seed, it ends where it should
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=200)  # so that it settles from any seed
     for step in range(200):
         losses = model.train()(**batch, seed=step)
         optimizer.zero_grad()

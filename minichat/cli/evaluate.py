@@ -71,12 +71,18 @@ def evaluate(
             comparison.write(out)
         typer.echo(comparison.to_markdown(), nl=False)
         return
-    if task is Task.all and data:
-        raise typer.BadParameter("--data is for one task: name it.")
-    if images is not None and (not data or task is Task.outside):
-        raise typer.BadParameter("--images is for --data that names pictures: give the folder of those.")
-    if prompt is not None and not (data and task in (Task.captions, Task.questions, Task.pairs)):
-        raise typer.BadParameter("--prompt is for captions and questions of your own: with --data.")
+    pictures = data and task is not Task.outside
+    asks = task in (Task.captions, Task.questions, Task.pairs)
+    for option, is_given, applies, use in (
+        ("--data", data, task is not Task.all, "for one task: name it"),
+        ("--images", images is not None, pictures, "for --data that names pictures: their folder"),
+        ("--prompt", prompt is not None, data and asks, "for captions and questions of your own: with --data"),
+        ("--seed", seed is not None, not data, "of the held-out scenes: leave out --data"),
+        ("--redrawn", redrawn is not None, not data and task in (Task.questions, Task.all), "for questions on scenes"),
+        ("--rerank", rerank is not None, task in (Task.retrieval, Task.all), "for retrieval"),
+    ):
+        if is_given and not applies:  # what would do nothing is not passed over
+            raise typer.BadParameter(f"{option} is {use}.")
     from minichat.evaluate.run import CHAT_TASKS, Plan
 
     tasks = CHAT_TASKS if task in (Task.all, None) else (task.value,)
