@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BartConfig, Blip2ForConditionalGeneration
+from transformers import BartConfig, Blip2ForConditionalGeneration, T5ForConditionalGeneration
 
 import minichat
 from minichat.chat import MiniChat
@@ -262,6 +262,13 @@ class TestFolders:
         bot.processor.save_pretrained(tmp_path)
         loaded = minichat.load(tmp_path, device="cpu")
         assert loaded.caption(PICTURES, max_new_tokens=6) == bot.caption(PICTURES, max_new_tokens=6)
+
+    @pytest.mark.parametrize("merge", [True, False])
+    def test_its_llm_goes_out_as_it_came_in(self, tmp_path: Path, merge: bool) -> None:
+        out = export(str(convert_t5(tmp_path, merge=merge)), "llm", tmp_path / "llm")
+        ours, theirs = (T5ForConditionalGeneration.from_pretrained(f).state_dict() for f in (out, tmp_path / "t5"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def test_half_precision(self, folder: Path) -> None:
         """T5 overflows in float16 unless its feed-forward outputs stay in float32, as transformers keeps them."""
