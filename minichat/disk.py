@@ -157,7 +157,8 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Indented JSON, in readable letters of any script."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # of what is no Unicode that is JSON's escape
 
 
 def json_line(record: Mapping[str, Any]) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from minichat import images
-from minichat.caption import Row, append_row, caption_paths, find_pictures
+from minichat import cli, images
+from minichat.caption import Row, Skipped, append_row, caption_paths, find_pictures
 from minichat.errors import ContextError, DataError, ImageError, SettingsError
 
 
@@ -88,6 +89,58 @@ def test_a_loop_of_links_ends(tmp_path):
     (tmp_path / "a.png").touch()
     (tmp_path / "loop").symlink_to(tmp_path)
     assert find_pictures([tmp_path]) == [tmp_path / "a.png"]
+
+
+def test_links_to_folders_are_followed_and_no_folder_is_looked_through_twice(tmp_path):
+    """A folder by its own name where it has one there, else by its link's; whatever circles the links make."""
+    top, away = tmp_path / "top", tmp_path / "away"
+    for path in (top / "z" / "inside.png", away / "outside.png", away / "deep" / "er.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for link, to in (
+        (top / "a", top / "z"), (top / "b", away), (top / "c", away), (top / "z" / "up", top), (top / "gone", "absent"),
+        (away / "deep" / "back", away), (away / "to", top), (top / ".hidden", away / "deep"),
+    ):  # fmt: skip
+        link.symlink_to(to)
+    found = [path.relative_to(top).as_posix() for path in find_pictures([top])]
+    assert found == ["z/inside.png", "b/outside.png", "b/deep/er.png"]
+    assert find_pictures([top / "b"])[0] == top / "b" / "outside.png"  # one that is named
+
+
+@pytest.fixture
+def locked(monkeypatch):
+    """Folders of the name "locked" cannot be read: to root no permission is denied."""
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if Path(os.fspath(path)).name == "locked":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+def test_a_folder_that_cannot_be_read_costs_the_others_nothing(tmp_path, locked):
+    for name in ("a.png", "locked/b.png", "open/locked/c.png", "open/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    told: list[Skipped] = []
+    assert find_pictures([tmp_path], told.append) == [tmp_path / "a.png", tmp_path / "open" / "d.png"]
+    assert [each.path for each in told] == [tmp_path / "locked", tmp_path / "open" / "locked"]
+    assert told[0].error == f"The folder '{tmp_path}/locked' cannot be read (Permission denied): check its permissions."
+    for inputs, tell in (([tmp_path], ()), ([tmp_path / "locked"], (told.append,))):
+        with pytest.raises(DataError, match="cannot be read"):  # no one hears of it, or there is nothing else
+            find_pictures(inputs, *tell)
+
+
+def test_the_command_names_a_folder_that_cannot_be_read(tmp_path, locked, monkeypatch):
+    monkeypatch.setattr(cli.talk, "load_bot", lambda *arguments: FakeBot())
+    pictures(tmp_path, [1, 2])
+    (tmp_path / "locked").mkdir()
+    result = CliRunner().invoke(cli.app, ["caption", str(tmp_path)])
+    assert result.exit_code == 3
+    assert [json.loads(line)["caption"] for line in result.stdout.splitlines()] == ["red 1", "red 2"]
+    assert f"minichat: The folder '{tmp_path}/locked' cannot be read (Permission denied)" in result.stderr
 
 
 def test_nothing_to_caption_is_an_error(tmp_path):

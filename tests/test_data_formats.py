@@ -401,6 +401,9 @@ def test_long_and_foreign_names_in_a_tar(made_by: int, tmp_path: Path) -> None:
         (lambda: Stream([Source("x.tar", 0.0)]), "ratio is 0.0"),
         (lambda: Stream([Source("x.tar", float("nan"))]), "ratio is nan"),
         (lambda: Stream([Source("x.tar")], shuffle=0), "shuffle is 0"),
+        (lambda: Stream([Source("x.tar")], shuffle="many"), "shuffle is 'many'"),  # type: ignore[arg-type]
+        (lambda: Stream([Source(str(DATA / "shards"))], instructions=5), "instructions is 5"),  # type: ignore[arg-type]
+        (lambda: Stream([Source(str(DATA / "shards"))], captions=["blip"]), "captions is"),  # type: ignore[arg-type]
         (lambda: Stream([Source("x.tar")], passes=0), "passes is 0"),
         (lambda: Stream([Source(str(DATA / "shards"))], captions="short"), "captions is 'short'"),
     ],

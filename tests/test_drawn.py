@@ -52,6 +52,8 @@ def test_of_so_many_examples_each_comes_as_often() -> None:
     for wrong in (0, -1, 2.5):
         with pytest.raises(SettingsError, match="examples is"):
             DrawnStream(ALL, batch_size=4, examples=wrong)  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="easy is 'many'"):
+        DrawnStream(ALL, batch_size=4, easy="many")  # type: ignore[arg-type]
 
 
 def test_parts_share_the_stream() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,12 @@ def test_questions_of_vqa_v2(shots, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_id": "a7"}, r"q\.json: VQAv2's pictures are named by .* 'val2014' and 'a7'\. .* an 'image'"),
-        ({"image_id": [1]}, r"q\.json: image_id is \[1\]; it must be a whole number or a text"),
-        ({"question_id": {}}, r"q\.json: question_id is \{\}; it must be"),
+        (
+            {"image_id": "a7"},
+            r"q\.json \(record 1\): VQAv2's pictures are named by .* 'val2014' and 'a7'\. .* an 'image'",
+        ),
+        ({"image_id": [1]}, r"q\.json \(record 1\): image_id is \[1\]; it must be a whole number or a text"),
+        ({"question_id": {}}, r"q\.json \(record 1\): question_id is \{\}; it must be"),
     ],
 )
 def test_questions_whose_pictures_have_other_names(shots, tmp_path, changes, message):
@@ -127,6 +131,25 @@ def test_questions_whose_pictures_have_other_names(shots, tmp_path, changes, mes
     if isinstance(changes.get("image_id"), str):
         (found,) = Files(vqa(tmp_path, **changes, image="a.png"), shots).questions()
         assert found.pictures == (StoredPicture("a.png", shots / "a.png"),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answers": 5}, "answers is 5; it must be a list of one at least"),
+        ({"answers": "red"}, "answers is 'red'; it must be a list"),
+        ({"answers": []}, r"answers is \[\]; it must be a list of one at least"),
+        ({"answers": [{"answer": "red"}, 3]}, "a record has no 'answer'"),
+        ({"answers": [{"answer": "\ud800"}]}, "answer holds half of a surrogate pair"),
+        ({"answer_type": "\ud800"}, "answer_type holds half of a surrogate pair"),
+    ],
+)
+def test_answers_that_are_none_are_named_by_file_and_record(shots, tmp_path, changes, message):
+    questions, answers = vqa(tmp_path)
+    (note,) = json.loads(answers.read_text())["annotations"]
+    write(answers, {"annotations": [{**note, "question_id": 1}, {**note, **changes}]})
+    with pytest.raises(DataError, match=rf"a\.json \(record 2\): {message}"):
+        Files((questions, answers), shots).questions()
 
 
 def test_answers_without_their_questions(shots, tmp_path):
@@ -158,7 +181,9 @@ def test_a_conversations_last_reply_is_its_caption(shots, tmp_path):
 
 
 def test_questions_without_their_answers(shots, tmp_path):
-    with pytest.raises(DataError, match=r"q\.json: the question 420 has no answers: give VQAv2's annotations"):
+    with pytest.raises(
+        DataError, match=r"q\.json \(record 1\): the question 420 has no answers: give VQAv2's annotations"
+    ):
         Files(vqa(tmp_path)[:1], shots).questions()
 
 
@@ -203,6 +228,13 @@ def test_polls_of_pope(shots):
     assert figures["random: says yes"].value == 1
 
 
+def test_a_file_of_polls_whose_name_is_no_unicode(shots):
+    """Its name is that of figures, in a table and on a plot."""
+    path = write(shots / os.fsdecode(b"odd\xff.json"), {"image": "a.png", "text": "A dog?", "label": "no"})
+    (poll,) = Files((path,)).polls()
+    assert poll.setting == "odd\\udcff"
+
+
 # --- dialogues
 
 
@@ -245,6 +277,23 @@ def test_dialogues_of_messages(shots):
         ("questions", [{"image": "a.png", "question": "", "answer": "x"}], r"d\.jsonl:1: question is ''"),
         ("questions", [["a.png"]], r"d\.jsonl:1.*no JSON object"),
         ("polls", [{"image": "a.png", "text": "x", "label": "maybe"}], r"d\.jsonl:1: label is 'maybe'"),
+        (
+            "captions",
+            [{"image": "a.png", "caption": "a \ud800 star"}],
+            r"d\.jsonl:1: caption holds half of a surrogate",
+        ),
+        ("captions", [{"image": "a.png", "captions": ["a", "\0"]}], r"d\.jsonl:1: captions holds a null character"),
+        (
+            "questions",
+            [{"image": "a.png", "question": "\udfff", "answer": "x"}],
+            r"d\.jsonl:1: question holds half of a",
+        ),
+        (
+            "questions",
+            [{"image": "a.png", "question": "x", "answer": "x", "kind": "\ud800"}],
+            r"d\.jsonl:1: kind holds half of a surrogate pair",
+        ),
+        ("polls", [{"image": "a.png", "text": "\ud800", "label": "no"}], r"d\.jsonl:1: text holds half of a surrogate"),
     ],
 )
 def test_a_wrong_record_is_named_by_file_and_line(shots, task, records, message):

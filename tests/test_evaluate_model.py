@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import minichat
@@ -82,6 +84,18 @@ def test_a_users_file(bot, tmp_path, monkeypatch):
     assert "| BLEU-4 |" in captions.stdout and "On captions.csv" in captions.stdout
 
 
+def test_pictures_whose_names_are_no_unicode(bot, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.evaluate, "load_bot", lambda *arguments: bot)
+    folder = tmp_path / os.fsdecode(b"odd\xff")
+    folder.mkdir()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(folder / os.fsdecode(b"noise\xff.png"))
+    result = run("outside", "--data", folder, "--no-blank", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.stderr
+    assert "\nOn odd\\udcff; minichat" in result.stdout
+    lines = (tmp_path / "run" / "replies.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {json.loads(line)["picture"] for line in lines} == {"noise\udcff.png"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -101,6 +115,12 @@ def test_a_users_file(bot, tmp_path, monkeypatch):
         (("questions", "--data", "gone.jsonl"), 1, "minichat: 'gone.jsonl' was not found"),
         (("stories", "--data", "gone.jsonl"), 1, "minichat: stories are measured on scenes alone"),
         (("--compare", "a", "b"), 1, "minichat: 'a' holds no results.json"),
+        (("--compare", "a", "b", "--out", "c"), 1, "minichat: 'a' holds no results.json"),
+        (("--compare", "a", "b", "--count", "5"), 2, "--count is for a task"),
+        (("--compare", "a", "b", "--no-blank"), 2, "--blank is for a task"),
+        (("--compare", "a", "b", "--dtype", "auto"), 2, "--dtype is for a task"),
+        (("questions", "--batch-size", "0"), 1, "minichat: batch_size is 0"),
+        (("retrieval", "--batch-size", "0"), 1, "minichat: batch_size is 0"),
     ],
 )
 def test_what_is_asked_wrongly(bot, monkeypatch, tmp_path, arguments, code, message):

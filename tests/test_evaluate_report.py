@@ -114,6 +114,23 @@ def test_a_folder_holds_all_of_it(tmp_path):
         report().write(tmp_path / "run")
 
 
+def test_a_name_that_is_no_unicode_costs_no_report(tmp_path):
+    """Of a folder, a file or a text that no one looked at: all is measured when it is written."""
+    for name in ("odd\udcff", "half\ud800"):
+        found = report(name)
+        found.source, found.files, found.records = name, {name: "00"}, [{"picture": name, "reply": "été"}]
+        out = tmp_path / f"run {name[:3]}"
+        found.write(out)
+        content = json.loads((out / "results.json").read_text(encoding="utf-8"))
+        assert (content["model"]["name"], content["data"]["files"]) == (name, {name: "00"})
+        assert json.loads((out / "replies.jsonl").read_text(encoding="utf-8")) == found.records[0]
+        shown_as = name.encode("utf-8", "backslashreplace").decode()
+        assert (out / "results.md").read_text(encoding="utf-8").startswith(f"# {shown_as}\n\nOn {shown_as}, seed 0")
+    both = compare(tmp_path / "run odd", tmp_path / "run hal")
+    both.write(tmp_path / "both")
+    assert "| | odd\\udcff | half\\ud800 | difference |" in both.to_markdown()
+
+
 # --- two runs
 
 
@@ -169,7 +186,12 @@ def test_what_cannot_be_compared(runs, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"tasks": ("magic",)}, "no task 'magic'"), ({"count": 0}, "count is 0"), ({"reranked": -1}, "reranked is -1")],
+    [
+        ({"tasks": ("magic",)}, "no task 'magic'"),
+        ({"count": 0}, "count is 0"),
+        ({"reranked": -1}, "reranked is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
 )
 def test_a_plan_that_cannot_be(settings, message):
     with pytest.raises(SettingsError, match=message):

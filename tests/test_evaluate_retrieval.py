@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from minichat.errors import DataError
+from minichat.errors import DataError, SettingsError
 from minichat.evaluate.replies import Blank
-from minichat.evaluate.retrieval import Gallery, Stage1Finder, can_retrieve, first_ranks, recalls
+from minichat.evaluate.retrieval import Finder, Gallery, can_retrieve, first_ranks, load_finder, recalls
 from minichat.evaluate.run import Plan, search
+from minichat.model.pretraining import QFormerPretraining
+from minichat.model.retrieval import rerank
 from minichat.scenes.captions import facts
+from minichat.search import Reader
 
 
 class Table:
@@ -63,9 +66,49 @@ def test_matching_puts_the_best_in_another_order_and_no_others():
     assert finder.matched == 2 * (3 * 2)
 
 
-def test_ranks_and_recalls():
-    order = torch.tensor([[2, 0, 1], [1, 2, 0]])
-    assert first_ranks(order, [{0, 1}, {1}]) == [1, 0]
+@pytest.mark.parametrize("k", [0, 3, 50])
+@pytest.mark.parametrize("at_once", [1, 4, 512])
+def test_a_rank_is_the_place_of_the_first_own_candidate(k, at_once, monkeypatch):
+    """However many queries are put in order at a time; some are as similar as others."""
+    monkeypatch.setattr("minichat.evaluate.retrieval._QUERIES", at_once)
+    torch.manual_seed(0)
+    similarity, logits = torch.randint(0, 5, (11, 30)) / 5, torch.randint(0, 5, (11, 30)) / 5
+
+    def match(query: Tensor, candidate: Tensor) -> Tensor:
+        return torch.stack([-logits[query, candidate], logits[query, candidate]], dim=1)
+
+    wanted, offered = torch.arange(11), torch.randint(0, 11, (30,))
+    offered[:11] = wanted.flip(0)
+    order = rerank(similarity, match, k).tolist()
+    by_hand = [[int(offered[each]) for each in row].index(query) for query, row in enumerate(order)]
+    assert first_ranks(similarity, match, k, wanted, offered) == by_hand
+
+
+@pytest.mark.parametrize("pieces", [1, 7 * 3 * 2, 10**9])
+def test_similarity_is_the_same_in_pieces(pieces, monkeypatch):
+    """Whole numbers, so that no sum is rounded; and no piece is larger than it may be, but of one picture."""
+    monkeypatch.setattr("minichat.model.pretraining._AT_ONCE", pieces)
+    einsum, sizes = torch.einsum, []
+
+    def watched(*arguments):
+        sizes.append(einsum(*arguments).numel())
+        return einsum(*arguments)
+
+    torch.manual_seed(0)
+    images, texts = torch.randint(-9, 9, (10, 3, 4)).float(), torch.randint(-9, 9, (7, 4)).float()
+    images.requires_grad_()
+    whole = einsum("ine,be->ibn", images, texts).amax(-1)
+    monkeypatch.setattr(torch, "einsum", watched)
+    found = QFormerPretraining.similarity(images, texts)
+    assert torch.equal(found, whole)
+    assert max(sizes) <= max(pieces, 7 * 3) and sum(sizes) == 10 * 7 * 3
+    gradients = [torch.autograd.grad(each.square().sum(), images)[0] for each in (found, whole)]
+    assert torch.equal(*gradients)
+    assert QFormerPretraining.similarity(images[:0], texts).shape == (0, 7)
+    assert QFormerPretraining.similarity(images, texts[:0]).shape == (10, 0)
+
+
+def test_recalls():
     figures = {name: figure.value for name, figure in recalls([0, 4, 5, 9, 10]).items()}
     assert figures == {"R@1": 0.2, "R@5": 0.4, "R@10": 0.8}
 
@@ -97,7 +140,7 @@ def stage1(tmp_path_factory):
     tokenizer = read_wordpiece(vocabulary)
     model = tiny_pretraining()
     folder = write_stage1(tmp_path_factory.mktemp("stage1") / "model", model, tokenizer)
-    return folder, Stage1Finder(Stage1(model, tokenizer), batch_size=3)
+    return folder, Finder(Reader(Stage1(model, tokenizer)), batch_size=3)
 
 
 def test_a_q_former_compares_in_batches_what_it_compares_alone(stage1):
@@ -142,3 +185,20 @@ def test_the_command_measures_a_folder(stage1):
     assert refused.exit_code == 1
     assert refused.stderr.startswith("minichat: ") and "Blip2ForImageTextRetrieval" in refused.stderr
     assert set(report.weights) == {"model.safetensors", "stage1.safetensors"}
+
+
+def test_the_precision_that_is_asked_for_is_the_one_that_is_measured(stage1, monkeypatch):
+    from typer.testing import CliRunner
+
+    from minichat import cli
+    from minichat.search import reader
+
+    loaded, load = [], reader.load_reader
+    monkeypatch.setattr(reader, "load_reader", lambda *arguments: loaded.append(load(*arguments)) or loaded[-1])
+    options = ["--model", str(stage1[0]), "--count", "3", "--rerank", "2", "--device", "cpu"]
+    for given in ([], ["--dtype", "bfloat16"]):
+        result = CliRunner().invoke(cli.app, ["evaluate", "retrieval", *options, *given])
+        assert result.exit_code == 0, result.stderr
+    assert [each.model.dtype for each in loaded] == [torch.float32, torch.bfloat16]
+    with pytest.raises(SettingsError, match="dtype is 'int8'"):
+        load_finder(str(stage1[0]), "cpu", "int8")

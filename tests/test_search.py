@@ -8,6 +8,7 @@ import re
 import signal
 import sqlite3
 import threading
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +22,11 @@ from typer.testing import CliRunner
 import minichat
 from minichat import cli, images
 from minichat.errors import DataError, ImageError, ModelError, PromptError, SettingsError
-from minichat.evaluate.retrieval import Stage1Finder
+from minichat.evaluate.retrieval import Finder
 from minichat.model.retrieval import rerank
 from minichat.prompt.wordpiece import read_wordpiece, tokenize
 from minichat.search import Hit, Index, Reader, contact_sheet, load_reader
+from minichat.search.store import Store
 from minichat.weights.stage1 import Stage1, write_stage1
 from tests.tiny_stage1 import SIDE, VOCABULARY, WORDS, tiny_pretraining
 
@@ -140,7 +142,7 @@ def test_pictures_are_found_in_the_order_that_is_evaluated(stage1, reader, folde
     index = Index.open(folder, reader, where=where)
     paths = sorted(folder.rglob("*.png"))
     shown = [SimpleNamespace(open=partial(images.load, path)) for path in paths]
-    found = Stage1Finder(stage1).compare(shown, QUERIES)
+    found = Finder(Reader(stage1)).compare(shown, QUERIES)
     for k in (0, 4, 9):
         order = rerank(found.similarity().T, lambda text, picture: found.match(picture, text), k)
         for text, row in zip(QUERIES, order.tolist(), strict=True):
@@ -181,6 +183,9 @@ def test_what_cannot_be_asked_for_is_refused(reader, folder, where):
         index.update(batch_size=0)
     with pytest.raises(PromptError, match="empty"):
         index.find("  ")
+    for wrong in ("\udcff red", "half \ud800"):
+        with pytest.raises(PromptError, match=r"no valid text: write them in UTF-8"):
+            index.find(wrong)
     with pytest.raises(ImageError, match="not found"):
         index.find_image(folder / "absent.png")
     assert len(index.find("star " * 500)) == 9  # cut to what the Q-Former can read
@@ -350,6 +355,38 @@ def test_what_is_no_number_is_not_kept(stage1, folder, where):
         Index.open(folder, Reader(Stage1(broken, stage1.tokenizer)), where=where)
 
 
+def test_opening_holds_what_is_compared_once(reader, folder, where, tmp_path, monkeypatch):
+    opened(folder, reader, where)
+    table, reads = Store.table, []
+    monkeypatch.setattr(Store, "table", lambda store: reads.append(1) or table(store))
+    index, _ = opened(folder, reader, where)
+    assert len(index) == 9 and len(index.find("star", 50)) == 9
+    assert len(reads) == 1
+    store = Store(tmp_path / "large.sqlite", (32, 256), 8)
+    with store.writing() as writer:
+        for number in range(500):
+            writer.add_picture(b"%d" % number, torch.full((32, 256), number), None)
+            writer.add_file(b"%03d" % number, 0, 0, b"%d" % number)
+    tracemalloc.start()
+    try:
+        found = table(store)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(found.embeddings[:, 0, 0], torch.arange(500).half())
+    assert peak < 1.5 * found.embeddings.nbytes
+
+
+def test_folders_that_are_linked_are_searched(reader, folder, where, tmp_path):
+    (tmp_path / "away").mkdir()
+    put(tmp_path / "away" / "far.png", 70)
+    (folder / "link").symlink_to(tmp_path / "away")
+    (tmp_path / "away" / "back").symlink_to(folder)
+    index, seen = opened(folder, reader, where)
+    assert seen == len(index) == 10
+    assert index.find_image(noise(70), top=1)[0].path == folder / "link" / "far.png"
+
+
 # --- whatever stops it
 
 
@@ -517,6 +554,33 @@ def test_the_command_answers_the_lines_of_a_pipe(folder, at, read_once):
         for line in run("-", folder, *at, "--json", "--top", 1, input="a\nb").stdout.splitlines()
     ]
     assert queries == ["a", "b"]
+
+
+def test_a_line_that_is_no_text_costs_the_others_nothing(folder, at, read_once):
+    """However stdin is read: as bytes that are no UTF-8 come in a test, or escaped as in the locale C.UTF-8."""
+    result = run("-", folder, *at, "--top", 1, input=b"star\n\nblue \xff\nring\n")
+    assert result.exit_code == 3
+    assert result.stderr == "minichat: line 3: The words to search for are no valid text: write them in UTF-8.\n"
+    star, ring = (run(query, folder, *at, "--top", 1).stdout for query in ("star", "ring"))
+    assert result.stdout == f"{star}\n\n{ring}\n"
+    result = run(os.fsdecode(b"\xff red"), folder, *at)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "minichat: The words to search for are no valid text: write them in UTF-8.\n"
+
+
+def test_the_command_names_a_folder_that_cannot_be_read(folder, at, read_once, monkeypatch):
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if Path(os.fspath(path)).name == "below":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # to root no permission is denied
+    result = run("star", folder, *at)
+    assert result.exit_code == 3
+    assert len(result.stdout.splitlines()) == 6
+    assert re.fullmatch(r"minichat: \S+below: The folder '\S+below' cannot be read \(Permission .*\n", result.stderr)
 
 
 def test_the_command_names_what_it_skips(folder, at, read_once):

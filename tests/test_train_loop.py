@@ -316,6 +316,19 @@ def test_a_loss_that_is_no_number_stops_the_run_by_file_and_line(
     assert run(desk, *given).signal is None
 
 
+def test_a_validation_loss_that_is_no_number_is_named(
+    desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Replies.loss
+    monkeypatch.setattr(
+        Replies, "loss", lambda self, batch: real(self, batch) * (1.0 if self.model.training else float("nan"))
+    )
+    given = [f"out={tmp_path / 'run'}", f"data.validation={desk / 'held_out.jsonl'}", "run.validate_every=3"]
+    with pytest.raises(ModelError, match=r"The validation loss is nan after step 3, from .*held_out\.jsonl:1"):
+        run(desk, *given)
+    assert not list((tmp_path / "run").rglob("best*"))
+
+
 def test_a_record_without_a_reply_is_refused_by_file_and_line(desk: Path, tmp_path: Path) -> None:
     talks = tmp_path / "talks.jsonl"
     talks.write_text('{"messages": [{"role": "user", "content": "Hello"}]}\n')

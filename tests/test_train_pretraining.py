@@ -18,6 +18,7 @@ from transformers import Blip2ForImageTextRetrieval
 from minichat.data.batches import shares
 from minichat.errors import DataError, MiniChatError, SettingsError
 from minichat.train import pretraining
+from minichat.train.config import check_unused
 from minichat.train.data import read_data
 from minichat.train.journal import read_metrics
 from minichat.train.pretraining import Pretraining
@@ -121,6 +122,23 @@ def streamed(tar: Path, *more: str) -> list[str]:
     return [f"data.train={source}", "data.stream=true", "data.validation=null", "run.epochs=null", "run.steps=3", *more]
 
 
+def test_a_pair_meets_others_of_any_length(desk: Path, tmp_path: Path) -> None:
+    """All negatives are in the batch: those of like length must not be the only ones, nor again and again the same."""
+    write_pairs(tmp_path / "many.csv", 60)  # a third of the texts are long
+    config = config_of(desk, f"data.train={tmp_path / 'many.csv'}", f"data.validation={tmp_path / 'many.csv'}")
+    data = read_data(config, Pretraining(config, CPU), Together(0, 1), print)
+    for feed in (data.feed, data.held_out):
+        epoch = feed.epoch(0)
+        alike = [batch for batch in epoch.batches if len(set(epoch.rows.lengths[batch].tolist())) == 1]
+        assert len(alike) <= len(epoch.batches) // 2
+
+
+def test_a_stream_without_a_text_ends_with_a_sentence(desk: Path, tmp_path: Path) -> None:
+    write_tar(tmp_path / "web.tar", range(24), wordless=range(24))
+    with pytest.raises(DataError, match="Nothing can be learnt at step 1"):
+        run(desk, f"out={tmp_path / 'run'}", *streamed(tmp_path / "web.tar"))
+
+
 class TestProcesses:
     @pytest.mark.parametrize("settings", [[], ["run.batch_size=4", "data.train=held_out.csv", "run.epochs=3"]])
     def test_two_are_as_one(self, desk: Path, tmp_path: Path, settings: list[str], monkeypatch: Any) -> None:
@@ -134,8 +152,9 @@ class TestProcesses:
             torch.testing.assert_close(ours, theirs, **CLOSE)
         torch.testing.assert_close(*(torch.tensor(validations(out)) for out in (shared, alone)), **CLOSE)
         ours, theirs = (load_file(out / "model.safetensors") for out in (shared, alone))
-        for name, tensor in theirs.items():
-            torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-3, msg=name)
+        # As a whole: Adam moves a weight whose gradient is rounding alone as far as any other.
+        one, other = (torch.cat([tensors[name].flatten() for name in theirs]) for tensors in (ours, theirs))
+        assert (one - other).norm() <= 1e-3 * other.norm()
         items = [line["items"] for line in steps_of(alone)]
         assert (min(items) == 1) == bool(settings)
 
@@ -310,8 +329,8 @@ class TestBeginnings:
             (["pretraining.new.vision_heads=2"], "vision_heads is of an EVA file"),
             (["pretraining.new.vision=nowhere"], "The vision encoder 'nowhere' is not there"),
             (["pretraining.new.image_size=30"], "image_size is 30; it must be a multiple of the patch size 14"),
-            (["data.template=plain"], "data.template is for an LLM, which the stage pretraining has not"),
-            (["model.quantize=8bit"], "model.quantize is for an LLM"),
+            (["data.template=plain"], "data.template means nothing to the stage pretraining: drop it"),
+            (["model.quantize=8bit"], "model.quantize means nothing to the stage pretraining"),
             (["data.max_tokens=2"], "two control tokens and a word need 3"),
             (["trainable=[projection]"], "no part 'projection'"),
             (["trainable=[vision_model]", "data.features=kept"], "data.features keeps what the frozen parts see"),
@@ -319,6 +338,7 @@ class TestBeginnings:
     )
     def test_what_cannot_be(self, desk: Path, settings: list[str], message: str) -> None:
         with pytest.raises(MiniChatError, match=message):
+            check_unused(config_of(desk, *settings), Pretraining.unused)
             first_batch(Pretraining(config_of(desk, *settings), CPU), desk, *settings)
 
 

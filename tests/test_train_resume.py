@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,14 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minichat.disk import locked
 from minichat.errors import DataError, SettingsError
 from minichat.train.checkpoint import Checkpoints
+from minichat.train.loop import train
 from tests.training import (
     checkpoints,
+    config_of,
     losses,
     make_desk,
     run,
@@ -200,6 +203,42 @@ def test_a_data_set_that_changed_is_refused(desk: Path, tmp_path: Path) -> None:
     talks.write_text(talks.read_text().replace("red", "blue"))
     with pytest.raises(SettingsError, match="The data set has changed since the run in 'run' began"):
         run(desk, *given)
+
+
+def test_held_out_data_that_changed_are_refused(desk: Path, tmp_path: Path) -> None:
+    """Losses on other data would be compared with the best so far."""
+    held_out = tmp_path / "held_out.jsonl"
+    write_talks(held_out, 3)
+    given = [f"out={tmp_path / 'run'}", f"data.validation={held_out}"]
+    run(desk, *given, stop=2)
+    held_out.write_text(held_out.read_text().replace("red", "blue"))
+    with pytest.raises(SettingsError, match="The held-out data have changed since the run in 'run' began"):
+        run(desk, *given)
+
+
+def test_frozen_weights_that_changed_are_refused(desk: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(desk / "model", tmp_path / "base")
+    given = [f"out={tmp_path / 'run'}", f"model.name={base}"]
+    run(desk, *given, stop=2)
+    (file,) = base.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.startswith("vision_model."))
+    save_file({**tensors, name: tensors[name] + 1}, file, metadata={"format": "pt"})
+    with pytest.raises(SettingsError, match="The frozen weights have changed since the run in 'run' began"):
+        run(desk, *given)
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert run(desk, *given).signal is None
+
+
+def test_another_precision_is_told(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on where `auto` means something else, as on another machine."""
+    given = [f"out={tmp_path / 'run'}"]
+    run(desk, *given, stop=2)
+    for part in ("run", "network", "loop"):
+        monkeypatch.setattr(f"minichat.train.{part}.precision", lambda name, device: torch.bfloat16)
+    said: list[str] = []
+    assert train(config_of(desk, *given), say=said.append).signal is None
+    assert "The run began in float32 on cpu and goes on in bfloat16 on cpu: its figures may differ." in said
 
 
 def test_a_folder_with_other_files_is_refused(desk: Path, tmp_path: Path) -> None:

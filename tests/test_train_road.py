@@ -182,17 +182,29 @@ def test_what_is_not_drawn_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("0a_vision", "."), ("0b_language", "; or begin .* lower data.max_tokens.")]
+    ("name", "ways"),
+    [
+        ("0a_vision", "begin anew, in another out, and lower run.batch_size."),
+        ("0b_language", "lower run.device_batch_size, and the same command goes on; or .* lower data.max_tokens."),
+    ],
 )
-def test_what_does_not_fit_is_said(name: str, more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_said(name: str, ways: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Any, batch: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Vision if name == "0a_vision" else Language, "loss", full)
-    with pytest.raises(
-        SettingsError, match=f"at once: lower run.device_batch_size, and the same command goes on{more}$"
-    ):
+    with pytest.raises(SettingsError, match=f"at once: {ways}$"):
         train(config(name, tmp_path))
+
+
+def test_settings_that_would_change_nothing_or_the_loss_are_refused(tmp_path: Path) -> None:
+    """Names of parts that the stage does not look at; a contrast within parts of a step, which is another loss."""
+    for name, setting in (("0a_vision", "trainable=[nonsense]"), ("0b_language", "data.template=plain")):
+        with pytest.raises(SettingsError, match=f"{setting.split('=')[0]} means nothing to the stage"):
+            train(config(name, tmp_path, setting))
+    with pytest.raises(SettingsError, match=r"vision\.contrast compares all captions of a step"):
+        train(config("0a_vision", tmp_path, "run.device_batch_size=2"))
+    Vision(config("0a_vision", tmp_path, "run.device_batch_size=2", "vision.contrast=0"), CPU)
 
 
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import minichat
 from minichat import cli
+from minichat.train.config import read_config
 from minichat.train.journal import read_metrics
 from tests.test_train_data import write_tar
 from tests.tiny import SENTENCES, noise_picture, tiny_bot
@@ -91,6 +92,12 @@ def test_the_built_in_model(desk: Path) -> None:
     out = Path("runs/tiny_finetune")
     assert (out / "report.html").read_text().count("<tr><td>") == 1
     assert minichat.load(out, device="cpu").chat(max_new_tokens=4).ask("Hello.")
+
+
+def test_captions_of_the_web_are_changed_as_the_originals_do() -> None:
+    for name in ("minigpt4_vicuna_stage1", "minigpt4_llama2_stage1", "blip2_stage1", "blip2_stage2"):
+        sources = read_config(CONFIGS / f"{name}.yaml").data.train
+        assert [source.options for source in sources] == [{"captions": "blip"}] * len(sources), name
 
 
 def test_every_config_is_tested_here() -> None:

@@ -3,25 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from minichat.errors import DataError
 from minichat.images import SUFFIXES
 
 
-def find_pictures(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
+@dataclass(frozen=True)
+class Skipped:
+    """A file or folder that is left out, and why."""
+
+    path: Path
+    error: str
+
+
+def _refuse(closed: Skipped) -> None:
+    raise DataError(closed.error)
+
+
+def find_pictures(
+    inputs: Iterable[str | os.PathLike[str]], leave_out: Callable[[Skipped], None] = _refuse
+) -> list[Path]:
     """The pictures named, in order and each once; a folder stands for the pictures below it, sorted by path.
 
-    In a folder the file's ending decides, and hidden files and folders are left out. A file that is named is always
-    taken, even if it is missing or no picture: then its row says so.
+    In a folder the file's ending decides, and hidden files and folders are left out. Links to folders are followed
+    last, and no folder is looked through twice. A file that is named is always taken, even if it is missing or no
+    picture: then its row says so.
+
+    Args:
+        leave_out: is told of each folder that cannot be read, where others have pictures; default: it is an error.
 
     Raises:
         DataError: a folder cannot be read or has no pictures, or nothing is named at all.
     """
     found: dict[str, Path] = {}  # by absolute path, so that `a.png ./a.png .` is one picture
     for given in map(Path, inputs):
-        pictures = list(_below(given)) if given.is_dir() else [given]
+        closed: list[Skipped] = []
+        pictures = list(_below(given, closed)) if given.is_dir() else [given]
+        for each in closed:
+            (leave_out if pictures else _refuse)(each)
         if not pictures:
             endings = ", ".join(SUFFIXES)
             raise DataError(f"No pictures are in the folder {str(given)!r} or below it: they must end in {endings}.")
@@ -32,13 +54,23 @@ def find_pictures(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found.values())
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"The folder {error.filename!r} cannot be read ({error.strerror}): check its permissions.")
+def _below(folder: Path, closed: list[Skipped]) -> Iterator[Path]:
+    """The pictures; folders that cannot be read are added to `closed`."""
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        # In place, so that os.walk follows: sorted, and without hidden ones.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield Path(parent, name)
+    def note(error: OSError) -> None:
+        why = f"The folder {error.filename!r} cannot be read ({error.strerror}): check its permissions."
+        closed.append(Skipped(Path(error.filename), why))
+
+    tops, seen = [folder], set[str]()
+    for top in tops:  # links that are found are added to them: os.walk itself would follow a circle for ever
+        for parent, folders, files in os.walk(top, onerror=note):
+            # `folders` is changed in place, so that os.walk heeds it: sorted, and without hidden ones.
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if (real := os.path.realpath(parent)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            tops += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+            for name in sorted(files):
+                if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                    yield Path(parent, name)

@@ -32,6 +32,7 @@ class Task(StrEnum):
 
 @app.command()
 def evaluate(
+    ctx: typer.Context,
     task: Annotated[Task | None, typer.Argument(help="What to measure; all: whatever the model can.")] = None,
     model: Model = DEFAULT_MODEL,
     out: Annotated[
@@ -64,6 +65,10 @@ def evaluate(
     if (task is None) == (compare is None):
         raise typer.BadParameter("name a task, or two folders with --compare.")
     if compare is not None:
+        for param in ctx.command.params:
+            source = ctx.get_parameter_source(str(param.name))
+            if param.name not in ("compare", "out") and source is not None and source.name == "COMMANDLINE":
+                raise typer.BadParameter(f"{param.opts[0]} is for a task: with --compare nothing is measured.")
         from minichat.evaluate.compare import compare as side_by_side
 
         comparison = side_by_side(*compare)
@@ -113,7 +118,7 @@ def _measure(model: str, plan: Plan, data: tuple[Path, ...], images: Path | None
 
     files = Files(data, images, plan.count) if data else None
     if plan.tasks == ("retrieval",) or (plan.tasks == CHAT_TASKS and can_retrieve(model)):
-        return search(load_finder(model, device, plan.batch_size), model, plan, files)
+        return search(load_finder(model, device, dtype.value, plan.batch_size), model, plan, files)
     return evaluate(load_bot(model, device, dtype), plan, files, source=model, progress=_progress)
 
 

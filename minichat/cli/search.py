@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,7 @@ def search(
     if sheet is not None and (queries == ["-"] or sheet.suffix.lower() != ".png"):
         raise typer.BadParameter("--sheet is for one query, and its name ends in .png.")
     from minichat.disk import new_file
-    from minichat.errors import DataError
+    from minichat.errors import DataError, PromptError
     from minichat.search import Index, contact_sheet
 
     # Made first: what stands in its way is told before a folder is indexed.
@@ -72,24 +73,32 @@ def search(
         )
         for skipped in found.skipped:
             typer.echo(f"minichat: {_spelled(skipped.path)}: {skipped.error}", err=True)
-        hits = []
-        for query in _lines() if queries == ["-"] else queries:
-            hits = found.find(query, **given(top=top, rerank=rerank))
-            _show(hits, as_json, query if queries == ["-"] else None)
-        if image is not None:
-            hits = found.find_image(image, **given(top=top))
+        hits: Sequence[Hit] = ()
+        failed, options = bool(found.skipped), given(top=top, rerank=rerank)
+        if queries == ["-"]:
+            for number, query in _lines():
+                try:
+                    hits = found.find(query, **options)
+                except PromptError as error:  # it costs the other lines nothing, and its answer is empty
+                    typer.echo(f"minichat: line {number}: {error}", err=True)
+                    hits, failed = (), True
+                _show(hits, as_json, query)
+        else:
+            hits = found.find(queries[0], **options) if image is None else found.find_image(image, **given(top=top))
             _show(hits, as_json)
         if file is not None:
             contact_sheet(hits).save(file, format="PNG")
-    if found.skipped:
+    if failed:
         raise typer.Exit(SOME_FAILED)
 
 
-def _lines() -> Iterator[str]:
-    """The queries that are typed or piped in, one a line, as they come."""
-    for line in iter(sys.stdin.readline, ""):
+def _lines() -> Iterator[tuple[int, str]]:
+    """The queries that are typed or piped in, one a line, as they come, each with its line's number."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that cannot be read costs its own line alone
+    for number, line in enumerate(iter(sys.stdin.readline, ""), start=1):
         if line.strip():
-            yield line.strip()
+            yield number, line.strip()
 
 
 def _show(hits: Sequence[Hit], as_json: bool, query: str | None = None) -> None:

@@ -113,7 +113,7 @@ def caption(
     seed: Seed = None,
 ) -> None:
     """Caption pictures: a line {"image": ..., "caption": ...} or {"image": ..., "error": ...} for each."""
-    from minichat.caption import append_row, caption_paths, find_pictures
+    from minichat.caption import Skipped, append_row, caption_paths, find_pictures
 
     settings = given(
         max_new_tokens=max_new_tokens,
@@ -123,7 +123,10 @@ def caption(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    paths = find_pictures(files_or_folders)
+    skipped: list[Skipped] = []
+    paths = find_pictures(files_or_folders, skipped.append)
+    for each in skipped:
+        typer.echo(f"minichat: {each.error}", err=True)
     done = failed = 0
     with output(out) as file:
         bot = load_bot(model, device, dtype, quantize, device_map, verify)
@@ -133,5 +136,5 @@ def caption(
             failed += row.error is not None
             progress(done, len(paths))
     typer.echo(f"{done} pictures: {done - failed} captioned, {failed} failed.", err=True)
-    if failed:
+    if failed or skipped:
         raise typer.Exit(SOME_FAILED)

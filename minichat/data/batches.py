@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from minichat.prompt.processing import MiniChatProcessor
 
 Batch = dict[str, Tensor]
-_WINDOW = 50  # batches: among so many, rows are sorted by length
+WINDOW = 50  # batches: among so many, rows are sorted by length
 
 
 def plan(
-    lengths: Sequence[int] | NDArray[np.int64], *, batch_size: int, seed: int, epoch: int, window: int = _WINDOW
+    lengths: Sequence[int] | NDArray[np.int64], *, batch_size: int, seed: int, epoch: int, window: int = WINDOW
 ) -> list[list[int]]:
     """An epoch: every row once, in global batches of `batch_size`; one of them may be smaller.
 

@@ -219,6 +219,8 @@ class DrawnStream:
             )
         if examples is not None and (not isinstance(examples, int) or examples < 1):
             raise SettingsError(f"data.train: examples is {examples!r}; it must be a whole number, 1 or more.")
+        if isinstance(easy, bool) or not isinstance(easy, int) or easy < 0:
+            raise SettingsError(f"data.train: easy is {easy!r}; it must be a whole number, 0 or more.")
         self._kinds, self._ratios = list(ratios), list(ratios.values())
         self._batch_size, self._seed, self._easy = batch_size, seed, easy
         self._examples = examples

@@ -10,7 +10,7 @@ from typing import Any
 from minichat.disk import new_folder
 from minichat.errors import DataError
 from minichat.evaluate.figures import Figure
-from minichat.evaluate.report import FORMAT, RESULTS, shown
+from minichat.evaluate.report import FORMAT, RESULTS, readable, shown
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def _read(folder: Path) -> Run:
 def _names(comparison: Comparison) -> tuple[str, str]:
     """The models' names; the folders', where the models have the same."""
     first, second = comparison.first, comparison.second
-    return (first.model, second.model) if first.model != second.model else (first.name, second.name)
+    names = (first.model, second.model) if first.model != second.model else (first.name, second.name)
+    return readable(names[0]), readable(names[1])
 
 
 def _difference(a: Figure, b: Figure) -> str:

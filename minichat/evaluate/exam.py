@@ -28,6 +28,6 @@ def fingerprint(exam: Content) -> str:
     """A hash of what is asked: figures can be compared where it is the same."""
     whole = hashlib.sha256()
     for text in exam.content():
-        whole.update(text.encode())
+        whole.update(text.encode("utf-8", "surrogatepass"))  # a file's name may be no Unicode
         whole.update(b"\n")
     return whole.hexdigest()

@@ -22,13 +22,14 @@ from minichat.caption import find_pictures
 from minichat.data import formats
 from minichat.data.example import Example, Problem, StoredPicture, Where
 from minichat.data.formats.lines import records
-from minichat.data.formats.record import Shelf
+from minichat.data.formats.record import Shelf, words
 from minichat.errors import DataError
 from minichat.evaluate.captions import OwnCaption
 from minichat.evaluate.dialogue import OwnDialogue
 from minichat.evaluate.hallucination import SETTINGS, Poll
 from minichat.evaluate.questions import OwnQuestion
 from minichat.evaluate.replies import Ask, Reply
+from minichat.evaluate.report import readable
 from minichat.evaluate.retrieval import RERANKED, Gallery
 
 Record = tuple[Where, dict[str, Any]]
@@ -74,9 +75,9 @@ class Files:
         documents = {path: _document(path, ()) or {} for path in self.data}
         asked: list[OwnQuestion] = []
         answers = {
-            _id(Where(path.name), note, "question_id"): note
+            _id(where, note, "question_id"): (where, note)
             for path, document in documents.items()
-            for note in _list(document, "annotations")
+            for where, note in _numbered(path, document, "annotations")
         }
         for path, document in documents.items():
             if _list(document, "questions"):
@@ -88,33 +89,29 @@ class Files:
             raise DataError(f"{names} holds no questions: give the file of questions, too.")
         return tuple(asked[: self.count])
 
-    def _vqa(self, path: Path, document: dict[str, Any], answers: dict[Any, dict[str, Any]]) -> Iterator[OwnQuestion]:
-        where = Where(path.name)
-        for question in document["questions"]:
+    def _vqa(self, path: Path, document: dict[str, Any], answers: dict[int | str, Record]) -> Iterator[OwnQuestion]:
+        for where, question in _numbered(path, document, "questions"):
             number = _id(where, question, "question_id")
-            note = answers.get(number)
-            if note is None:
+            if number not in answers:
                 raise DataError(f"{where}: the question {number!r} has no answers: give VQAv2's annotations file, too.")
             name = _vqa_picture(where, document, question)
-            given = tuple(_text(where, answer, "answer") for answer in _field(where, note, "answers"))
+            given, kind = _people(*answers[number])
             picture = self._picture(where, path, name)
-            yield OwnQuestion(
-                _text(where, question, "question"), (picture,), given, str(note.get("answer_type", "")), name
-            )
+            yield OwnQuestion(_text(where, question, "question"), (picture,), given, kind, name)
 
     def _own_questions(self, path: Path) -> Iterator[OwnQuestion]:
         for where, record in _records(path):
             names = record["images"] if isinstance(record.get("images"), list) else [_field(where, record, "image")]
             pictures = tuple(self._picture(where, path, name) for name in names)
             given = tuple(_texts(where, record, "answers" if "answers" in record else "answer"))
-            text, kind = _text(where, record, "question"), str(record.get("kind", ""))
+            text, kind = _text(where, record, "question"), _kind(where, record, "kind")
             yield OwnQuestion(text, pictures, given, kind, ", ".join(map(str, names)))
 
     def polls(self) -> tuple[Poll, ...]:
         """POPE's questions; a file's setting is told by its name ("coco_pope_popular.json")."""
         polls: list[Poll] = []
         for path in self.data:
-            setting = next((name for name in SETTINGS if name in path.stem), path.stem)
+            setting = next((name for name in SETTINGS if name in path.stem), readable(path.stem))
             found: list[Poll] = []
             for where, record in _records(path):
                 label = _text(where, record, "label").strip().lower()
@@ -172,6 +169,20 @@ def _list(document: dict[str, Any], key: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def _numbered(path: Path, document: dict[str, Any], key: str) -> Iterator[Record]:
+    """The records of a document's list, each with its number."""
+    for number, record in enumerate(_list(document, key), start=1):
+        yield Where(path.name, record=number), record
+
+
+def _people(where: Where, note: dict[str, Any]) -> tuple[tuple[str, ...], str]:
+    """People's answers to a question of VQAv2, and their kind."""
+    answers = _field(where, note, "answers")
+    if not isinstance(answers, list) or not answers:
+        raise DataError(f"{where}: answers is {answers!r}; it must be a list of one at least.")
+    return tuple(_text(where, answer, "answer") for answer in answers), _kind(where, note, "answer_type")
+
+
 def _vqa_picture(where: Where, document: dict[str, Any], question: dict[str, Any]) -> str:
     """The name of a question's picture, which VQAv2 leaves to be worked out; that of "image" goes before."""
     if "image" in question:
@@ -223,7 +234,11 @@ def _text(where: Where, record: Any, key: str) -> str:
         value = str(value)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {key} is {value!r}; it must be text.")
-    return value
+    return words(value, f"{where}: {key}")
+
+
+def _kind(where: Where, record: dict[str, Any], key: str) -> str:
+    return words(str(record.get(key, "")), f"{where}: {key}")
 
 
 def _texts(where: Where, record: dict[str, Any], key: str) -> list[str]:

@@ -73,6 +73,12 @@ class Ask:
         return Ask(text, pictures, (*self.before, Said(self.text, self.pictures, reply)), self.system)
 
 
+def check_batch_size(value: int) -> None:
+    """Raises `SettingsError` for what is no number of questions at a time."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
+        raise SettingsError(f"batch_size is {value!r}; it must be a whole number from 1 to 4096.")
+
+
 class Teller:
     """Asks a bot, greedily. `blind`: it is shown a blank picture in place of every picture.
 
@@ -91,8 +97,7 @@ class Teller:
         blind: bool = False,
         progress: Callable[[int], None] = lambda answered: None,
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 4096:
-            raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number from 1 to 4096.")
+        check_batch_size(batch_size)
         self.bot, self.batch_size, self.blind = bot, batch_size, blind
         self.answered = 0
         self._progress = progress

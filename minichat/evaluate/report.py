@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minichat.disk import new_folder, write_json
+from minichat.disk import json_line, new_folder, write_json
 from minichat.errors import DataError
 from minichat.evaluate.figures import Figure, Line
 
@@ -76,7 +75,7 @@ class Report:
         for task in self.tasks:
             rows = [line for line in self.lines if line.task == task]
             parts += [f"## {task}", "\n".join(table(rows))]
-        return "\n\n".join(parts) + "\n"
+        return readable("\n\n".join(parts) + "\n")
 
     def write(self, out: Path) -> None:
         """Write all to a new folder, whole or not at all. Raises `DataError` where it is there already."""
@@ -91,9 +90,14 @@ class Report:
         (folder / TABLE).write_text(self.to_markdown(), encoding="utf-8")
         with open(folder / REPLIES, "w", encoding="utf-8") as file:
             for record in self.records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json_line(record) + "\n")
         for task in self.tasks:
             plot(folder / f"{task}.png", task, [line for line in self.lines if line.task == task])
+
+
+def readable(text: str) -> str:
+    """`text` with what is no character escaped: a file's name may hold bytes that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def warning(line: Line) -> str:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from minichat.errors import DataError
 from minichat.evaluate.figures import Figure, Outcome, share
@@ -20,49 +20,30 @@ from minichat.scenes.truth import background_words
 from minichat.scenes.world import Scene
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from minichat.weights.stage1 import Stage1
+    from minichat.search.reader import Reader
 
 PAIRS = 1000
 AT = (1, 5, 10)
 TEXT, PICTURE = "text of a picture", "picture of a text"
 RERANKED = 32  # so many of the most similar are matched; BLIP-2 takes 128 among COCO's 5,000 pictures
+_QUERIES = 512  # that candidates are put in order for at a time
 
 
-class Comparison(Protocol):
-    """Pictures and texts that a model has read."""
+@dataclass(frozen=True)
+class Finder:
+    """A Q-Former that was pre-trained; it reads `batch_size` pictures or texts at a time."""
 
-    def similarity(self) -> Tensor:
-        """Each picture and each text (I, T), by contrast."""
-        ...
-
-    def match(self, pictures: Tensor, texts: Tensor) -> Tensor:
-        """Indices of pictures (M,) and texts (M,) → logits (M, 2), index 1 for a match."""
-        ...
-
-
-class Finder(Protocol):
-    """A model that can retrieve."""
-
-    def compare(self, pictures: Sequence[Shown], texts: Sequence[str]) -> Comparison: ...
-
-
-class Stage1Finder:
-    """A Q-Former that was pre-trained, as `minichat.weights.stage1` reads it."""
-
-    def __init__(self, stage1: Stage1, device: str | torch.device = "cpu", batch_size: int = 32) -> None:
-        from minichat.search.reader import Reader
-
-        self.reader, self.batch_size = Reader(stage1, device), batch_size
+    reader: Reader
+    batch_size: int = 32
 
     def compare(self, pictures: Sequence[Shown], texts: Sequence[str]) -> Comparison:
-        return _Stage1Comparison(self, pictures, texts)
+        return Comparison(self, pictures, texts)
 
 
 def can_retrieve(name: str) -> bool:
-    """Whether a folder holds what `Stage1Finder` needs, not a chat model."""
+    """Whether a folder holds what `Finder` needs, not a chat model."""
     from minichat.errors import ModelError
     from minichat.weights.stage1 import is_stage1
     from minichat.weights.zoo import find
@@ -73,18 +54,17 @@ def can_retrieve(name: str) -> bool:
         return False
 
 
-def load_finder(name: str, device: str = "auto", batch_size: int = 32) -> Stage1Finder:
-    """A folder's model, ready to retrieve, in float32. Raises `ModelError` for a folder that holds another model."""
-    from minichat.hardware.placement import choose_device
-    from minichat.weights.stage1 import read_stage1
+def load_finder(name: str, device: str = "auto", dtype: str = "auto", batch_size: int = 32) -> Finder:
+    """A folder's model, ready to retrieve. Raises as `minichat.search.load_reader` does."""
+    from minichat.search.reader import load_reader
 
-    return Stage1Finder(read_stage1(name), choose_device(device), batch_size)
+    return Finder(load_reader(name, device, dtype), batch_size)
 
 
-class _Stage1Comparison:
+class Comparison:
     """What the Q-Former has read; patches stay in the machine's memory, off the accelerator."""
 
-    def __init__(self, finder: Stage1Finder, pictures: Sequence[Shown], texts: Sequence[str]) -> None:
+    def __init__(self, finder: Finder, pictures: Sequence[Shown], texts: Sequence[str]) -> None:
         import torch
 
         self._reader, size = finder.reader, finder.batch_size
@@ -100,9 +80,11 @@ class _Stage1Comparison:
         self._patches, self._images, self._texts = torch.cat(patches), torch.cat(images), torch.cat(words)
 
     def similarity(self) -> Tensor:
+        """Each picture and each text (I, T), by contrast."""
         return self._reader.model.similarity(self._images, self._texts)
 
     def match(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """Indices of pictures (M,) and texts (M,) → logits (M, 2), index 1 for a match."""
         words = {name: ids[texts.cpu()] for name, ids in self._words.items()}
         return self._reader.match(self._patches[pictures.cpu()], words)
 
@@ -143,23 +125,21 @@ class Gallery:
 
     def search(self, finder: Finder, blind: bool = False) -> Outcome:
         """Recall both ways, by contrast alone and with the best re-ranked (which blank pictures are spared)."""
-        from minichat.model.retrieval import rerank
+        import torch
 
         shown = (Blank(),) * len(self.pictures) if blind else self.pictures
         found = finder.compare(shown, [text for _, text in self.texts])
         similarity = found.similarity().cpu()  # (I, T)
-        texts_of: list[set[int]] = [set() for _ in self.pictures]
-        for index, (owner, _) in enumerate(self.texts):
-            texts_of[owner].add(index)
-        picture_of = [{owner} for owner, _ in self.texts]
+        pictures, picture_of = torch.arange(len(self.pictures)), torch.tensor([owner for owner, _ in self.texts])
         figures: dict[str, Figure] = {}
         ranks: dict[str, list[int]] = {}
         for manner, k in ((", re-ranked", self.reranked), ("", 0)):
             if k and blind:
                 continue
-            ranks[TEXT + manner] = first_ranks(rerank(similarity, found.match, k), texts_of)
-            pictures = rerank(similarity.T, lambda text, picture: found.match(picture, text), k)
-            ranks[PICTURE + manner] = first_ranks(pictures, picture_of)
+            ranks[TEXT + manner] = first_ranks(similarity, found.match, k, pictures, picture_of)
+            ranks[PICTURE + manner] = first_ranks(
+                similarity.T, lambda text, picture: found.match(picture, text), k, picture_of, pictures
+            )
         for way, found_at in ranks.items():
             figures |= recalls(found_at, f"{way}: ")
         records: list[dict[str, Any]] = [
@@ -178,10 +158,24 @@ def _tale(scene: Scene) -> tuple[Any, ...]:
     return tuple(sorted((thing.colour, thing.shape) for thing in scene.things)), background_words(scene.background)
 
 
-def first_ranks(order: Tensor, wanted: Sequence[set[int]]) -> list[int]:
-    """For each query the place, from 0, of the first wanted candidate in its order (Q, N)."""
-    rows = order.tolist()
-    return [next(i for i, found in enumerate(row) if found in right) for row, right in zip(rows, wanted, strict=True)]
+def first_ranks(
+    similarity: Tensor, match: Callable[[Tensor, Tensor], Tensor], k: int, wanted: Tensor, offered: Tensor
+) -> list[int]:
+    """For each query the place, from 0, of the first candidate that is of its picture, in the order of `rerank`.
+
+    Args:
+        similarity, match, k: as `minichat.model.retrieval.rerank` takes them.
+        wanted, offered: the picture that each query is of (Q,), and each candidate (N,).
+    """
+    import torch
+
+    from minichat.model.retrieval import rerank
+
+    def places(rows: Tensor) -> Tensor:
+        order = rerank(similarity[rows], lambda query, candidate: match(rows[query], candidate), k)
+        return (offered[order] == wanted[rows, None]).byte().argmax(1)
+
+    return torch.cat([places(rows) for rows in torch.arange(len(similarity)).split(_QUERIES)]).tolist()
 
 
 def recalls(ranks: Sequence[int], prefix: str = "") -> dict[str, Figure]:

@@ -20,7 +20,7 @@ from minichat.evaluate.hallucination import Polls
 from minichat.evaluate.outside import OwnOutside, SceneOutside
 from minichat.evaluate.pairs import ScenePairs
 from minichat.evaluate.questions import REDRAWN, OwnQuestions, SceneQuestions
-from minichat.evaluate.replies import Teller
+from minichat.evaluate.replies import Teller, check_batch_size
 from minichat.evaluate.report import Report
 from minichat.evaluate.retrieval import PAIRS, RERANKED, Finder, Gallery
 from minichat.evaluate.stories import SceneStories
@@ -60,6 +60,7 @@ class Plan:
                 raise SettingsError(f"There is no task {task!r}: there are {', '.join(TASKS)}.")
         if self.count is not None and not 1 <= self.count <= MOST:
             raise SettingsError(f"count is {self.count}; it must be from 1 to {MOST:,}.")
+        check_batch_size(self.batch_size)
         for name, value in (("reranked", self.reranked), ("redrawn", self.redrawn)):
             if value < 0:
                 raise SettingsError(f"{name} is {value}; it must be 0 or more.")

@@ -18,6 +18,8 @@ def hard_negatives(
     the processes (default: one process after the other). The noise is the order's, from a generator of its own, so
     that it draws the same however many processes share the batch. −1 where all of the batch is its own. (The Gumbel-max
     trick: argmax(scores + noise) is distributed as softmax(scores).)
+
+    So draws LAVIS's `blip2_qformer.py` today: the softmax of the others. In its first version each had 1e-4 more.
     """
     if places is None:
         places = first_row(own) + torch.arange(len(own), device=own.device)

@@ -30,6 +30,7 @@ from minichat.model.negatives import hard_negatives
 from minichat.model.pretraining_config import PretrainingConfig
 
 _TEMPERATURES = (0.001, 0.5)  # what BLIP (arXiv:2201.12086), whose loss this is, keeps its temperature within
+_AT_ONCE = 2**25  # cosines of queries and texts that are held to take the best of them: 128 MB; a batch has far fewer
 
 
 @dataclass
@@ -177,7 +178,9 @@ class QFormerPretraining(Blip2PreTrainedModel):
     @staticmethod
     def similarity(images: Tensor, texts: Tensor) -> Tensor:
         """Embeddings (I, n, E) and (B, E) → the cosine of each text and a picture's best query (I, B)."""
-        return torch.einsum("ine,be->ibn", images, texts).amax(-1)
+        at_once = max(1, _AT_ONCE // max(1, images.shape[1] * len(texts)))
+        parts = images.split(at_once)  # COCO's 5,000 pictures and 25,000 texts would take 16 GB in one piece
+        return torch.cat([torch.einsum("ine,be->ibn", part, texts).amax(-1) for part in parts])
 
     def match(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Pairs of a picture and a text → logits (B, 2), index 1 for a match: the mean over the queries' answers."""

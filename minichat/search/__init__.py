@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from minichat.search.index import RERANK, TOP, Hit, Index, Skipped
+from minichat.caption import Skipped
+from minichat.search.index import RERANK, TOP, Hit, Index
 from minichat.search.reader import DEFAULT, Reader, load_reader
 from minichat.search.sheet import contact_sheet
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minichat.caption.files import find_pictures
+from minichat.caption.files import Skipped, find_pictures
 from minichat.disk import locked
 from minichat.errors import DataError, ModelError, PromptError, SettingsError
 from minichat.model.pretraining import QFormerPretraining
@@ -54,18 +54,10 @@ class Hit:
         return self.similarity + (self.logit or 0.0)
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A file that is not in the index, and why."""
-
-    path: Path
-    error: str
-
-
 class Index:
     """The pictures in a folder and below it, as one model sees them.
 
-    `skipped` are the files that could not be opened when the folder was last looked through.
+    `skipped` are the files and folders that could not be opened when the folder was last looked through.
     """
 
     def __init__(
@@ -80,7 +72,7 @@ class Index:
         self._store = Store(
             self.file, (config.bridge_config.num_query_tokens, config.contrast_size), config.vision_config.hidden_size
         )
-        self._table = self._store.table()
+        self._held: Table | None = None
         self.skipped: tuple[Skipped, ...] = ()
 
     @classmethod
@@ -115,6 +107,13 @@ class Index:
         index.update(batch_size, progress, waiting)
         return index
 
+    @property
+    def _table(self) -> Table:
+        """Read when it is first needed: `open` would hold it twice, as it was and as it is."""
+        if self._held is None:
+            self._held = self._store.table()
+        return self._held
+
     def __len__(self) -> int:
         """How many pictures can be found."""
         return len(self._table.paths)
@@ -138,17 +137,20 @@ class Index:
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
-        found = {os.fsencode(os.path.relpath(path, self.folder)): path for path in find_pictures([self.folder])}
+        closed: list[Skipped] = []
+        paths = find_pictures([self.folder], closed.append)
+        found = {os.fsencode(os.path.relpath(path, self.folder)): path for path in paths}
         try:
             with locked(self.file.with_suffix(".lock"), waiting):
-                read, self.skipped = self._bring_up_to_date(found, batch_size, progress)
+                read, skipped = self._bring_up_to_date(found, batch_size, progress)
         except OSError as error:
             raise _not_kept(self.file.parent, error) from None
+        self.skipped = (*closed, *skipped)
         return read
 
     def _bring_up_to_date(
         self, found: dict[bytes, Path], batch_size: int, progress: Callable[[int, int], None]
-    ) -> tuple[int, tuple[Skipped, ...]]:
+    ) -> tuple[int, list[Skipped]]:
         known = self._store.files()
         stale = [(name, path) for name, path in found.items() if name not in known or known[name] != state(path)]
         skipped: list[Skipped] = []
@@ -166,8 +168,8 @@ class Index:
                         writer.add_file(name, each.size, each.changed, each.key)
                 progress(start + len(part), len(stale))
             writer.sweep()
-        self._table = self._store.table()
-        return len(stale), tuple(skipped)
+        self._held = self._store.table()
+        return len(stale), skipped
 
     def find(self, text: str, top: int = TOP, rerank: int = RERANK) -> list[Hit]:
         """The `top` pictures that fit the words best, best first.
@@ -179,12 +181,16 @@ class Index:
                 `minichat.model.retrieval.rerank` does; 0: none is.
 
         A picture that must be read again to be matched, and cannot be any more, is left out. Raises `PromptError` for a
-        text without words, `SettingsError` for a number out of range.
+        text without words or with what is no character, `SettingsError` for a number out of range.
         """
         _check("top", top, 1)
         _check("rerank", rerank, 0)
         if not text.strip():
             raise PromptError("The words to search for are empty: say what is to be seen.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # as the command line and a pipe hand over bytes that they cannot read
+            raise PromptError("The words to search for are no valid text: write them in UTF-8.") from None
         table, words = self._table, self.reader.words([text])
         similarity = _to_best_query(table, self.reader.read(words)[0].cpu())
         logits = torch.full((len(similarity), 2), torch.nan)  # NaN: not matched

@@ -51,14 +51,15 @@ class Store:
 
     def table(self) -> Table:
         """All files, in the order of their paths."""
+        paths, keys, numbers = list[bytes](), list[bytes](), bytearray()
         with self._connected() as database:
             rows = database.execute("SELECT path, key, embeddings FROM files JOIN pictures USING (key) ORDER BY path")
-            held = rows.fetchall()
-        paths, keys = tuple(path for path, _, _ in held), tuple(key for _, key, _ in held)
-        if not held:
-            return Table(paths, keys, torch.empty(0, *self._shape, dtype=torch.float16))
-        numbers = torch.frombuffer(bytearray().join(seen for _, _, seen in held), dtype=torch.float16)
-        return Table(paths, keys, numbers.view(-1, *self._shape))
+            for path, key, seen in rows:  # one by one: all embeddings are held once
+                paths.append(path)
+                keys.append(key)
+                numbers += seen
+        embeddings = torch.frombuffer(numbers, dtype=torch.float16) if numbers else torch.empty(0, dtype=torch.float16)
+        return Table(tuple(paths), tuple(keys), embeddings.view(-1, *self._shape))
 
     def patches(self, keys: Sequence[bytes]) -> list[Tensor | None]:
         """What was kept of each picture (1 + P, W), or None."""

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,7 +252,16 @@ class Config:
             raise SettingsError("run.patience waits for a better validation loss, but data.validation is empty.")
 
 
-#: What may differ between a run and its resumption: save for rounding, no result depends on it.
+def check_unused(config: Config, names: Iterable[str]) -> None:
+    """Raise `SettingsError` where one of these settings is not as it is when nothing is said of it."""
+    usual = Config(data=DataConfig(train=config.data.train))
+    for name in names:
+        if attrgetter(name)(config) != attrgetter(name)(usual):
+            raise SettingsError(f"{name} means nothing to the stage {config.stage}: drop it.")
+
+
+#: What may differ between a run and its resumption: no result depends on it, save for rounding and for what a process
+#: or a part draws for itself (dropout).
 FREE = ("out", "model.device", "data.features", "data.workers", "run.device_batch_size", "run.save_every", "report")
 
 

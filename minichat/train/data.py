@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minichat.data import formats
+from minichat.data.batches import WINDOW
 from minichat.data.drawn import DrawnStream
 from minichat.data.example import Problem
 from minichat.data.formats import stream
@@ -57,7 +58,7 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     validation = None
     if held_out_rows is not None:
         # Sorted by length as a whole, so that little is padding.
-        size = {"batch_size": at_once * together.count, "window": len(held_out)}
+        size = {"batch_size": at_once * together.count, "window": 1 if stage.joined else len(held_out)}
         validation = Listed(lambda epoch: held_out_rows, stage.collate, **size, **place)
     shown = held_out[:: max(1, len(held_out) // max(1, config.report.pictures))][: config.report.pictures]
     run = config.run
@@ -65,7 +66,9 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
         feed = _stream(config, stage, parts=parts, **place)
         return Data(feed, None, stage.longest, None, validation, shown)
     length: dict[str, Any] = {"epochs": run.epochs, "steps": run.steps, "batch_size": run.batch_size}
-    listed_feed = Listed(rows_of, stage.collate, seed=config.seed, parts=parts, **length, **place)
+    # Where rows are compared with each other, those of like length must not meet again and again.
+    window = 1 if stage.joined else WINDOW
+    listed_feed = Listed(rows_of, stage.collate, seed=config.seed, parts=parts, window=window, **length, **place)
     lengths = listed_feed.rows.lengths
     mean = float(lengths.mean()) * run.batch_size
     return Data(listed_feed, listed_feed.of_an_epoch, int(lengths.max()), mean, validation, shown)
@@ -119,7 +122,7 @@ def _mixed(config: Config) -> Examples:
     drawn = {source.form == DRAWN for source in sources}
     if len(drawn) > 1:
         raise SettingsError(f"data.train: what is {DRAWN} and what is read cannot be mixed: use one or the other.")
-    known = ("easy", "examples") if drawn == {True} else ("instructions", "shuffle")
+    known = ("easy", "examples") if drawn == {True} else ("captions", "instructions", "shuffle")
     if unknown := sorted(set(options) - set(known)):
         raise SettingsError(f"data.train: a stream has no option {unknown[0]!r}; it has {' and '.join(known)}.")
     if drawn == {True}:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from minichat.data.batches import Shares, padding, plan, shares
+from minichat.data.batches import WINDOW, Shares, padding, plan, shares
 from minichat.data.drawn import DrawnPicture
 from minichat.data.example import Problem, StoredPicture
 from minichat.data.formats.stream import Part
@@ -95,7 +95,7 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
         parts: int = 1,
         rank: int = 0,
         processes: int = 1,
-        window: int = 50,
+        window: int = WINDOW,
     ) -> None:
         self._rows_of, self._collate = rows_of, collate
         self._planning = {"batch_size": batch_size, "seed": seed, "window": window}

@@ -61,7 +61,8 @@ def seconds_left(run: Run) -> float:
     """
     batches = next((some for some in run.data.feed.load(run.data.feed.heaviest(run.standing.step)) if some), [])
     run.data.feed.left_out()  # the loop reads these records again, and tells of them
-    if not batches:
+    (items,) = run.together.agree(sum(map(run.stage.count, batches)))
+    if not batches or items == 0:
         return 0.0  # nothing can be learnt, which the loop says by name
     heaviest = max(batches, key=lambda batch: batch["attention_mask"].numel())
     batch = to_device(heaviest, run.accelerator.device)

@@ -121,8 +121,8 @@ class Journal:
         what = f"The loss is {loss}" if not math.isfinite(loss) else "The gradient is not finite"
         from_there = f", from {', '.join(named[:12])}{' and more' if len(named) > 12 else ''}" if named else ""
         return (
-            f"{what} at step {entry.step}{from_there}: look at these records, or lower optimizer.rate; the checkpoints "
-            "are from before it."
+            f"{what} at step {entry.step}{from_there}: the checkpoints are from before it, and "
+            "would come to it again. Mend these records or lower optimizer.rate, and begin anew in another out."
         )
 
 

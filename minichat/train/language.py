@@ -47,6 +47,15 @@ class Language(Stage):
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
     lighter: ClassVar[tuple[str, ...]] = ("run.device_batch_size", "data.max_tokens")
+    unused: ClassVar[tuple[str, ...]] = (
+        "model.name",
+        "model.quantize",
+        "model.checkpoint_llm",
+        "model.vision_dtype",
+        "data.template",
+        "data.max_reply_tokens",
+        "data.features",
+    )
 
     def __init__(self, config: Config, device: torch.device) -> None:
         """Raises `SettingsError` for sizes that cannot be, and for a `start` that this stage did not write."""

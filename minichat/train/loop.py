@@ -2,8 +2,8 @@
 
 One step: this process's share of the global batch, part by part; the sum of the losses over the number of things that
 the whole global batch learns; gradients added over processes; one update. So the result depends neither on the number
-of processes nor on the parts, save for rounding. All randomness follows from the seed and the step, so that a run that
-goes on from a checkpoint is the run that was never stopped.
+of processes nor on the parts, save for rounding and for what each draws for itself (dropout). All randomness follows
+from the seed and the step, so that a run that goes on from a checkpoint is the run that was never stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from minichat.errors import DataError, SettingsError
-from minichat.train.config import Config
+from minichat.train.config import Config, check_unused
 from minichat.train.data import read_data
 from minichat.train.ending import finish
 from minichat.train.files import CONFIG
@@ -72,6 +72,7 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
     """
     out = Path(config.out).expanduser()
     stage_class = stage_of(config.stage)
+    check_unused(config, stage_class.unused)
     accelerator = make_accelerator(config, stage_class.trainable, out)
     together = Together(accelerator.process_index, accelerator.num_processes)
     if not together.first:

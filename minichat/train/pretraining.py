@@ -127,6 +127,12 @@ class Pretraining(Stage):
         "run.batch_size",
         "data.max_tokens",
     )
+    unused: ClassVar[tuple[str, ...]] = (
+        "model.quantize",
+        "model.checkpoint_llm",
+        "data.template",
+        "data.max_reply_tokens",
+    )
     joined: ClassVar[bool] = True
 
     def __init__(self, config: Config, device: torch.device) -> None:

@@ -21,21 +21,12 @@ if TYPE_CHECKING:
 
     from minichat.weights.stage1 import Stage1
 
-_NOT_HERE = {
-    "data": ("template", "max_reply_tokens"),
-    "model": ("quantize", "checkpoint_llm"),
-}
-
 
 def read_start(config: Config) -> Stage1:
     """The model as the run begins with it, in float32 on the CPU; the same whenever it is read.
 
-    Raises `SettingsError` for what a pre-training has not, and as reading the parts does.
+    Raises `SettingsError` for a beginning that is none or two, and as reading the parts does.
     """
-    for section, names in _NOT_HERE.items():
-        for name in names:
-            if getattr(getattr(config, section), name):
-                raise SettingsError(f"{section}.{name} is for an LLM, which the stage pretraining has not: drop it.")
     options = config.pretraining or PretrainingOptions()
     named = config.model.name != ModelConfig.name
     if options.new is None and not named:

@@ -7,6 +7,7 @@ import html
 import io
 import json
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,8 +141,7 @@ def curve(out: Path, metrics: Sequence[dict[str, Any]], terms: Sequence[str] = (
 def _smoothed(steps: Sequence[dict[str, Any]], name: str = "loss") -> list[float]:
     """Each step's loss of that name with a twentieth of the run before it: batches of like length differ much."""
     window = max(1, len(steps) // 20)
-    means = []
-    for end in range(1, len(steps) + 1):
-        some = steps[max(0, end - window) : end]
-        means.append(sum(line[name] * line["items"] for line in some) / sum(line["items"] for line in some))
-    return means
+    losses = list(accumulate((line[name] * line["items"] for line in steps), initial=0.0))
+    items = list(accumulate((line["items"] for line in steps), initial=0))
+    ends = [(max(0, end - window), end) for end in range(1, len(steps) + 1)]
+    return [(losses[end] - losses[start]) / (items[end] - items[start]) for start, end in ends]

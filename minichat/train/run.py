@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from minichat.disk import locked, replace_file
-from minichat.errors import SettingsError
+from minichat.errors import ModelError, SettingsError
 from minichat.hardware.memory import gib
 from minichat.train import opening
 from minichat.train.checkpoint import Checkpoints
 from minichat.train.config import Config, difference, plain, read_config, write_yaml
 from minichat.train.data import Data
+from minichat.train.feed import Feed
 from minichat.train.files import CONFIG, LEFT_OUT, LOCK, METRICS
 from minichat.train.journal import Journal
+from minichat.train.network import precision
 from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
 from minichat.train.stage import Stage
 from minichat.train.together import Together
+from minichat.weights.llm import fingerprint
 from minichat.weights.projection import FACTS
 
 Say = Callable[[str], None]
@@ -73,6 +77,19 @@ class Run:
     @property
     def steps(self) -> int:
         return self.data.feed.steps
+
+    @cached_property
+    def ground(self) -> dict[str, str]:
+        """What a run stands on and does not change. The frozen weights are told as they are held, in `precision`."""
+        held_out = self.data.held_out
+        frozen = ((n, w.detach()) for n, w in self.stage.model.named_parameters() if n not in self.weights)
+        device = self.accelerator.device
+        return {
+            "data": self.data.feed.facts()["fingerprint"],
+            "held_out": "" if held_out is None else held_out.facts()["fingerprint"],
+            "frozen": fingerprint(frozen),
+            "precision": f"{str(precision(self.config.model.dtype, device)).removeprefix('torch.')} on {device.type}",
+        }
 
 
 # --- before
@@ -125,18 +142,14 @@ def begin(out: Path, config: Config) -> bool:
 def restore(run: Run) -> None:
     """Put everything back as the last checkpoint has it, if there is one.
 
-    Raises `SettingsError` where the data set is not the one that the run began with.
+    Raises `SettingsError` where the data sets or the frozen weights are not those that the run began with.
     """
     saved = run.together.from_first(run.checkpoints.last() if run.together.first else None)
     if saved is not None:
-        if saved.facts["data"] != (now := run.data.feed.facts()["fingerprint"]):
-            raise SettingsError(
-                f"The data set has changed since the run in {run.out.name!r} began ({saved.facts['data'][:12]} is now "
-                f"{now[:12]}): give another out to begin a new run."
-            )
+        _check_ground(run, saved.facts)
         load_weights(run.weights, saved.tensors)
         load_optimizer(run.optimizer, run.weights, saved.tensors)
-        if run.accelerator.scaler is not None:
+        if run.accelerator.scaler is not None and "scaler" in saved.facts:  # not of a run that began elsewhere
             run.accelerator.scaler.load_state_dict(saved.facts["scaler"])
         run.standing = Standing(**saved.facts["standing"])
         run.say(f"Going on after step {run.standing.step}.")
@@ -144,6 +157,21 @@ def restore(run: Run) -> None:
     if run.together.first:
         forget_what_was_left_out(run)
     start_trackers(run)
+
+
+def _check_ground(run: Run, began: dict[str, Any]) -> None:
+    """What the run stood on when it began is what it stands on now, or a person is told."""
+    now = run.ground
+    same = {name: began.get(name, now[name]) == now[name] for name in now}
+    changed = {"data": "The data set has", "held_out": "The held-out data have", "frozen": "The frozen weights have"}
+    if not same["precision"]:  # another machine; it has the same weights in another form
+        run.say(f"The run began in {began['precision']} and goes on in {now['precision']}: its figures may differ.")
+        del changed["frozen"]
+    for name in (name for name in changed if not same[name]):
+        raise SettingsError(
+            f"{changed[name]} changed since the run in {run.out.name!r} began ({began[name][:12]} is now "
+            f"{now[name][:12]}): put back what was there, or give another out to begin a new run."
+        )
 
 
 def load_weights(weights: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -> None:
@@ -224,19 +252,24 @@ def forget_what_was_left_out(run: Run) -> None:
 def validate(run: Run) -> None:
     """The loss per token on what was held out; the best weights are kept, and patience is counted."""
     run.journal.flush(run.data.feed.where)
-    if run.data.held_out is None:
+    feed, stage, standing = run.data.held_out, run.stage, run.standing
+    if feed is None:
         return
-    stage, standing = run.stage, run.standing
     stage.model.eval()
-    total, count = torch.zeros((), device=run.accelerator.device), 0
-    for batches in run.data.held_out.load():
+    sums, count = [torch.zeros((), device=run.accelerator.device)], 0
+    for batches in feed.load():
         for batch in batches:
             with run.accelerator.autocast():
-                total += stage.loss(to_device(batch, run.accelerator.device)).sum()
+                sums.append(stage.loss(to_device(batch, run.accelerator.device)).sum())
             count += stage.count(batch)
     stage.model.train()
     (items,) = run.together.agree(count)
-    loss = float(run.together.add(total)) / items
+    loss = float(run.together.add(torch.stack(sums).sum())) / items
+    if not math.isfinite(loss):
+        raise ModelError(
+            f"The validation loss is {loss} after step {standing.step}, from {_culprits(run, feed, sums[1:])}: mend or "
+            "drop these records, and begin anew in another out."
+        )
     run.journal.write({"step": standing.step, "validation_loss": loss})
     run.say(f"step {standing.step}/{run.steps}  validation loss {loss:.4f}")
     if loss < standing.best:
@@ -250,6 +283,14 @@ def validate(run: Run) -> None:
         run.say(f"No better validation loss for {standing.waited} times: the run ends here.")
 
 
+def _culprits(run: Run, feed: Feed, sums: list[Tensor]) -> str:
+    """The records of the batches whose losses are no numbers; each of the feed's steps is one batch."""
+    wrong = [step for step, loss in enumerate(sums) if not math.isfinite(loss.item())]
+    here = [place for step in wrong for places in feed.where(step) for place in places]
+    named = list(dict.fromkeys(place for some in run.together.from_all(here) for place in some))
+    return f"{', '.join(named[:12])}{' and more' if len(named) > 12 else ''}"
+
+
 def save(run: Run) -> None:
     """Write a checkpoint, after a look at the losses so far: what is no number must not be kept."""
     run.journal.flush(run.data.feed.where)
@@ -257,7 +298,7 @@ def save(run: Run) -> None:
     if not run.together.first:
         return
     tensors = {**run.weights, **optimizer_tensors(run.optimizer, run.weights)}
-    facts: dict[str, Any] = {"standing": asdict(run.standing), "data": run.data.feed.facts()["fingerprint"]}
+    facts: dict[str, Any] = {"standing": asdict(run.standing), **run.ground}
     if run.accelerator.scaler is not None:
         facts["scaler"] = run.accelerator.scaler.state_dict()
     run.checkpoints.save(run.standing.step, tensors, facts)

@@ -28,6 +28,8 @@ class Stage(Protocol):
     """What trains unless the configuration says otherwise."""
     lighter: ClassVar[tuple[str, ...]] = ("run.device_batch_size",)
     """Settings by which a step needs less memory, the best first."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Settings that mean nothing to it, and are refused where they are given."""
     joined: ClassVar[bool] = False
     """The loss is over the rows of all processes at once, so each must take part, with no row if need be."""
     model: nn.Module

@@ -19,8 +19,10 @@ from minichat import images
 from minichat.data.drawn import DrawnPicture
 from minichat.data.rows import Row
 from minichat.disk import write_json
-from minichat.errors import DataError
+from minichat.errors import DataError, SettingsError
+from minichat.model.gathering import processes
 from minichat.train.config import Config
+from minichat.train.data import division
 from minichat.train.files import TRAINING
 from minichat.train.new_parts import NewVision
 from minichat.train.sight import SightHeads, labels
@@ -86,13 +88,30 @@ class Sight(nn.Module):
 
 
 class Vision(Stage):
-    """What a ViT sees in drawn pictures. With `run.device_batch_size` the contrast is within a part of the batch."""
+    """What a ViT sees in drawn pictures."""
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
+    lighter: ClassVar[tuple[str, ...]] = ("run.batch_size",)
+    unused: ClassVar[tuple[str, ...]] = (
+        "trainable",
+        "model.name",
+        "model.quantize",
+        "model.checkpoint_llm",
+        "model.vision_dtype",
+        "data.template",
+        "data.max_tokens",
+        "data.max_reply_tokens",
+        "data.features",
+    )
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        """Raises `SettingsError` for sizes that cannot be."""
+        """Raises `SettingsError` for sizes that cannot be, and for a contrast in parts."""
         self._sizes = config.vision or NewVision()
+        if self._sizes.contrast and division(config, processes()) != (1, config.run.batch_size):
+            raise SettingsError(
+                "vision.contrast compares all captions of a step with each other, so they go through at once: leave "
+                "run.device_batch_size out and use one process, or set vision.contrast to 0."
+            )
         self._tokenizer = train_tokenizer(_PIECES, "minigpt-v2", config.seed)
         torch.manual_seed(config.seed)
         self.model: Any = Sight(self._sizes).to(device)

@@ -33,7 +33,7 @@ class Asking:
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        if self.captions not in CAPTIONS:
+        if not isinstance(self.captions, str) or self.captions not in CAPTIONS:
             raise SettingsError(f"captions is {self.captions!r}: use {' or '.join(map(repr, CAPTIONS))}.")
 
     def draw(self, record: str) -> str:
@@ -53,6 +53,8 @@ def read_instructions(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
     Raises `DataError`, naming file and line, for a file without one, or with one that marks the picture's place.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise SettingsError(f"instructions is {path!r}: it must be the path of a file.")
     shown = os.fspath(path)
     try:
         text = read_text(Path(path), Where(shown, 1))

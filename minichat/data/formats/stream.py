@@ -89,8 +89,8 @@ class Stream:
         for source in sources:
             if not 0 < source.ratio < float("inf"):
                 raise SettingsError(f"ratio is {source.ratio}: it must be above 0.")
-        if shuffle < 1:
-            raise SettingsError(f"shuffle is {shuffle}: it must be at least 1.")
+        if isinstance(shuffle, bool) or not isinstance(shuffle, int) or shuffle < 1:
+            raise SettingsError(f"shuffle is {shuffle!r}: it must be a whole number, 1 or more.")
         if passes is not None and passes < 1:
             raise SettingsError(f"passes is {passes}: it must be at least 1.")
         self._files = [source.files() for source in sources]
