@@ -107,6 +107,14 @@ def test_gpus_come_first_and_what_is_reserved_is_free(monkeypatch):
     }
     for name, fact in facts.items():
         monkeypatch.setattr(torch.cuda, name, fact)
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda i: asked.append(i) or facts["mem_get_info"](i))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for name in ("cuda:1", "cuda", "cpu"):  # the others are left alone: each process of a run asks its own
+        gpus = look(torch.device(name)).gpus
+        assert [gpu.name for gpu in gpus] == ([] if name == "cpu" else ["cuda:1"])
+        assert look(torch.device(name)).device(name).name == ("cpu" if name == "cpu" else "cuda:1")
+    assert set(asked) == {1}
     here = look()
     assert here.gpus == (
         Device("cuda:0", "GPU number 0", 40 * MIB, 7 * MIB),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +41,26 @@ def test_what_trains_is_in_float32_as_it_is_stored(desk: Path) -> None:
     assert {name for name, w in model.named_parameters() if w.requires_grad} == {
         "projection.weight", "projection.bias", "bridge.query_tokens",
     }  # fmt: skip
+
+
+def test_no_llm_is_loaded_in_more_than_it_is_trained_with(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 7 billion weights takes 28 GB in float32."""
+    asked: list[Any] = []
+    module = import_module("minichat.load")
+    real = module.load
+    monkeypatch.setattr(module, "load", lambda *given, **more: asked.append(more["dtype"]) or real(*given, **more))
+    config = ModelConfig(name=str(desk / "model"), dtype="bfloat16")
+    open_bot(config, ("projection", "bridge"), CPU)
+    open_bot(config, ("projection", "language_model"), CPU)
+    assert asked == [torch.bfloat16, torch.float32]
+
+
+def test_before_a_quantized_llm_the_bridge_begins_as_it_is_stored(desk: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    stored = minichat.load(desk / "model", device="cpu").model.bridge.state_dict()
+    config = ModelConfig(name=str(desk / "model"), dtype="bfloat16", quantize="8bit")
+    for name, tensor in open_bot(config, ("projection", "bridge"), CPU).model.bridge.state_dict().items():
+        assert torch.equal(tensor, stored[name]), name
 
 
 def test_the_projection_alone_leaves_the_rest_in_the_precision_asked_for(desk: Path) -> None:

@@ -334,7 +334,7 @@ def test_a_memory_that_is_too_small(hub: StandInHub, monkeypatch: pytest.MonkeyP
     )
     shutil.rmtree(out_folder())
     hub.requests.clear()
-    monkeypatch.setattr(advice, "look", lambda: Machine((Device("cpu", "processor", 2**30, 1000),)))
+    monkeypatch.setattr(advice, "look", lambda device=None: Machine((Device("cpu", "processor", 2**30, 1000),)))
     for name in ("small-qformer", trained):
         with pytest.raises(ModelError, match=r"'small-qformer' needs about .* of memory in float32, but 0.00 GiB is"):
             minichat.load(name, device="cpu")

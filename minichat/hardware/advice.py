@@ -116,8 +116,8 @@ def check_fits(config: MiniChatConfig, name: str, placement: Placement, machine:
     """
     if os.environ.get(IGNORE):
         return
-    machine = machine or look()
-    places = _places(machine, placement)
+    here = machine or look(placement.device if placement.device_map is None else None)
+    places = _places(here, placement)
     dtype = str(placement.dtype).removeprefix("torch.")
     wanted = _choice(config, places, dtype, placement.quantize, _SHORT, 1)
     needs = wanted.needs.model
@@ -125,7 +125,7 @@ def check_fits(config: MiniChatConfig, name: str, placement: Placement, machine:
         return
     raise ModelError(
         f"{name!r} needs about {gib(needs)} of memory in {placement.quantize or dtype}, but {gib(wanted.available)} is "
-        f"free on {wanted.where}: {_next(config, machine)}, or set {IGNORE}=1 to try all the same."
+        f"free on {wanted.where}: {_next(config, machine or look())}, or set {IGNORE}=1 to try all the same."
     )
 
 

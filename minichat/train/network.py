@@ -49,19 +49,34 @@ def open_bot(config: ModelConfig, trainable: tuple[str, ...], device: torch.devi
     if config.quantize is None:
         wanted["language_model"] = dtype
     wanted |= dict.fromkeys(learning & wanted.keys(), torch.float32)
-    # What is wanted in float32 must be as it is stored, not rounded before.
-    exact = config.quantize is None and torch.float32 in wanted.values()
     options: dict[str, Any] = {} if config.quantize is None else {"quantize": config.quantize}
-    bot = load(config.name, device=device, dtype=torch.float32 if exact else dtype, **options)
+    # In the LLM's precision: in another, all of it would be in memory in float32 for a moment.
+    loaded = wanted.get("language_model", dtype)
+    bot = load(config.name, device=device, dtype=loaded, **options)
     model = bot.model
     set_trainable(model, trainable)
     for name, precise in wanted.items():
         model.get_submodule(name).to(precise)
+    # What is wanted in another must be as it is stored, not as it was rounded.
+    if rounded := {name for name, precise in wanted.items() if precise != loaded}:
+        _put_back(model, config.name, rounded)
     if config.quantize == "4bit":
         _keep_unpacked(model)
     model.bridge.register_forward_pre_hook(_as_the_bridge)
     save_memory(model, config)
     return bot
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, name: str, parts: set[str]) -> None:
+    """These parts' tensors as the model's folder holds them. The LLM is none of them."""
+    from minichat.weights.export import hold
+
+    tensors = hold(name).tensors
+    for wanted, weight in model.state_dict().items():
+        if top(wanted) in parts:
+            checkpoint, stored = tensors[wanted]
+            weight.copy_(checkpoint[stored])
 
 
 def _keep_unpacked(model: nn.Module) -> None:

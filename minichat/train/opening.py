@@ -77,7 +77,7 @@ def memory(expected: int | None, device: torch.device) -> list[tuple[str, str]]:
     if expected is None:
         return []
     name = device.type if device.type == "cpu" else str(device)
-    free = look().device(name).available
+    free = look(device).device(name).available
     return [("memory", f"{gib(expected)} expected on {name}, where {gib(free)} are free")]
 
 
