@@ -31,7 +31,7 @@ from minichat.data.batches import Collator, padding, plan
 from minichat.data.rows import Row, Rows
 from minichat.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, Source
 from minichat.train.optimizer import make_optimizer, trained
-from minichat.train.stages import Replies
+from minichat.train.replies import Replies
 from minichat.train.together import Together
 
 WORDS = ("red", "blue", "green", "small", "large", "circle", "square", "boat", "star", "the", "a", "of", "and", "left")

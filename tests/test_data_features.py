@@ -25,7 +25,7 @@ from minichat.data.features import FeatureCache, Origin
 from minichat.errors import DataError, SettingsError
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
 from minichat.train.data import read_data
-from minichat.train.stages import Replies
+from minichat.train.replies import Replies
 from minichat.train.together import Together
 from tests.data_samples import example, rows_of, stored
 from tests.tiny import counting, noise_picture, tiny_bot

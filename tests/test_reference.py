@@ -16,7 +16,7 @@ from minichat.data.rows import Rows
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
-from minichat.train.stages import Replies
+from minichat.train.replies import Replies
 from minichat.train.together import Together
 from minichat.weights.keys import BLIP2_STAGE1
 from tests.reference_cases import (

@@ -17,7 +17,7 @@ from minichat.errors import DataError, ModelError, SettingsError
 from minichat.prompt.render import IGNORED
 from minichat.train.data import Data, division, read_data
 from minichat.train.loop import train
-from minichat.train.stages import Replies
+from minichat.train.replies import Replies
 from minichat.train.together import Together
 from tests.tiny import noise_picture
 from tests.training import checkpoints, config_of, losses, make_desk, run, same, steps_of, write_tar

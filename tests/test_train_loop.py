@@ -23,8 +23,8 @@ from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
 from minichat.train.data import read_data
 from minichat.train.loop import train
+from minichat.train.replies import Replies
 from minichat.train.schedule import rate_of
-from minichat.train.stages import Replies
 from minichat.train.together import Together
 from tests.training import config_of, losses, make_desk, run, started, steps_of, write_talks
 

@@ -17,7 +17,7 @@ from minichat.data.example import Where
 from minichat.data.rows import Renderer, Row
 from minichat.prompt.render import IGNORED
 from minichat.train.parts import LastReply, parted
-from minichat.train.stages import Replies
+from minichat.train.replies import Replies
 from tests.test_encoder_decoder import convert_t5
 from tests.training import config_of, losses, make_desk, run
 

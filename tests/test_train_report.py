@@ -24,7 +24,7 @@ import minichat
 from minichat import cli
 from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import ModelError, SettingsError
-from minichat.train import opening, replies
+from minichat.train import opening, report
 from minichat.train.config import plain, read_config
 from minichat.train.journal import Entry, Journal, read_metrics
 from minichat.train.loop import train
@@ -255,7 +255,7 @@ def test_the_curve_is_a_picture(finished: tuple[Path, list[str]], tmp_path: Path
     with Image.open(finished[0] / "curve.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 600
-    replies.curve(tmp_path / "empty.png", [])
+    report.curve(tmp_path / "empty.png", [])
     assert (tmp_path / "empty.png").stat().st_size > 0
 
 
@@ -278,8 +278,8 @@ def test_the_page_trusts_no_text(tmp_path: Path) -> None:
     noise_picture().save(tmp_path / "a.png")
     shown = StoredPicture("a.png", tmp_path / "a.png")
     example = Example((Turn("user", (shown, evil)), Turn("assistant", (evil,))), Where(f"{evil}.jsonl", 1))
-    replies.curve(tmp_path / "curve.png", [])
-    replies.page(tmp_path / "page.html", [example], [evil], [evil], [(evil, evil)], tmp_path / "curve.png")
+    report.curve(tmp_path / "curve.png", [])
+    report.page(tmp_path / "page.html", [example], [evil], [evil], [(evil, evil)], tmp_path / "curve.png")
     assert "<script" not in (tmp_path / "page.html").read_text()
 
 
@@ -287,7 +287,7 @@ def test_a_sample_that_cannot_be_answered_says_why(desk: Path) -> None:
     bot = minichat.load(desk / "model", device="cpu")
     gone = StoredPicture("gone.png", desk / "gone.png")
     example = Example((Turn("user", (gone, "What?")), Turn("assistant", ("A star.",))), Where("a.jsonl", 4))
-    assert replies.ask(bot, [example], 4) == [
+    assert report.ask(bot, [example], 4) == [
         "(a.jsonl:4: the picture 'gone.png' is missing: put it there, or correct its path.)"
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minichat.train import opening, replies
+from minichat.train import opening, report
 from minichat.train.config import plain
 from minichat.train.files import BEFORE, CURVE, METRICS, PAGE
 from minichat.train.journal import read_metrics
@@ -19,15 +19,15 @@ def finish(run: Run) -> None:
         if best is not None:
             load_weights(run.weights, best.tensors)
         metrics = read_metrics(run.out / METRICS)
-        replies.curve(run.out / CURVE, metrics, run.stage.terms)
+        report.curve(run.out / CURVE, metrics, run.stage.terms)
         facts = facts_of(run, metrics)
-        before = replies.kept(run.out / BEFORE)
+        before = report.kept(run.out / BEFORE)
         if run.data.shown and before is not None:
             said = [("steps", f"{facts['steps']:,}"), ("time", opening.duration(facts["seconds"]))]
             if "validation_loss" in facts:
                 said.append(("validation loss", f"{facts['validation_loss']:.4f}"))
             after = run.stage.answer(run.data.shown)
-            replies.page(run.out / PAGE, run.data.shown, before, after, said, run.out / CURVE)
+            report.page(run.out / PAGE, run.data.shown, before, after, said, run.out / CURVE)
         run.stage.write(run.out, run.config.model.name, {"training": facts})
         run.say(f"The result is in {run.out}.")
     run.together.wait()

@@ -7,7 +7,7 @@ import time
 import torch
 
 from minichat.errors import SettingsError
-from minichat.train import opening, replies
+from minichat.train import opening, report
 from minichat.train.config import FREE
 from minichat.train.data import division
 from minichat.train.files import BEFORE
@@ -39,8 +39,8 @@ def introduce(run: Run) -> None:
     if run.standing.step == 0:
         for note in (*stage.notes, *_notes(run)):
             run.say(note)
-    if run.together.first and data.shown and replies.kept(run.out / BEFORE) is None and run.standing.step == 0:
-        replies.keep(run.out / BEFORE, stage.answer(data.shown))
+    if run.together.first and data.shown and report.kept(run.out / BEFORE) is None and run.standing.step == 0:
+        report.keep(run.out / BEFORE, stage.answer(data.shown))
 
 
 def _notes(run: Run) -> list[str]:

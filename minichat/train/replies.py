@@ -1,147 +1,195 @@
-"""Replies to validation samples before and after a run, and the page that shows them side by side."""
+"""The replies of conversations, learnt before a frozen LLM: MiniGPT-4's two stages, and the second of BLIP-2's."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import json
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from minichat.data.example import Example
-from minichat.disk import replace_file
-from minichat.errors import MiniChatError
-from minichat.prompt.conversation import Conversation, Message
+import torch
+from torch import Tensor
+
+from minichat.data.batches import Collator
+from minichat.data.rows import Renderer
+from minichat.errors import PromptError
+from minichat.hardware.memory import CONTEXT, training_needs
+from minichat.model.loss import learnt, only_at, token_loss
+from minichat.prompt.render import IGNORED
+from minichat.prompt.template import get_template
+from minichat.train.attention import use_products
+from minichat.train.config import Config
+from minichat.train.network import open_bot
+from minichat.train.optimizer import trained
+from minichat.train.parts import LastReply, parted
+from minichat.train.prefix import Prefix, shared
+from minichat.train.report import ask
+from minichat.train.result import write_result
+from minichat.train.stage import Batch, Stage
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from minichat.chat import MiniChat
+    from minichat.data.example import Example
+    from minichat.data.features import FeatureCache
+    from minichat.data.rows import Ids, Row
+    from minichat.prompt.processing import MiniChatProcessor
+    from minichat.train.stage import Seen
+    from minichat.train.together import Together
 
-_SIDE = 192  # of a thumbnail, in pixels
+
+_PROJECTION = {"projection.weight", "projection.bias"}
+_MULTIPLE = 8  # lengths of rows: few shapes, each of which oneDNN compiles
 
 
-def ask(bot: MiniChat, examples: Iterable[Example], max_new_tokens: int) -> list[str]:
-    """What the model says to the first question of each; greedy. What goes wrong is said in a reply's place."""
-    replies = []
-    for example in examples:
+class ReplyCollator:
+    """Rows → `input_ids` (B, T), their pictures, and what is learnt: `targets` (N,) at `positions` (N,) of B · T,
+    as `minichat.model.loss.learnt` tells them.
+
+    Of the ids, those that all rows have in common with the model's `Prefix` are left out (`attention_mask` is of all),
+    and so is the last, which is learnt and predicts nothing.
+
+    For an encoder–decoder, `input_ids` are what is before the replies, `labels` (B, R) the replies, and `positions`
+    those of B · R.
+
+    Raises `DataError` for a picture that cannot be opened, `PromptError` where slots and pictures do not match.
+    """
+
+    def __init__(
+        self,
+        processor: MiniChatProcessor,
+        features: FeatureCache | None = None,
+        *,
+        prefix: Ids | None = None,
+        encoder_decoder: bool = False,
+    ) -> None:
+        self._prefix, self._encoder_decoder = prefix, encoder_decoder
+        self._slot, self._slots = processor.image_token_id, processor.num_image_tokens
+        self._collator = Collator(processor, features, multiple=_MULTIPLE)
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        rows, replies = parted(rows) if self._encoder_decoder else (rows, None)
+        batch = self._collator(rows)
+        ids, labels = batch["input_ids"], batch.pop("labels")
+        if replies is None:
+            passed = 0 if self._prefix is None else shared(self._prefix, rows)
+            batch["input_ids"], after = ids[:, passed:-1].contiguous(), labels[:, passed + 1 :].flatten()
+        else:
+            batch["labels"], after = replies, replies.flatten()
+        positions, targets = learnt(after)
+        slots = int(ids.eq(self._slot).sum())
+        pictures = len(batch.get("pixel_values", batch.get("image_features", ())))
+        if slots != pictures * self._slots:
+            raise PromptError(
+                f"{rows[0].where}: there are {slots} image slots and {pictures} pictures in a batch, which need "
+                f"{pictures * self._slots}: an image slot's id is among a text's."
+            )
+        return batch | {"positions": positions, "targets": targets}
+
+
+class Replies(Stage):
+    """The next token of replies, as in both stages of MiniGPT-4 (arXiv:2304.10592, section 3)."""
+
+    trainable: ClassVar[tuple[str, ...]] = ("projection",)
+    lighter: ClassVar[tuple[str, ...]] = (
+        "run.device_batch_size",
+        "model.checkpoint_llm",
+        "model.quantize",
+        "model.vision_checkpoint",
+        "data.max_tokens",
+    )
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        """Load the model that the configuration names. Raises what loading raises."""
+        self.bot: MiniChat = open_bot(config.model, config.trainable or self.trainable, device)
+        self.model = self.bot.model
+        self._processor = _with_template(self.bot.processor, config.data.template)
+        limits = [limit for limit in (config.data.max_tokens, self.bot.context) if limit is not None]
+        limit = min(limits, default=None)
+        self.longest = limit or CONTEXT
+        render = Renderer(self._processor, max_length=limit, max_reply_tokens=config.data.max_reply_tokens)
+        parts = self.model.config.is_encoder_decoder
+        self.render: Callable[[Example], Row] = LastReply(render) if parts else render
+        if not parts:
+            use_products(self.model.language_model)
+        self.prefix = Prefix(self.model, self._processor)
+        self.collate = self._collator()
+        self._settings = config.model
+        self._max_new_tokens = config.report.max_new_tokens
+
+    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
+        """Let the frozen parts see every picture once; from then on batches hold what they saw."""
+        from minichat.data.encoding import encode
+        from minichat.data.features import FeatureCache
+
+        rank, count = together.rank, together.count
+        cache = encode(self.model, self._processor, pictures, folder, workers=workers, rank=rank, processes=count)
+        together.wait()  # what the others have seen
+        self.collate = self._collator(FeatureCache(folder, cache.origin))
+
+    def _collator(self, features: FeatureCache | None = None) -> ReplyCollator:
+        parts = self.model.config.is_encoder_decoder
+        return ReplyCollator(self._processor, features, prefix=self.prefix.ids, encoder_decoder=parts)
+
+    def count(self, batch: Batch) -> int:
+        """The tokens of replies and their ends."""
+        return int(batch["targets"].ne(IGNORED).sum())
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum of the next-token cross-entropies of the targets. No other position's logits are computed.
+
+        Rows are padded on the right, where a causal model needs no mask: no token sees what comes after it. An
+        encoder does.
+        """
+        model, ids = self.model, batch["input_ids"]  # (B, T)
+        features = batch.get("image_features")  # (I, n, D)
+        if "pixel_values" in batch:
+            features = model.encode_features(batch["pixel_values"])
+        embeds = model.splice(ids, features)  # (B, T, H)
+        more: dict[str, Any] = {}
+        if model.config.is_encoder_decoder:
+            written = model.language_model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])  # (B, R)
+            more = {"attention_mask": batch["attention_mask"], "decoder_input_ids": written}
+        else:
+            passed = batch["attention_mask"].shape[1] - ids.shape[1] - 1  # ids that the prefix stands for
+            more = {"past_key_values": self.prefix.cache(len(ids), passed)}
+        with only_at(model.get_output_embeddings(), batch["positions"]):
+            logits = model.language_model(inputs_embeds=embeds, use_cache=False, **more).logits  # (1, N, V)
+        return token_loss(logits, batch["targets"], 1)
+
+    def memory(self, rows: int, longest: int) -> int | None:
+        """By the model's configuration, where the projection of a decoder-only LLM alone trains."""
+        if set(trained(self.model)) != _PROJECTION or self.model.config.is_encoder_decoder:
+            return None
+        embedding = self.model.get_input_embeddings().weight
+        return training_needs(
+            self.model.config,
+            rows,
+            longest,
+            self._settings.checkpoint_llm,
+            dtype=str(embedding.dtype).removeprefix("torch."),
+            quantize=self._settings.quantize,
+            device=embedding.device.type,
+        ).total
+
+    def answer(self, examples: Sequence[Example]) -> list[str]:
+        """Greedy replies to first questions, spelled as in chat."""
+        training = self.model.training
+        self.model.eval()
         try:
-            system, question = _opening(example.conversation())
-            chat = bot.chat(conversation=Conversation(system), max_new_tokens=max_new_tokens)
-            replies.append(chat.ask(question.text, list(question.pictures)))
-        except MiniChatError as error:
-            replies.append(f"({error})")
-    return replies
+            return ask(self.bot, examples, self._max_new_tokens)
+        finally:
+            self.model.train(training)
+
+    def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
+        """A projection's folder, or a whole model's where other parts trained."""
+        write_result(out, base, trained(self.model), facts)
 
 
-def _opening(conversation: Conversation) -> tuple[tuple[Message, ...], Message]:
-    system = () if conversation.system is None else (conversation.system,)
-    return system, conversation.turns[0]
-
-
-def keep(path: Path, replies: Sequence[str]) -> None:
-    """Put replies away until the run's end."""
-    replace_file(path, json.dumps(list(replies), ensure_ascii=False, indent=1).encode())
-
-
-def kept(path: Path) -> list[str] | None:
-    """The replies that were put away; None where there are none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def page(
-    out: Path,
-    examples: Sequence[Example],
-    before: Sequence[str],
-    after: Sequence[str],
-    facts: Sequence[tuple[str, str]],
-    curve: Path,
-) -> None:
-    """Write a page that holds all it shows: the curve, pictures, questions, replies wanted, before and after."""
-    rows = "".join(_row(*row) for row in zip(examples, before, after, strict=True))
-    said = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts)
-    replace_file(out, _PAGE.format(rows=rows, facts=said, curve=_address(curve.read_bytes(), "png")).encode())
-
-
-def _row(example: Example, before: str, after: str) -> str:
-    conversation = example.conversation()
-    _, question = _opening(conversation)
-    wanted = conversation.turns[1].text if len(conversation.turns) > 1 else ""
-    shown = "".join(f'<img src="{_thumbnail(picture)}" alt="">' for picture in question.pictures)
-    asked = html.escape(question.text) or "<i>the picture alone</i>"
-    cells = "".join(f"<td>{html.escape(text)}</td>" for text in (wanted, before, after))
-    return f"<tr><td>{shown}<p>{asked}</p><small>{html.escape(str(example.where))}</small></td>{cells}</tr>\n"
-
-
-def _thumbnail(picture: Image.Image) -> str:
-    small = picture.copy()
-    small.thumbnail((_SIDE, _SIDE))
-    written = io.BytesIO()
-    small.save(written, "JPEG", quality=85)
-    return _address(written.getvalue(), "jpeg")
-
-
-def _address(picture: bytes, form: str) -> str:
-    return f"data:image/{form};base64," + base64.b64encode(picture).decode()
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Before and after</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1b1b1b }}
-table {{ border-collapse: collapse; width: 100% }}
-td, th {{ border: 1px solid #ccc; padding: .6rem; text-align: left; vertical-align: top }}
-table.replies td {{ width: 25%; white-space: pre-wrap }}
-table.facts {{ width: auto; margin-bottom: 1rem }}
-img.curve {{ max-width: 100% }}
-td img {{ max-width: 192px; display: block; margin-bottom: .4rem }}
-small {{ color: #666 }}
-</style></head><body>
-<h1>Before and after</h1>
-<table class="facts">{facts}</table>
-<img class="curve" src="{curve}" alt="loss over the steps">
-<h2>Validation samples</h2>
-<table class="replies"><tr><th>asked</th><th>wanted</th><th>before</th><th>after</th></tr>
-{rows}</table>
-</body></html>
-"""
-
-
-def curve(out: Path, metrics: Sequence[dict[str, Any]], terms: Sequence[str] = ()) -> None:
-    """Draw the losses over the steps as a PNG: training, each step and smoothed, its terms, and validation."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    steps = [line for line in metrics if "loss" in line]
-    if steps:
-        numbers = [line["step"] for line in steps]
-        axes.plot(numbers, [line["loss"] for line in steps], color="tab:blue", alpha=0.25, linewidth=0.8)
-        axes.plot(numbers, _smoothed(steps), color="tab:blue", label="training")
-        for name in terms:
-            axes.plot(numbers, _smoothed(steps, name), linewidth=0.9, label=name)
-    validated = [line for line in metrics if "validation_loss" in line]
-    if validated:
-        points = [line["step"] for line in validated], [line["validation_loss"] for line in validated]
-        axes.plot(*points, "o-", color="tab:orange", label="validation", markersize=4)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.grid(alpha=0.3)
-    if metrics:
-        axes.legend()
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=120)
-    replace_file(out, written.getvalue())
-
-
-def _smoothed(steps: Sequence[dict[str, Any]], name: str = "loss") -> list[float]:
-    """Each step's loss of that name with a twentieth of the run before it: batches of like length differ much."""
-    window = max(1, len(steps) // 20)
-    losses = list(accumulate((line[name] * line["items"] for line in steps), initial=0.0))
-    items = list(accumulate((line["items"] for line in steps), initial=0))
-    ends = [(max(0, end - window), end) for end in range(1, len(steps) + 1)]
-    return [(losses[end] - losses[start]) / (items[end] - items[start]) for start, end in ends]
+def _with_template(processor: MiniChatProcessor, template: str | None) -> MiniChatProcessor:
+    """The same processor, spelling prompts by another template."""
+    if template is None or template == processor.template:
+        return processor
+    get_template(template)
+    other = copy.copy(processor)
+    other.template = template
+    return other

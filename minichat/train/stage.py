@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    import torch
+
     from minichat.data.example import Example, StoredPicture, Where
     from minichat.data.rows import Row
+    from minichat.train.config import Config
     from minichat.train.together import Together
 
     Seen = tuple[Where, StoredPicture]
@@ -46,6 +49,9 @@ class Stage(Protocol):
     """The most tokens of a row."""
     collate: Callable[[Sequence[Row]], Batch]
     """Rows as tensors on the host, with all that can be worked out there."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        """Load or make what is trained. Raises `SettingsError` for settings that cannot be."""
 
     def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
         """Keep in `folder` what frozen parts make of the pictures, so that `collate` opens none."""
