@@ -601,6 +601,7 @@ def test_the_command_names_what_it_skips(folder, at, read_once):
         (["star", "FOLDER", "--image", "x.png"], 2, "QUERY and FOLDER"),
         (["star", "FOLDER", "--sheet", "x.jpg"], 2, "ends in .png"),
         (["-", "FOLDER", "--sheet", "x.png"], 2, "one query"),
+        (["FOLDER", "--image", "x.png", "--rerank", "5"], 2, "--rerank is for words"),
         (["star", "absent"], 1, "is not a folder"),
         (["", "FOLDER"], 1, "empty"),
         (["star", "FOLDER", "--top", "0"], 1, "top is 0"),

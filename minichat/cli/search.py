@@ -53,6 +53,8 @@ def search(
     *queries, folder = query_and_folder
     if len(queries) != (image is None):
         raise typer.BadParameter("give QUERY and FOLDER, or --image PICTURE and FOLDER.")
+    if image is not None and rerank is not None:
+        raise typer.BadParameter("--rerank is for words: pictures that are like one another are not matched.")
     if sheet is not None and (queries == ["-"] or sheet.suffix.lower() != ".png"):
         raise typer.BadParameter("--sheet is for one query, and its name ends in .png.")
     from minichat.disk import new_file
