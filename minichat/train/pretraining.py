@@ -62,12 +62,13 @@ class PairRenderer:
                 f"{example.where}: pre-training learns from pairs of one picture and a text; here are "
                 f"{len(example.pictures)} pictures and {len(example.replies)} replies."
             )
-        whole = tokenize(self._tokenizer, example.replies[-1:], _UNLIMITED)["input_ids"][0].numpy().astype(np.int32)
-        cut = len(whole) > self._max_length
-        kept = np.append(whole[: self._max_length - 1], whole[-1:]) if cut else whole
+        whole, kept = (
+            tokenize(self._tokenizer, example.replies[-1:], limit)["input_ids"][0].numpy().astype(np.int32)
+            for limit in (_UNLIMITED, self._max_length)
+        )
         labels = kept.copy()
         labels[0] = IGNORED  # what a text begins with is given
-        return Row(kept, labels, example.pictures, example.where, cut=cut)
+        return Row(kept, labels, example.pictures, example.where, cut=len(kept) < len(whole))
 
 
 class PairCollator:
