@@ -92,7 +92,8 @@ def test_a_loop_of_links_ends(tmp_path):
 
 
 def test_links_to_folders_are_followed_and_no_folder_is_looked_through_twice(tmp_path):
-    """A folder by its own name where it has one there, else by its link's; whatever circles the links make."""
+    """A folder by its own name where it has one there, else by its link's; whatever circles the links make; none
+    leads to what is above the folder that is named."""
     top, away = tmp_path / "top", tmp_path / "away"
     for path in (top / "z" / "inside.png", away / "outside.png", away / "deep" / "er.png"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +101,7 @@ def test_links_to_folders_are_followed_and_no_folder_is_looked_through_twice(tmp
     for link, to in (
         (top / "a", top / "z"), (top / "b", away), (top / "c", away), (top / "z" / "up", top), (top / "gone", "absent"),
         (away / "deep" / "back", away), (away / "to", top), (top / ".hidden", away / "deep"),
+        (top / "above", tmp_path), (top / "z" / "root", "/"),
     ):  # fmt: skip
         link.symlink_to(to)
     found = [path.relative_to(top).as_posix() for path in find_pictures([top])]

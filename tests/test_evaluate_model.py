@@ -117,7 +117,7 @@ def test_pictures_whose_names_are_no_unicode(bot, tmp_path, monkeypatch):
         (("--compare", "a", "b"), 1, "minichat: 'a' holds no results.json"),
         (("--compare", "a", "b", "--out", "c"), 1, "minichat: 'a' holds no results.json"),
         (("--compare", "a", "b", "--count", "5"), 2, "--count is for a task"),
-        (("--compare", "a", "b", "--no-blank"), 2, "--blank is for a task"),
+        (("--compare", "a", "b", "--no-blank"), 2, "--blank/--no-blank is for a task"),
         (("--compare", "a", "b", "--dtype", "auto"), 2, "--dtype is for a task"),
         (("questions", "--batch-size", "0"), 1, "minichat: batch_size is 0"),
         (("retrieval", "--batch-size", "0"), 1, "minichat: batch_size is 0"),

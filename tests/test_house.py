@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -48,12 +49,27 @@ def _part(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
+PARTS: dict[str, set[str]] = defaultdict(set)
+for _name, _found in IMPORTS.items():
+    PARTS[_part(_name)] |= {_part(each) for each in _found} - {_part(_name)}
+
+
 def test_imports_point_one_way() -> None:
-    parts: dict[str, set[str]] = defaultdict(set)
-    for module, imported in IMPORTS.items():
-        parts[_part(module)] |= {_part(each) for each in imported} - {_part(module)}
     TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which holds the circle
-    TopologicalSorter(parts).prepare()
+    TopologicalSorter(PARTS).prepare()
+
+
+def test_the_chain_is_that_of_the_design() -> None:
+    """Each link imports of the others only those before it; `scenes` knows next to nothing."""
+    text = (ROOT.parent / "docs" / "DESIGN.md").read_text(encoding="utf-8")
+    told = re.search(r"`errors` ←.*?;", text, re.DOTALL)
+    assert told is not None
+    links = [[f"minichat.{name}" for name in re.findall(r"`(\w+)`", link)] for link in told[0].split("←")]
+    assert len(links) == 9
+    for number, link in enumerate(links):
+        later = {name for each in links[number + 1 :] for name in each}
+        assert all(not PARTS[name] & later for name in link), link
+    assert PARTS["minichat.scenes"] == {"minichat.errors", "minichat.disk"}
 
 
 def test_only_the_command_line_imports_what_trains_measures_and_serves() -> None:

@@ -583,6 +583,23 @@ def test_the_command_names_a_folder_that_cannot_be_read(folder, at, read_once, m
     assert re.fullmatch(r"minichat: \S+below: The folder '\S+below' cannot be read \(Permission .*\n", result.stderr)
 
 
+def test_a_folder_that_cannot_be_read_for_a_while_is_not_forgotten(folder, reader, where, monkeypatch):
+    whole = names(Index.open(folder, reader, where=where).find("star", top=9))
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if Path(os.fspath(path)).name == "below":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    with monkeypatch.context() as closed:
+        closed.setattr(os, "scandir", refusing)
+        index = Index.open(folder, reader, where=where)
+        assert names(index.find("star", top=9)) == whole
+        assert [each.path.name for each in index.skipped] == ["below"]
+    assert index.update() == 0  # nothing is read anew
+
+
 def test_the_command_names_what_it_skips(folder, at, read_once):
     (folder / "broken.jpg").write_text("no picture")
     os.rename(folder / "1.png", folder / "two\nlines.png")

@@ -319,14 +319,25 @@ def test_a_loss_that_is_no_number_stops_the_run_by_file_and_line(
 def test_a_validation_loss_that_is_no_number_is_named(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Replies.loss
-    monkeypatch.setattr(
-        Replies, "loss", lambda self, batch: real(self, batch) * (1.0 if self.model.training else float("nan"))
-    )
-    given = [f"out={tmp_path / 'run'}", f"data.validation={desk / 'held_out.jsonl'}", "run.validate_every=3"]
-    with pytest.raises(ModelError, match=r"The validation loss is nan after step 3, from .*held_out\.jsonl:1"):
-        run(desk, *given)
+    """The records of the batch that it is from; the rate, where it is from all of them."""
+    real, wrong = Replies.loss, [False, True]
+
+    def broken(self: Replies, batch: Any) -> torch.Tensor:
+        return real(self, batch) * (float("nan") if not self.model.training and wrong.pop(0) else 1.0)
+
+    monkeypatch.setattr(Replies, "loss", broken)
+    given = [f"data.validation={desk / 'held_out.jsonl'}", "run.validate_every=3"]
+    with pytest.raises(ModelError) as caught:
+        run(desk, *given, f"out={tmp_path / 'run'}")
     assert not list((tmp_path / "run").rglob("best*"))
+    config = config_of(desk, *given)
+    held_out = read_data(config, Replies(config, torch.device("cpu")), ALONE, print).held_out
+    first, second = (held_out.where(step)[0] for step in (0, 1))
+    assert f"The validation loss is nan after step 3, from {', '.join(second)}: mend" in str(caught.value)
+    assert not any(place in str(caught.value) for place in first)
+    wrong += [True, True]
+    with pytest.raises(ModelError, match=r"from all held-out records: .* Lower optimizer\.rate"):
+        run(desk, *given, f"out={tmp_path / 'again'}")
 
 
 def test_a_record_without_a_reply_is_refused_by_file_and_line(desk: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import minichat
 from minichat.errors import SettingsError
@@ -16,6 +19,8 @@ from minichat.scenes import dataset
 from minichat.train.config import ModelConfig, read_config
 from minichat.train.loop import train
 from minichat.train.network import drop_path, open_bot, precision
+from minichat.weights.convert import convert
+from tests.published_files import arguments, publish
 from tests.training import make_desk, steps_of
 
 CPU = torch.device("cpu")
@@ -53,6 +58,34 @@ def test_no_llm_is_loaded_in_more_than_it_is_trained_with(desk: Path, monkeypatc
     open_bot(config, ("projection", "bridge"), CPU)
     open_bot(config, ("projection", "language_model"), CPU)
     assert asked == [torch.bfloat16, torch.float32]
+
+
+def test_an_llm_whose_names_change_as_it_is_loaded_is_trained_before(tmp_path: Path) -> None:
+    """A mixture of experts: transformers stacks the experts' matrices. What is read again is the model's own, not its
+    LLM's."""
+    publish(tmp_path / "files")
+    given = arguments(tmp_path / "files")
+    llm = shutil.copytree(given["llm"], tmp_path / "experts")
+    for file in [*llm.glob("*.safetensors*"), *llm.glob("*.bin*")]:
+        file.unlink()
+    sizes = {"hidden_size": 40, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    words = json.loads((llm / "config.json").read_text())["vocab_size"]
+    mixture = MixtralConfig(vocab_size=words, num_key_value_heads=2, num_local_experts=2, **sizes)
+    MixtralForCausalLM(mixture).save_pretrained(llm)
+    folder = convert(tmp_path / "model", **{**given, "llm": str(llm)})
+    stored = minichat.load(folder, device="cpu").model.bridge.state_dict()
+    model = open_bot(ModelConfig(name=str(folder), dtype="bfloat16"), ("projection", "bridge"), CPU).model
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.bridge.state_dict().items())
+
+
+def test_an_llm_is_trained_before_as_it_is_served(desk: Path) -> None:
+    """To the bit, its buffers too: those of rotary positions stay in float32."""
+    trained = open_bot(ModelConfig(name=str(desk / "model"), dtype="bfloat16"), ("projection",), CPU).model
+    served = minichat.load(desk / "model", device="cpu", dtype="bfloat16").model
+    ours, theirs = (dict(model.language_model.named_buffers()) for model in (trained, served))
+    assert any(name.endswith("inv_freq") for name in theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and torch.equal(ours[name], tensor), name
 
 
 def test_before_a_quantized_llm_the_bridge_begins_as_it_is_stored(desk: Path) -> None:

@@ -199,7 +199,9 @@ def test_what_does_not_fit_is_said(name: str, ways: str, tmp_path: Path, monkeyp
 
 def test_settings_that_would_change_nothing_or_the_loss_are_refused(tmp_path: Path) -> None:
     """Names of parts that the stage does not look at; a contrast within parts of a step, which is another loss."""
-    for name, setting in (("0a_vision", "trainable=[nonsense]"), ("0b_language", "data.template=plain")):
+    with pytest.raises(SettingsError, match=r"trainable is .*nonsense.*: the stage vision trains its whole model"):
+        train(config("0a_vision", tmp_path, "trainable=[nonsense]"))
+    for name, setting in (("0a_vision", "data.max_tokens=9"), ("0b_language", "data.template=plain")):
         with pytest.raises(SettingsError, match=f"{setting.split('=')[0]} means nothing to the stage"):
             train(config(name, tmp_path, setting))
     with pytest.raises(SettingsError, match=r"vision\.contrast compares all captions of a step"):

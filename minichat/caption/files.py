@@ -29,8 +29,8 @@ def find_pictures(
     """The pictures named, in order and each once; a folder stands for the pictures below it, sorted by path.
 
     In a folder the file's ending decides, and hidden files and folders are left out. Links to folders are followed
-    last, and no folder is looked through twice. A file that is named is always taken, even if it is missing or no
-    picture: then its row says so.
+    last, but not upwards, and no folder is looked through twice. A file that is named is always taken, even if it is
+    missing or no picture: then its row says so.
 
     Args:
         leave_out: is told of each folder that cannot be read, where others have pictures; default: it is an error.
@@ -54,6 +54,11 @@ def find_pictures(
     return list(found.values())
 
 
+def _holds(link: Path, folder: Path) -> bool:
+    """Whether what is linked is the folder itself or above it: everything there was not asked for."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
+
+
 def _below(folder: Path, closed: list[Skipped]) -> Iterator[Path]:
     """The pictures; folders that cannot be read are added to `closed`."""
 
@@ -70,7 +75,7 @@ def _below(folder: Path, closed: list[Skipped]) -> Iterator[Path]:
                 folders.clear()
                 continue
             seen.add(real)
-            tops += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+            tops += [path for name in folders if (path := Path(parent, name)).is_symlink() and not _holds(path, folder)]
             for name in sorted(files):
                 if not name.startswith(".") and name.lower().endswith(SUFFIXES):
                     yield Path(parent, name)

@@ -68,7 +68,8 @@ def evaluate(
         for param in ctx.command.params:
             source = ctx.get_parameter_source(str(param.name))
             if param.name not in ("compare", "out") and source is not None and source.name == "COMMANDLINE":
-                raise typer.BadParameter(f"{param.opts[0]} is for a task: with --compare nothing is measured.")
+                option = "/".join([*param.opts, *param.secondary_opts])
+                raise typer.BadParameter(f"{option} is for a task: with --compare nothing is measured.")
         from minichat.evaluate.compare import compare as side_by_side
 
         comparison = side_by_side(*compare)

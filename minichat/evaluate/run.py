@@ -26,6 +26,8 @@ from minichat.evaluate.retrieval import PAIRS, RERANKED, Finder, Gallery
 from minichat.evaluate.stories import SceneStories
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from minichat.chat import MiniChat
     from minichat.evaluate.files import Files
 
@@ -116,7 +118,7 @@ def evaluate(
     own = (
         {} if files is None else {task: plan.own(task, files) for task in plan.tasks}
     )  # all is read before it is asked
-    report = _report(bot.name, source or bot.name, plan, files)
+    report = _report(bot.name, source or bot.name, bot.model, plan, files)
     for task in plan.tasks:
         exam = own.get(task) or plan.scenes(task)
         blank = own.get(task) or plan.scenes(task, BLANK_SCENES)
@@ -140,7 +142,7 @@ def search(finder: Finder, source: str, plan: Plan, files: Files | None = None) 
         from minichat.evaluate.files import as_gallery
 
         gallery = as_gallery(files.captions(), plan.reranked)
-    report = _report(Path(source).name, source, plan, files)
+    report = _report(Path(source).name, source, finder.reader.model, plan, files)
     _take(report, "retrieval", fingerprint(gallery), lambda blind: gallery.search(finder, blind), plan.blank)
     return report
 
@@ -157,7 +159,7 @@ def _take(report: Report, task: str, asked: str, take: Callable[[bool], Outcome]
     report.blind += [line for line in found if line.name == seen.headline and is_blind(line)]
 
 
-def _report(name: str, loaded: str, plan: Plan, files: Files | None) -> Report:
+def _report(name: str, loaded: str, model: PreTrainedModel, plan: Plan, files: Files | None) -> Report:
     source = "held-out scenes" if files is None else ", ".join(path.name for path in files.data)
     return Report(
         model=name,
@@ -172,6 +174,8 @@ def _report(name: str, loaded: str, plan: Plan, files: Files | None) -> Report:
             "prompt": plan.prompt,
             "reranked": plan.reranked,
             "redrawn": plan.redrawn,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
         },
     )
 

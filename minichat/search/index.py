@@ -142,20 +142,22 @@ class Index:
         found = {os.fsencode(os.path.relpath(path, self.folder)): path for path in paths}
         try:
             with locked(self.file.with_suffix(".lock"), waiting):
-                read, skipped = self._bring_up_to_date(found, batch_size, progress)
+                read, skipped = self._bring_up_to_date(found, closed, batch_size, progress)
         except OSError as error:
             raise _not_kept(self.file.parent, error) from None
         self.skipped = (*closed, *skipped)
         return read
 
     def _bring_up_to_date(
-        self, found: dict[bytes, Path], batch_size: int, progress: Callable[[int, int], None]
+        self, found: dict[bytes, Path], closed: list[Skipped], batch_size: int, progress: Callable[[int, int], None]
     ) -> tuple[int, list[Skipped]]:
         known = self._store.files()
         stale = [(name, path) for name, path in found.items() if name not in known or known[name] != state(path)]
         skipped: list[Skipped] = []
+        # What is in a folder that cannot be read just now may be there again tomorrow.
+        kept = tuple(os.fsencode(os.path.relpath(each.path, self.folder)) + b"/" for each in closed)
         with self._store.writing() as writer:
-            writer.forget(known.keys() - found.keys())
+            writer.forget(name for name in known.keys() - found.keys() if not name.startswith(kept))
             for start in range(0, len(stale), batch_size):
                 part = stale[start : start + batch_size]
                 opened = list(open_all(self.reader, [path for _, path in part]))

@@ -1,7 +1,8 @@
 """Where a run stands, on disk: a file for each checkpoint, whole at any moment.
 
 A checkpoint is one safetensors file: what trains under its own names, the optimizer's state under `optimizer.`, and the
-run's facts (step, configuration, best so far) as JSON in the header. The last and the one before are kept.
+run's facts (where it stands, and on what data and frozen weights) as JSON in the header. The last and the one before
+are kept.
 """
 
 from __future__ import annotations

@@ -149,6 +149,8 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
 
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256()
+        if self._planning["window"] != WINDOW:  # rows are put together otherwise
+            digest.update(f"window {self._planning['window']} ".encode())
         for row in self.rows:
             digest.update(b"%d " % len(row.ids) + row.ids.tobytes() + row.labels.tobytes())
             digest.update("\0".join(picture.name for picture in row.pictures).encode("utf-8", "surrogateescape"))

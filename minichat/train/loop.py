@@ -72,7 +72,6 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
     """
     out = Path(config.out).expanduser()
     stage_class = stage_of(config.stage)
-    check_unused(config, stage_class.unused)
     accelerator = make_accelerator(config, stage_class.trainable, out)
     together = Together(accelerator.process_index, accelerator.num_processes)
     if not together.first:
@@ -85,6 +84,7 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
         if together.from_first(begin(out, config) if together.first else None):
             say(f"The run in {out} is finished.")
             return Outcome(out, 0)
+        check_unused(config, stage_class.unused)
         stage = stage_class(config, accelerator.device)
         run = Run(config, out, accelerator, together, stage, read_data(config, stage, together, say), say)
         restore(run)

@@ -53,7 +53,13 @@ class Naming(Stage):
     """What each of the 32 places of a drawn picture should come to mean, in the embeddings of a LLaMA of `language`."""
 
     trainable: ClassVar[tuple[str, ...]] = ("bridge", "projection")
-    unused: ClassVar[tuple[str, ...]] = ("data.template", "data.max_tokens", "data.max_reply_tokens", "data.features")
+    unused: ClassVar[tuple[str, ...]] = (
+        "model.checkpoint_llm",
+        "data.template",
+        "data.max_tokens",
+        "data.max_reply_tokens",
+        "data.features",
+    )
 
     def __init__(self, config: Config, device: torch.device) -> None:
         """Raises what loading raises, and `SettingsError` for a model that has no words for scenes."""

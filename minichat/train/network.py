@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,20 +47,19 @@ def open_bot(config: ModelConfig, trainable: tuple[str, ...], device: torch.devi
     dtype = precision(config.dtype, device)
     learning = {top(part) for part in trainable}
     wanted = {"vision_model": precision(config.vision_dtype or config.dtype, device), "bridge": dtype}
-    if config.quantize is None:
-        wanted["language_model"] = dtype
     wanted |= dict.fromkeys(learning & wanted.keys(), torch.float32)
+    # All in the LLM's precision: in another, it would be in memory twice as large for a moment. And it is left as it is
+    # then, so that it is trained with as it is served: some of its buffers stay in float32.
+    loaded = torch.float32 if "language_model" in learning else dtype
     options: dict[str, Any] = {} if config.quantize is None else {"quantize": config.quantize}
-    # In the LLM's precision: in another, all of it would be in memory in float32 for a moment.
-    loaded = wanted.get("language_model", dtype)
     bot = load(config.name, device=device, dtype=loaded, **options)
     model = bot.model
     set_trainable(model, trainable)
-    for name, precise in wanted.items():
+    other = {name: precise for name, precise in wanted.items() if precise != loaded}
+    for name, precise in other.items():
         model.get_submodule(name).to(precise)
-    # What is wanted in another must be as it is stored, not as it was rounded.
-    if rounded := {name for name, precise in wanted.items() if precise != loaded}:
-        _put_back(model, config.name, rounded)
+    if other:
+        _put_back(model, config.name, other.keys())
     if config.quantize == "4bit":
         _keep_unpacked(model)
     model.bridge.register_forward_pre_hook(_as_the_bridge)
@@ -68,15 +68,20 @@ def open_bot(config: ModelConfig, trainable: tuple[str, ...], device: torch.devi
 
 
 @torch.no_grad()
-def _put_back(model: nn.Module, name: str, parts: set[str]) -> None:
-    """These parts' tensors as the model's folder holds them. The LLM is none of them."""
-    from minichat.weights.export import hold
+def _put_back(model: nn.Module, name: str, parts: Container[str]) -> None:
+    """These parts' tensors as the model's own folder holds them, not as they were rounded when it was loaded."""
+    from minichat.weights.files import weight_files
+    from minichat.weights.projection import is_projection, read_projection
+    from minichat.weights.reading import read_checkpoint
+    from minichat.weights.zoo import find
 
-    tensors = hold(name).tensors
-    for wanted, weight in model.state_dict().items():
-        if top(wanted) in parts:
-            checkpoint, stored = tensors[wanted]
-            weight.copy_(checkpoint[stored])
+    folder = find(name)
+    folder = read_projection(folder).base_folder() if is_projection(folder) else folder
+    held = model.state_dict()
+    for file in weight_files(folder):
+        checkpoint = read_checkpoint(folder / file)
+        for stored in (stored for stored in checkpoint if top(stored) in parts):
+            held[stored].copy_(checkpoint[stored])
 
 
 def _keep_unpacked(model: nn.Module) -> None:

@@ -80,15 +80,17 @@ class Run:
 
     @cached_property
     def ground(self) -> dict[str, str]:
-        """What a run stands on and does not change. The frozen weights are told as they are held, in `precision`."""
-        held_out = self.data.held_out
-        frozen = ((n, w.detach()) for n, w in self.stage.model.named_parameters() if n not in self.weights)
-        device = self.accelerator.device
+        """What a run stands on and does not change. The frozen weights are told as they are held, in `precision`;
+        quantized ones are not told: another device may round them otherwise."""
+        held_out, device, model = self.data.held_out, self.accelerator.device, self.config.model
+        weights = ((n, w.detach()) for n, w in self.stage.model.named_parameters() if n not in self.weights)
+        frozen = ((name, weight) for name, weight in weights if weight.is_floating_point())
+        precise = {precision(name, device) for name in (model.dtype, model.vision_dtype or model.dtype)}
         return {
             "data": self.data.feed.facts()["fingerprint"],
             "held_out": "" if held_out is None else held_out.facts()["fingerprint"],
             "frozen": fingerprint(frozen),
-            "precision": f"{str(precision(self.config.model.dtype, device)).removeprefix('torch.')} on {device.type}",
+            "precision": f"{' and '.join(sorted(str(p).removeprefix('torch.') for p in precise))} on {device.type}",
         }
 
 
@@ -266,10 +268,7 @@ def validate(run: Run) -> None:
     (items,) = run.together.agree(count)
     loss = float(run.together.add(torch.stack(sums).sum())) / items
     if not math.isfinite(loss):
-        raise ModelError(
-            f"The validation loss is {loss} after step {standing.step}, from {_culprits(run, feed, sums[1:])}: mend or "
-            "drop these records, and begin anew in another out."
-        )
+        raise ModelError(f"The validation loss is {loss} after step {standing.step}, {_culprits(run, feed, sums[1:])}.")
     run.journal.write({"step": standing.step, "validation_loss": loss})
     run.say(f"step {standing.step}/{run.steps}  validation loss {loss:.4f}")
     if loss < standing.best:
@@ -284,11 +283,17 @@ def validate(run: Run) -> None:
 
 
 def _culprits(run: Run, feed: Feed, sums: list[Tensor]) -> str:
-    """The records of the batches whose losses are no numbers; each of the feed's steps is one batch."""
+    """Where the losses are from that are no numbers, and what to do; each of the feed's steps is one batch."""
     wrong = [step for step, loss in enumerate(sums) if not math.isfinite(loss.item())]
     here = [place for step in wrong for places in feed.where(step) for place in places]
     named = list(dict.fromkeys(place for some in run.together.from_all(here) for place in some))
-    return f"{', '.join(named[:12])}{' and more' if len(named) > 12 else ''}"
+    all_wrong, batches = run.together.agree(len(wrong), len(sums))
+    if all_wrong == batches > 1:
+        return "from all held-out records: the weights are spoilt. Lower optimizer.rate, and begin anew in another out"
+    return (
+        f"from {', '.join(named[:12])}{' and more' if len(named) > 12 else ''}: mend or drop these records, or lower "
+        "optimizer.rate, and begin anew in another out"
+    )
 
 
 def save(run: Run) -> None:

@@ -93,7 +93,6 @@ class Vision(Stage):
     trainable: ClassVar[tuple[str, ...]] = ("model",)
     lighter: ClassVar[tuple[str, ...]] = ("run.batch_size",)
     unused: ClassVar[tuple[str, ...]] = (
-        "trainable",
         "model.name",
         "model.quantize",
         "model.checkpoint_llm",
@@ -107,6 +106,8 @@ class Vision(Stage):
     def __init__(self, config: Config, device: torch.device) -> None:
         """Raises `SettingsError` for sizes that cannot be, and for a contrast in parts."""
         self._sizes = config.vision or NewVision()
+        if config.trainable not in ((), self.trainable):
+            raise SettingsError(f"trainable is {list(config.trainable)}: the stage vision trains its whole model.")
         if self._sizes.contrast and division(config, processes()) != (1, config.run.batch_size):
             raise SettingsError(
                 "vision.contrast compares all captions of a step with each other, so they go through at once: leave "

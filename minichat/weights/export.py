@@ -60,7 +60,7 @@ def export(model: str, form: str, out: Path, verify: bool = False, dtype: str | 
 
 
 @dataclass(frozen=True)
-class Held:
+class _Held:
     """A model's folder, its configuration, its network without weights, and where each tensor is, by what name."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Held:
         return Entry(written, checkpoint.plain(stored).nbytes, lambda: change(checkpoint[stored]))
 
 
-def hold(model: str) -> Held:
+def _hold(model: str) -> _Held:
     """Open a model's files, its own, its LLM's and its projection's, and see that it is whole; reads headers alone."""
     import torch
 
@@ -103,7 +103,7 @@ def hold(model: str) -> Held:
     with torch.device("meta"):
         network = MiniChatForConditionalGeneration(config)
     _check_whole(folder, network, held)
-    return Held(folder, config, network, held)
+    return _Held(folder, config, network, held)
 
 
 def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
@@ -122,7 +122,7 @@ def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
     if is_stage1(folder := find(model)):
         stage1 = read_stage1(str(folder))
         return write_stage1(out, stage1.model.to(getattr(torch, dtype or "float32")), stage1.tokenizer)
-    held = hold(model)
+    held = _hold(model)
 
     def cast(tensor: Any) -> Any:
         return tensor.to(getattr(torch, dtype)) if dtype and tensor.is_floating_point() else tensor
@@ -151,7 +151,7 @@ def export_blip2(model: str, out: Path) -> Path:
 
     from minichat.weights.writing import write_tensors
 
-    held = hold(model)
+    held = _hold(model)
     folder, config = held.folder, held.config
     if config.bridge_config.kind != "qformer":
         raise ModelError(f"{folder.name!r} has no Q-Former, which BLIP-2 needs: export its projection instead.")
@@ -188,7 +188,7 @@ def export_llm(model: str, out: Path) -> Path:
     """The LLM as transformers knows it, to put another vision side before it (`convert --llm`)."""
     from minichat.weights.writing import write_tensors
 
-    held = hold(model)
+    held = _hold(model)
     prefix = "language_model."
     config = held.config.text_config
     config.architectures = [type(held.network.language_model).__name__]
