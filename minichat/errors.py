@@ -1,4 +1,4 @@
-"""Every error that MiniChat raises on purpose.
+"""Every error that MiniChat raises on purpose, and words that they are made of.
 
 Each message is a sentence for a person: what is wrong, where, and how to mend it. Command line and web page print the
 message alone; only an error that is *not* one of these is a defect and deserves a traceback.

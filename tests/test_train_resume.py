@@ -195,24 +195,15 @@ def test_another_configuration_is_refused_by_the_key_that_differs(desk: Path, tm
     assert run(desk, out, "data.workers=2", "run.save_every=7", "report.log_every=3", parts(4)).step == STEPS
 
 
-def test_a_data_set_that_changed_is_refused(desk: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "what"), [("train", "The data set has"), ("validation", "The held-out data have")])
+def test_data_that_changed_are_refused(part: str, what: str, desk: Path, tmp_path: Path) -> None:
+    """Of other held-out data the losses would be compared with the best so far."""
     talks = tmp_path / "talks.jsonl"
     write_talks(talks, 8)
-    given = [f"out={tmp_path / 'run'}", f"data.train={talks}"]
+    given = [f"out={tmp_path / 'run'}", f"data.{part}={talks}"]
     run(desk, *given, stop=2)
     talks.write_text(talks.read_text().replace("red", "blue"))
-    with pytest.raises(SettingsError, match="The data set has changed since the run in 'run' began"):
-        run(desk, *given)
-
-
-def test_held_out_data_that_changed_are_refused(desk: Path, tmp_path: Path) -> None:
-    """Losses on other data would be compared with the best so far."""
-    held_out = tmp_path / "held_out.jsonl"
-    write_talks(held_out, 3)
-    given = [f"out={tmp_path / 'run'}", f"data.validation={held_out}"]
-    run(desk, *given, stop=2)
-    held_out.write_text(held_out.read_text().replace("red", "blue"))
-    with pytest.raises(SettingsError, match="The held-out data have changed since the run in 'run' began"):
+    with pytest.raises(SettingsError, match=f"{what} changed since the run in 'run' began"):
         run(desk, *given)
 
 

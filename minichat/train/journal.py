@@ -117,9 +117,9 @@ class Journal:
             if not math.isfinite(part.sum().item())
             for place in some
         ]
-        named = list(dict.fromkeys(place for some in self._together.from_all(places) for place in some))
+        named = self._together.listed(places)
         what = f"The loss is {loss}" if not math.isfinite(loss) else "The gradient is not finite"
-        from_there = f", from {', '.join(named[:12])}{' and more' if len(named) > 12 else ''}" if named else ""
+        from_there = f", from {named}" if named else ""
         return (
             f"{what} at step {entry.step}{from_there}: the checkpoints are from before it, and "
             "would come to it again. Mend these records or lower optimizer.rate, and begin anew in another out."

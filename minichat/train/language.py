@@ -33,7 +33,7 @@ from minichat.train.config import Config
 from minichat.train.described import drawn, in_numbers, summed
 from minichat.train.files import TRAINING
 from minichat.train.new_parts import NewLanguage
-from minichat.train.stage import Batch, Stage
+from minichat.train.stage import OF_A_MODEL, Batch, Stage
 from minichat.train.vocabulary import train_tokenizer, word_ids
 from minichat.train.waves import waves
 from minichat.weights.files import WEIGHTS, quiet, read_json
@@ -47,15 +47,7 @@ class Language(Stage):
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
     lighter: ClassVar[tuple[str, ...]] = ("run.device_batch_size", "data.max_tokens")
-    unused: ClassVar[tuple[str, ...]] = (
-        "model.name",
-        "model.quantize",
-        "model.checkpoint_llm",
-        "model.vision_dtype",
-        "data.template",
-        "data.max_reply_tokens",
-        "data.features",
-    )
+    unused: ClassVar[tuple[str, ...]] = OF_A_MODEL
 
     def __init__(self, config: Config, device: torch.device) -> None:
         """Raises `SettingsError` for sizes that cannot be, and for a `start` that this stage did not write."""

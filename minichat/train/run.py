@@ -285,15 +285,11 @@ def validate(run: Run) -> None:
 def _culprits(run: Run, feed: Feed, sums: list[Tensor]) -> str:
     """Where the losses are from that are no numbers, and what to do; each of the feed's steps is one batch."""
     wrong = [step for step, loss in enumerate(sums) if not math.isfinite(loss.item())]
-    here = [place for step in wrong for places in feed.where(step) for place in places]
-    named = list(dict.fromkeys(place for some in run.together.from_all(here) for place in some))
+    named = run.together.listed(place for step in wrong for places in feed.where(step) for place in places)
     all_wrong, batches = run.together.agree(len(wrong), len(sums))
     if all_wrong == batches > 1:
         return "from all held-out records: the weights are spoilt. Lower optimizer.rate, and begin anew in another out"
-    return (
-        f"from {', '.join(named[:12])}{' and more' if len(named) > 12 else ''}: mend or drop these records, or lower "
-        "optimizer.rate, and begin anew in another out"
-    )
+    return f"from {named}: mend or drop these records, or lower optimizer.rate, and begin anew in another out"
 
 
 def save(run: Run) -> None:

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 
+#: Settings that mean nothing to a stage that loads no model.
+OF_A_MODEL = (
+    "model.name",
+    "model.quantize",
+    "model.checkpoint_llm",
+    "model.vision_dtype",
+    "data.template",
+    "data.max_reply_tokens",
+    "data.features",
+)
+
 
 class Stage(Protocol):
     """A loss over batches, a list of what trains, and what its batches are made of.

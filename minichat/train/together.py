@@ -66,6 +66,11 @@ class Together:
         torch.distributed.all_gather_object(held, value, group=self._host)
         return held
 
+    def listed(self, here: Iterable[str]) -> str:
+        """What is named in any process, each once; the first twelve."""
+        named = list(dict.fromkeys(name for some in self.from_all(list(here)) for name in some))
+        return ", ".join(named[:12]) + (" and more" if len(named) > 12 else "")
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:

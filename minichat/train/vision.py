@@ -26,7 +26,7 @@ from minichat.train.data import division
 from minichat.train.files import TRAINING
 from minichat.train.new_parts import NewVision
 from minichat.train.sight import SightHeads, labels
-from minichat.train.stage import Batch, Stage
+from minichat.train.stage import OF_A_MODEL, Batch, Stage
 from minichat.train.vocabulary import train_tokenizer
 from minichat.train.waves import waves
 
@@ -92,16 +92,7 @@ class Vision(Stage):
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
     lighter: ClassVar[tuple[str, ...]] = ("run.batch_size",)
-    unused: ClassVar[tuple[str, ...]] = (
-        "model.name",
-        "model.quantize",
-        "model.checkpoint_llm",
-        "model.vision_dtype",
-        "data.template",
-        "data.max_tokens",
-        "data.max_reply_tokens",
-        "data.features",
-    )
+    unused: ClassVar[tuple[str, ...]] = (*OF_A_MODEL, "data.max_tokens")
 
     def __init__(self, config: Config, device: torch.device) -> None:
         """Raises `SettingsError` for sizes that cannot be, and for a contrast in parts."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minichat.errors import ModelError, sentence
+from minichat.weights import hub
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHTS = "model.safetensors"
@@ -30,8 +31,6 @@ def find_folder(name: str, what: str, patterns: Sequence[str], revision: str | N
 
 def from_hub(name: str, patterns: Sequence[str], nowhere: str, revision: str | None = None) -> Path:
     """The local copy of a repository's files; from the cache where there is no network. `nowhere` begins the error."""
-    from minichat.weights import hub
-
     try:
         return hub.snapshot(name, patterns, revision)
     except hub.Absent:
