@@ -86,7 +86,7 @@ class SceneDialogues:
         figures["all later turns"] = share(bool(r["right"]) for r in later)
         figures["turns that need earlier ones, after true replies"] = share(
             score(turn.question, reply)
-            for (_, turns), replies in zip(self.dialogues, told, strict=False)
+            for (_, turns), replies in zip(self.dialogues[:TOLD], told, strict=True)
             for turn, reply in zip(turns, replies, strict=True)
             if turn.leans
         )
