@@ -14,21 +14,26 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-long lint fix tiny
+.PHONY: help install demo test test-long test-rounding lint fix tiny
 
 help:
-	@echo "make demo | test | test-long | lint | fix | tiny | install    (see the first lines of the Makefile)"
+	@echo "make demo | test | test-long | test-rounding | lint | fix | tiny | install    (see the first lines of the Makefile)"
 
 install: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(BIN)/python demo.py $(ARGS)
 
+# Two test files at a time; ARGS="-n 0 …" runs them one after the other.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long --timeout 3600 $(ARGS)
+
+# The tests that compute, with other threads, instructions, kernels and seeds, one changed at a time.
+test-rounding: $(INSTALLED)
+	$(BIN)/python -m tests.rounding $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

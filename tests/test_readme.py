@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import minichat
 from minichat.scenes.draw import draw
+from minichat.scenes.truth import NUMBERS
 from minichat.scenes.world import random_scene
 from tests.published_files import publish
 
@@ -127,12 +129,38 @@ def test_the_page_comes_up_and_ends_on_ctrl_c(command: list[str], desk: Path) ->
     assert program.returncode == 130
 
 
+def example() -> str:
+    (text,) = (text for kind, text in BLOCKS if kind == "python")
+    return text
+
+
 def test_the_python_example_runs(desk: Path) -> None:
-    (example,) = (text for kind, text in BLOCKS if kind == "python")
-    program = start([sys.executable, "-c", example], desk)
+    program = start([sys.executable, "-c", example()], desk)
     out, err = program.communicate(timeout=200)
     assert program.returncode == 0, err
     assert len(out.splitlines()) >= 2
+
+
+def test_the_python_example_is_answered_rightly(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On 20 scenes: the number of things, and the ground's colours, are those of the scene; 19 right are asked for."""
+    assert '"How many objects are there?"' in example()
+    assert '"What colour is the background?"' in example()
+    bot = minichat.load("minichat-tiny")
+    monkeypatch.setattr(minichat, "load", lambda name: bot)
+    monkeypatch.chdir(desk)
+    wrong = []
+    for seed in range(20):
+        scene = random_scene(random.Random(f"README {seed}"))
+        draw(scene, 200, seed).save("scene.png")
+        exec(compile(example(), "README.md", "exec"), {})
+        counted, rest = capsys.readouterr().out.lower().split("\n", 1)
+        ground = rest.split("[", maxsplit=1)[0]  # the captions stand behind it
+        right = [NUMBERS[len(scene.things)] in counted, *(colour in ground for colour in scene.background.colours)]
+        if not all(right):
+            wrong.append((counted, ground))
+    assert len(wrong) <= 1, wrong
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`?make ([a-z-]+)", README))))
