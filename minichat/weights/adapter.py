@@ -1,0 +1,162 @@
+"""A LoRA adapter in PEFT's layout (`adapter_config.json` and its weights), and the matrices that it changes.
+
+LoRA (arXiv:2106.09685, section 4.1) adds to a frozen matrix W (out, in) the product of two small ones, scaled:
+W + s · B A, with A (r, in), B (out, r), and s = alpha / r, or alpha / √r where it is rank-stabilised
+(arXiv:2312.03732). Both are read as PEFT writes them; what PEFT knows beyond that is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minichat.errors import ModelError, some
+from minichat.weights.files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minichat.weights.reading import Checkpoint
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_PREFIX = "base_model.model."
+# `lora_A.default.weight` is how a run that was saved whole spells it.
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(\.\w+)?\.weight")
+#: Keys that change what the matrices mean, and the values that change nothing.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "use_dora": (False, None),
+    "use_qalora": (False, None),
+    "lora_bias": (False, None),
+    "alora_invocation_tokens": (None, []),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "layer_replication": (None, []),
+    "megatron_config": (None,),
+}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What is added to one matrix: `scale` · B A, transposed where the matrix is stored (in, out)."""
+
+    a: str  # the tensors' names in the file
+    b: str
+    scale: float
+    transposed: bool
+
+
+class Adapter:
+    """An adapter's folder, read and found to be sound; not yet whether it fits an LLM.
+
+    `factors` and `whole` go by the LLM's own tensors' names: what is added to them, and what is put in their place
+    (PEFT's `modules_to_save`).
+    """
+
+    def __init__(
+        self, folder: Path, config: dict[str, Any], checkpoint: Checkpoint, factors: dict[str, Factors], whole: set[str]
+    ) -> None:
+        self.folder, self.config, self.checkpoint = folder, config, checkpoint
+        self.factors, self.whole = factors, whole
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool = False) -> None:
+        """Raise `ModelError` unless each tensor that it changes is one of the LLM's, and of a shape that fits.
+
+        `shapes`: of the LLM's stored tensors. `tied`: its output layer is its embedding.
+        """
+        name = self.folder.name
+        if tied and (alone := self.whole & {"lm_head.weight", "model.embed_tokens.weight"}):
+            raise ModelError(
+                f"The adapter {name!r} replaces {some(alone)}, but this LLM's embedding and output layer are one "
+                "matrix: merge it with PEFT, and give the merged LLM."
+            )
+        if unknown := (self.factors.keys() | self.whole) - shapes.keys():
+            raise ModelError(f"The adapter {name!r} changes {some(unknown)}, which this LLM does not have.")
+        for tensor, held in self.factors.items():
+            a, b = (tuple(self.checkpoint.plain(factor).shape) for factor in (held.a, held.b))
+            needed = (b[0], a[1])[:: -1 if held.transposed else 1]
+            if shapes[tensor] != needed:
+                raise ModelError(
+                    f"The adapter {name!r} adds a matrix of {needed} to {tensor}, which is {shapes[tensor]}: it was "
+                    "trained on another LLM."
+                )
+        for tensor in self.whole:
+            stored = tuple(self.checkpoint.plain(_PREFIX + tensor).shape)
+            if stored != shapes[tensor]:
+                raise ModelError(f"The adapter {name!r} holds {tensor} of {stored}, which is {shapes[tensor]} here.")
+
+    def merged(self, name: str, tensor: Tensor) -> Tensor:
+        """The LLM's tensor of this name with what the adapter adds, summed in float32, in the tensor's own dtype."""
+        if name in self.whole:
+            return self.checkpoint[_PREFIX + name].to(tensor.dtype)
+        if name not in self.factors:
+            return tensor
+        held = self.factors[name]
+        added = held.scale * (self.checkpoint[held.b].float() @ self.checkpoint[held.a].float())  # (out, in)
+        return (tensor.float() + (added.T if held.transposed else added)).to(tensor.dtype)
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether a PEFT adapter lies in this folder."""
+    return (folder / CONFIG).is_file() or any((folder / name).is_file() for name in WEIGHTS)
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read a PEFT adapter's folder: its configuration and the headers of its weights.
+
+    Raises `ModelError`, naming the file or the key, for an adapter that is not whole, is damaged, or is of a kind that
+    is more than a sum of matrices (DoRA, trained biases, prompts …).
+    """
+    from minichat.weights.reading import read_checkpoint
+
+    config = read_json(folder, CONFIG)
+    for key, plain in _PLAIN.items():
+        if key in config and config[key] not in plain:
+            raise ModelError(
+                f"The adapter {folder.name!r} has {key} {config[key]!r}, which is more than LoRA's sum of two "
+                "matrices: merge it with PEFT, and give the merged LLM."
+            )
+    file = next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise ModelError(f"The adapter {folder.name!r} has no {WEIGHTS[0]}: it is not whole.")
+    checkpoint = read_checkpoint(folder / file)
+    pairs: dict[str, dict[str, str]] = {}
+    whole = set()
+    for key in checkpoint:
+        found = _FACTOR.fullmatch(key)
+        if not key.startswith(_PREFIX) or (found is None and ".lora_" in key):
+            raise ModelError(f"The adapter {folder.name!r} holds {key}, which is no LoRA matrix of a linear layer.")
+        if found is None:
+            whole.add(key.removeprefix(_PREFIX))
+        else:
+            pairs.setdefault(found["module"].removeprefix(_PREFIX), {})[found["factor"]] = key
+    factors = {}
+    for module, pair in pairs.items():
+        if len(pair) != 2:
+            raise ModelError(f"The adapter {folder.name!r} has one of the two matrices of {module}: it is not whole.")
+        a, b = (tuple(checkpoint.plain(pair[factor]).shape) for factor in "AB")
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            raise ModelError(f"The matrices of {module} in the adapter {folder.name!r} are {a} and {b}: no product.")
+        scale = _scale(folder, config, module, rank=a[0])
+        factors[f"{module}.weight"] = Factors(pair["A"], pair["B"], scale, bool(config.get("fan_in_fan_out")))
+    if not factors and not whole:
+        raise ModelError(f"The adapter {folder.name!r} holds no matrices: it is not whole.")
+    return Adapter(folder, config, checkpoint, factors, whole)
+
+
+def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
+    """alpha / r, with the alpha of the pattern that names this module, if one does (PEFT's `alpha_pattern`)."""
+    alpha = config.get("lora_alpha")
+    for pattern, other in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = other
+            break
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+        raise ModelError(f"lora_alpha in {CONFIG} of {folder.name!r} is {alpha!r}: it must be a number.")
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
