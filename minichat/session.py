@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minichat.errors import ContextError, PromptError, SettingsError
 from minichat.generation import GenerationSettings, Memory, Prompt, generate_rows, stream
+from minichat.hardware.exhaustion import out_of_memory
 from minichat.history import as_published, fit
 from minichat.images import Source, identity
 from minichat.prompt.conversation import Conversation, Message
@@ -221,7 +222,7 @@ class ChatSession:
                 self._keep(conversation, reply, forgotten)
             raise
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             self._memory.clear()
             raise ContextError(
@@ -309,10 +310,3 @@ def _keys(ids: Sequence[int], identities: Sequence[str], config: MiniChatConfig)
     """What the LLM's cache holds under each id: the id, or the identity of the picture whose slot it is."""
     slots = iter([identity for identity in identities for _ in range(config.num_image_tokens)])
     return [next(slots, token) if token == config.image_token_index else token for token in ids]
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether the machine's memory or the accelerator's ran out. PyTorch's CPU allocator has no error of its own."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)

@@ -31,7 +31,7 @@ class FakeBot:
         self.asked.append({"prompt": prompt, "max_new_tokens": max_new_tokens, **settings})
         if len(pictures) > self.fits:
             raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory: you tried to"
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
             )
         for picture in pictures:
             if picture.getpixel((0, 0))[0] in self.poison:

@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused():
 
 def test_a_batch_that_does_not_fit_into_memory(monkeypatch):
     def full(*arguments, **settings):
-        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
     monkeypatch.setattr(BOT, "encode", full)
     with pytest.raises(SettingsError, match=r"batch_size is 4, .* lower it"):

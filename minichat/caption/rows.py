@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from minichat import images
 from minichat.disk import json_line
 from minichat.errors import ContextError, DataError, ImageError, MiniChatError, SettingsError
+from minichat.hardware.exhaustion import free_memory, out_of_memory
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -121,10 +121,11 @@ class _Captioner:
         while len(rows) < len(batch):
             part = batch[len(rows) :][: 1 if alone else self.batch_size]
             failure = self._try(part, rows)
+            if failure is not None and out_of_memory(failure):
+                free_memory()
             if failure is not None and len(part) == 1:
                 rows.append(Row(part[0][0], error=_sentence(failure)))
-            elif failure is not None and _is_memory(failure):
-                _free_memory()
+            elif failure is not None and out_of_memory(failure):
                 self.batch_size = len(part) // 2
                 continue
             elif failure is not None:
@@ -149,21 +150,9 @@ class _Captioner:
         return None
 
 
-def _is_memory(error: Exception) -> bool:
-    """Whether memory ran out: MemoryError, torch's error on an accelerator, or its RuntimeError on the CPU."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "not enough memory" in str(error)
-
-
 def _sentence(error: Exception) -> str:
     if isinstance(error, MiniChatError):
         return str(error)
-    if _is_memory(error):
+    if out_of_memory(error):
         return "The memory does not suffice for this picture: use a smaller model, or free some memory."
     return f"The model failed on this picture ({type(error).__name__}): report it if it happens again."
-
-
-def _free_memory() -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -32,12 +32,14 @@ from minichat.data.features import (
 )
 from minichat.disk import locked
 from minichat.errors import DataError, MiniChatError, SettingsError
+from minichat.hardware.exhaustion import memory_told
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration
     from minichat.prompt.processing import MiniChatProcessor
 
 _SAVE_EVERY = 2.0  # seconds: at most so much work is lost
+_TOO_MANY = "batch_size is {}, and so many pictures do not fit into memory: lower it; features so far are kept."
 _AT_ONCE = 10_000  # pictures that are listed at a time
 
 
@@ -182,7 +184,7 @@ class _Encoder:
             return
         waiting, self._waiting = self._waiting, []
         pixels = torch.cat([found.pixels for found in waiting if found.pixels is not None])  # (I, 3, S, S)
-        with torch.inference_mode():
+        with memory_told(lambda: SettingsError(_TOO_MANY.format(self._batch_size))), torch.inference_mode():
             features = self._model.encode_features(pixels.to(self._device)).cpu()  # (I, n, D)
         for found, one in zip(waiting, features, strict=True):
             if not one.isfinite().all():

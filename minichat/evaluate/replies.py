@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from minichat.errors import SettingsError
+from minichat.hardware.exhaustion import memory_told
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from minichat.prompt.conversation import Conversation
 
 KEPT = 1024  # so many pictures' features are held at once
+_TOO_MANY = "batch_size is {}, and so many questions do not fit into memory: lower it."
 _DOT = Image.new("RGB", (1, 1))  # stands in a conversation for a picture whose features are known
 
 
@@ -120,12 +122,8 @@ class Teller:
         return [found[ask] for ask in wanted]
 
     def _within_memory(self, asks: Sequence[Ask], max_new_tokens: int) -> list[Reply]:
-        try:
+        with memory_told(lambda: SettingsError(_TOO_MANY.format(self.batch_size))):
             return self._answer(asks, max_new_tokens)
-        except (MemoryError, RuntimeError) as error:
-            if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "enough memory" not in str(error):
-                raise
-        raise SettingsError(f"batch_size is {self.batch_size}, and so many questions do not fit into memory: lower it.")
 
     def _answer(self, asks: Sequence[Ask], max_new_tokens: int) -> list[Reply]:
         import torch

@@ -19,6 +19,7 @@ from torch import Tensor
 from minichat.caption.files import Skipped, find_pictures
 from minichat.disk import locked
 from minichat.errors import DataError, ModelError, PromptError, SettingsError
+from minichat.hardware.exhaustion import memory_told
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.retrieval import rerank as rerank_by_match
 from minichat.search.opening import Opened, open_all, state
@@ -32,6 +33,7 @@ TOP = 10
 RERANK = 32  # so many of the most similar are matched
 _FORMAT = "minichat-search-1"
 _KEPT = 64 * 1024  # bytes: patches that take no more are kept, larger ones are computed again when they are matched
+_TOO_MANY = "batch_size is {}, and so many pictures do not fit into memory: lower it; what is indexed is kept."
 _AT_ONCE = 4096  # pictures that are compared at a time
 
 
@@ -161,7 +163,8 @@ class Index:
             for start in range(0, len(stale), batch_size):
                 part = stale[start : start + batch_size]
                 opened = list(open_all(self.reader, [path for _, path in part]))
-                self._see(opened, writer)
+                with memory_told(lambda: SettingsError(_TOO_MANY.format(batch_size))):
+                    self._see(opened, writer)
                 for (name, path), each in zip(part, opened, strict=True):
                     if each.pixels is None:
                         writer.forget([name])

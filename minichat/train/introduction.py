@@ -7,6 +7,7 @@ import time
 import torch
 
 from minichat.errors import SettingsError
+from minichat.hardware.exhaustion import memory_told
 from minichat.train import opening, report
 from minichat.train.config import FREE
 from minichat.train.data import division
@@ -67,21 +68,19 @@ def seconds_left(run: Run) -> float:
     heaviest = max(batches, key=lambda batch: batch["attention_mask"].numel())
     batch = to_device(heaviest, run.accelerator.device)
     run.stage.model.train()
+    rows, length = heaviest["attention_mask"].shape
+    too_much = f"{rows} rows of {length} tokens do not fit into memory at once"
     try:
-        for _ in range(2):  # the first time is slower
-            _settle(run.accelerator.device)
-            began = time.monotonic()
-            with run.accelerator.autocast():
-                loss = run.stage.loss(batch) / max(1, run.stage.count(batch))
-            if loss.requires_grad:
-                run.accelerator.backward(loss.sum())
-            _settle(run.accelerator.device)
-            seconds = time.monotonic() - began
-    except torch.OutOfMemoryError:
-        rows, length = heaviest["attention_mask"].shape
-        raise SettingsError(
-            f"{rows} rows of {length} tokens do not fit into memory at once: {less_memory(run)}."
-        ) from None
+        with memory_told(lambda: SettingsError(f"{too_much}: {less_memory(run)}.")):
+            for _ in range(2):  # the first time is slower
+                _settle(run.accelerator.device)
+                began = time.monotonic()
+                with run.accelerator.autocast():
+                    loss = run.stage.loss(batch) / max(1, run.stage.count(batch))
+                if loss.requires_grad:
+                    run.accelerator.backward(loss.sum())
+                _settle(run.accelerator.device)
+                seconds = time.monotonic() - began
     finally:
         run.optimizer.zero_grad()
     mean = run.data.tokens_of_a_step or sum(tokens_of(some) for some in batches) * run.together.count

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from minichat.errors import DataError, SettingsError
+from minichat.hardware.exhaustion import memory_told
 from minichat.train.config import Config, check_unused
 from minichat.train.data import read_data
 from minichat.train.ending import finish
@@ -89,10 +90,8 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
         run = Run(config, out, accelerator, together, stage, read_data(config, stage, together, say), say)
         restore(run)
         introduce(run)
-        try:
+        with memory_told(lambda: SettingsError(f"Memory ran out at step {run.standing.step + 1}: {less_memory(run)}.")):
             stopped = loop(run)
-        except torch.OutOfMemoryError:
-            raise SettingsError(f"Memory ran out at step {run.standing.step + 1}: {less_memory(run)}.") from None
         if stopped is None:
             finish(run)
         accelerator.end_training()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from minichat import images
 from minichat.errors import ImageError, MiniChatError, PromptError
+from minichat.hardware.exhaustion import out_of_memory
 from minichat.web import bubbles, settings
 from minichat.web.examples import Example
 from minichat.web.guard import COOKIE
@@ -211,7 +212,7 @@ class Handlers:
                 failure = str(error)
             except Exception as error:
                 log.exception("a reply failed")
-                failure = NO_MEMORY if _is_memory(error) else LOST
+                failure = NO_MEMORY if out_of_memory(error) else LOST
             answered = chat.conversation is not start
             if drop and not answered and session.chat is chat:
                 session.chat = self._sessions.new_chat(conversation=before)
@@ -274,8 +275,3 @@ def _turn(conversation: Any, index: int) -> int:
     if not 0 <= index < len(shown) or shown[index].role != "user":
         return -1
     return sum(message.role == "user" for message in shown[:index])
-
-
-def _is_memory(error: Exception) -> bool:
-    """Python's own, or PyTorch's, which is a RuntimeError of a name of its own."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
