@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
+import signal
+import sys
 import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -241,6 +246,14 @@ def test_top_p_keeps_the_likeliest() -> None:
     # The coldest and the hottest that may be set give numbers, not NaN.
     assert set(choose(GenerationSettings(temperature=1e-45, top_p=1e-9), logits).tolist()) == {0}
     assert set(choose(GenerationSettings(temperature=10), logits).tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("top_p", [1, 0.9])
+@pytest.mark.parametrize("shift", [-100.0, 0.0, 100.0])
+def test_the_coldest_temperature_takes_the_likeliest_wherever_the_scores_lie(shift: float, top_p: float) -> None:
+    """Divided as they are, scores would all be infinite, and equal."""
+    logits = torch.tensor([[1.0, 2.0, 4.0, 3.0]]).repeat(20, 1) + shift
+    assert set(choose(GenerationSettings(temperature=1e-45, top_p=top_p), logits).tolist()) == {2}
 
 
 def test_a_repeated_id_becomes_less_likely() -> None:
@@ -496,7 +509,7 @@ def test_the_turnstile_admits_one_at_a_time_in_order() -> None:
             threads.append(threading.Thread(target=pass_through, args=[number]))
             threads[-1].start()
             waiting[number].wait(5)
-            while len(turnstile._queue) <= number:
+            while len(turnstile._queue) <= number + 1:  # this thread, and those who wait
                 pass
     for thread in threads:
         thread.join(5)
@@ -517,7 +530,7 @@ def test_who_comes_back_at_once_does_not_overtake() -> None:
         thread = threading.Thread(target=enter)
         with turnstile:
             thread.start()
-            while not turnstile._queue:
+            while len(turnstile._queue) < 2:
                 pass
         with turnstile:
             assert entered.is_set()
@@ -539,7 +552,7 @@ def test_an_error_or_an_interrupt_frees_the_turnstile() -> None:
     turnstile.__enter__()
     thread = threading.Thread(target=enter)
     thread.start()
-    while not turnstile._queue:
+    while len(turnstile._queue) < 2:
         pass
     turnstile.let_others_pass()  # lets the other through and comes back
     assert entered.is_set()
@@ -547,3 +560,95 @@ def test_an_error_or_an_interrupt_frees_the_turnstile() -> None:
     thread.join(5)
     with turnstile:
         pass
+
+
+def test_ctrl_c_where_others_are_let_pass_admits_nobody_else() -> None:
+    """The interrupted thread gave its place away: leaving the block must not open the gate once more."""
+    turnstile, order, let_go = Turnstile(), list[str](), threading.Event()
+
+    def first() -> None:
+        with turnstile:
+            order.append("first in")
+            while len(turnstile._queue) < 3:  # this one, the second, and the main thread that waits behind it
+                pass
+            signal.raise_signal(signal.SIGINT)  # Python hands signals to the main thread
+            assert let_go.wait(5)
+            order.append("first out")
+
+    def second() -> None:
+        with turnstile:
+            order.append("second in")
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    with pytest.raises(KeyboardInterrupt), turnstile:
+        for number, thread in enumerate(threads):
+            thread.start()
+            while len(turnstile._queue) < number + 2:
+                pass
+        turnstile.let_others_pass()
+    assert len(turnstile._queue) == 2  # the second still waits for the first
+    order.append("interrupted")
+    let_go.set()
+    for thread in threads:
+        thread.join(5)
+    assert order == ["first in", "interrupted", "first out", "second in"]
+
+
+def interrupted_at(line: int, work: Callable[[], None]) -> bool:
+    """Do the work, with a KeyboardInterrupt at the so-manieth line of the turnstile's code; False: there were fewer."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename != inspect.getfile(Turnstile):
+            return None
+        if event == "line" and next(lines) == line:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_ctrl_c_at_any_line_neither_admits_two_nor_locks_anyone_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minichat.turnstile._LOOK_AGAIN", 0.01)
+    inside, most = 0, 0
+
+    def stay() -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        inside -= 1
+
+    def pass_through(turnstile: Turnstile) -> None:
+        with turnstile:
+            stay()
+
+    def let_pass(turnstile: Turnstile, other: threading.Thread) -> None:
+        with turnstile:
+            other.start()
+            while len(turnstile._queue) < 2:
+                pass
+            turnstile.let_others_pass()
+            stay()
+
+    for line in itertools.count():
+        turnstile = Turnstile()
+        other = threading.Thread(target=pass_through, args=[turnstile], daemon=True)
+        interrupted = interrupted_at(line, lambda t=turnstile, o=other: let_pass(t, o))
+        pass_through(turnstile)  # its own next step
+        if other.ident is not None:
+            other.join(5)
+            assert not other.is_alive()
+        assert not turnstile._queue
+        if not interrupted:
+            break
+    assert most == 1
+    assert line > 10

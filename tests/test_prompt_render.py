@@ -121,6 +121,10 @@ def test_a_delimiter_keeps_its_ids_beside_a_word_that_ends_alike() -> None:
     rendered = _render(Conversation().user("What is C#"), template, add_generation_prompt=True)
     plain = _render(Conversation().user("What is C#!"), template, add_generation_prompt=True)
     assert tokenizer().decode(rendered.ids).endswith("What is C# ###Assistant: ")
+    shown = _render(Conversation().user("C#", [RED]), template, add_generation_prompt=True)
+    assert shown.ids.count(SLOT_ID) == SLOTS
+    after = shown.ids[len(shown.ids) - shown.ids[::-1].index(SLOT_ID) :]  # what follows the picture
+    assert tokenizer().decode(after) == "</Img> C# ###Assistant: "
     assert rendered.ids[-4:] == plain.ids[-4:]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from minichat.stopping import ReplyText, Stops
 
 
 class Tokenizer:
     """LLaMA's two ways with "###", in small: 9 begins a text, 7 goes on after other words."""
 
-    words = {1: "a", 3: "b", 6: "\n", 7: "###", 9: " ###"}
+    words = {1: "a", 3: "b", 6: "\n", 7: "###", 8: "US", 9: " ###", 10: "ER"}
 
     def encode(self, text: str) -> list[int]:
         return {"###": [9], "\n###": [5, 6, 7]}[text]
@@ -39,3 +41,16 @@ def test_only_the_originals_ids_end_a_reply() -> None:
 def test_a_stop_of_white_space_ends_a_reply_as_text() -> None:
     stops = Stops(("\n",), ((2,),))
     assert stops.as_published(Tokenizer()) == stops
+
+
+@pytest.mark.parametrize("strings", [("###", "USER"), ("USER", "###")], ids=" then ".join)
+@pytest.mark.parametrize(("ids", "text"), [([1, 7, 3], "a"), ([3, 8, 10, 1], "b")])
+def test_each_of_several_texts_ends_a_reply_and_none_is_shown_in_part(
+    strings: tuple[str, ...], ids: list[int], text: str
+) -> None:
+    reply = ReplyText(Tokenizer(), Stops(strings))
+    shown = [reply.push(token) for token in ids[:2]]
+    assert "".join(shown) == text  # "US" may be the beginning of a stop: it waits
+    reply.read(ids[2:])
+    assert (reply.finished, reply.text) == (True, text)
+    assert Stops(strings).found_in("US ### USER") == 3
