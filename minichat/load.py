@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.errors import MiniChatError, ModelError, sentence
 from minichat.hardware.placement import Placement, choose
+from minichat.weights.adapter import read_adapter, trained_adapter
 from minichat.weights.fetch import is_here
 from minichat.weights.files import check_header, quiet, read_json, weight_files
 from minichat.weights.known import KNOWN
@@ -32,6 +33,7 @@ def load(
     quantize: str | None = None,
     device_map: Mapping[str, Any] | str | None = None,
     verify: bool = False,
+    merge_adapter: bool = True,
 ) -> MiniChat:
     """Load a model with its processor.
 
@@ -45,6 +47,8 @@ def load(
         device_map: where the LLM goes if it does not fit on `device`: "auto" fills the GPUs and then the CPU, a dict
             says it for each part ("language_model.model.layers.0": 1). The vision side stays whole on `device`.
         verify: hold all weights against the hashes that `--verify` recorded when the folder was made.
+        merge_adapter: add an adapter that was trained with the projection (its folder `adapter`) to the LLM's matrices.
+            False leaves them as the base model has them, for whoever attaches the adapter by PEFT.
 
     Raises:
         ModelError: if there is no such model, a file is missing or damaged, a tensor is missing, left over, of the
@@ -54,7 +58,7 @@ def load(
     """
     placement = choose(device, dtype, quantize, device_map)
     _check_room(os.fspath(name), placement)
-    folder = find(name)
+    folder = own = find(name)
     shown = os.fspath(name) if name in BUILT_IN else folder.name
     projection = None
     if is_projection(folder):
@@ -70,7 +74,8 @@ def load(
         projection.check(folder)
     if verify:
         check_hashes(folder, projection)
-    model = load_network(folder, placement, reference)
+    trained = trained_adapter(own, folder) if merge_adapter else None
+    model = load_network(folder, placement, reference, None if trained is None else read_adapter(trained))
     if projection is not None:
         model.projection.load_state_dict(projection.tensors())
     processor = _load_processor(folder)

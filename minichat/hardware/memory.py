@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
     from minichat.model import MiniChatConfig
 
-__all__ = ["CONTEXT", "GIB", "MIB", "QUANTIZED", "Needs", "cache_per_token", "estimate", "gib", "training_needs"]
+__all__ = [
+    "CONTEXT",
+    "GIB",
+    "MIB",
+    "QUANTIZED",
+    "Needs",
+    "cache_per_token",
+    "estimate",
+    "gib",
+    "linear_layers",
+    "training_needs",
+]
 
 MIB, GIB = 1024**2, 1024**3
 CONTEXT = 2048  # tokens of a conversation, where nothing else is said
@@ -124,12 +135,14 @@ def training_needs(
     dtype: str = "bfloat16",
     quantize: str | None = None,
     device: str = "cpu",
+    adapter: tuple[int, int] | None = None,
 ) -> Needs:
     """What one training step of the projection needs, everything else frozen.
 
     `length` is of a row in tokens, pictures included, with one picture in each row; at the worst, every one of its
     tokens is supervised. With `checkpointing` a block keeps what comes in alone, and one block at a time the rest. The
-    projection, its gradient and AdamW's two moments are in float32 (arXiv:1711.05101, algorithm 2).
+    projection, its gradient and AdamW's two moments are in float32 (arXiv:1711.05101, algorithm 2). `adapter`, if LoRA
+    trains, too: its parameters, in float32, and the bytes that a token keeps for them in all layers.
 
     Raises `SettingsError` as `estimate` does.
     """
@@ -140,15 +153,18 @@ def training_needs(
     block = tokens * _kept_for_backward(text, size)
     kept = layers * tokens * text.hidden_size * size + block if checkpointing else layers * block
     kept += tokens * text.hidden_size * 4  # the last norm's input
+    added, of_token = adapter or (0, 0)
+    kept += tokens * of_token // (layers if checkpointing else 1)
     # The logits, their gradient in pieces and whole (`minichat.model.loss`), and the gradient's way through a block.
     logits = 3 * tokens * text.vocab_size * size
     return Needs(
-        weights={name: part.size(name, size, quantize) for name, part in parts.items()},
+        weights={name: part.size(name, size, quantize) for name, part in parts.items()}
+        | ({"adapter": 4 * added} if added else {}),
         cache=0,
         working=max(batch * _encoding(config, size), logits, _reading(text, batch, length, size)),
         base=_libraries(device, quantize),
         activations=kept,
-        optimizer=3 * 4 * parts["projection"].plain,
+        optimizer=3 * 4 * (parts["projection"].plain + added),
     )
 
 
@@ -218,7 +234,7 @@ def _count(config: MiniChatConfig) -> dict[str, _Part]:
     with torch.device("meta"):
         model = MiniChatForConditionalGeneration(config)
     parts = {name: _Part(_parameters(part)) for name, part in model.named_children()}
-    linears = _linears(model.language_model)
+    linears = linear_layers(model.language_model)
     in_linears = sum(layer.weight.numel() for layer in linears)
     parts["language_model"] = _Part(
         plain=parts["language_model"].plain - in_linears,
@@ -233,7 +249,7 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _linears(llm: nn.Module) -> list[nn.Linear]:
+def linear_layers(llm: nn.Module) -> list[nn.Linear]:
     """The layers that bitsandbytes makes small: all linear ones but the output layer."""
     from torch import nn
 

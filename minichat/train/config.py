@@ -21,6 +21,7 @@ from minichat.train.typed import build, need, override, plain, read_yaml, write_
 __all__ = [
     "Config",
     "DataConfig",
+    "LoraConfig",
     "ModelConfig",
     "NewQFormer",
     "OptimizerConfig",
@@ -145,6 +146,25 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Two small matrices that train beside each frozen one of the LLM (LoRA, arXiv:2106.09685), by PEFT."""
+
+    rank: int = 16
+    """The smaller side of both: what is added to a matrix is of this rank."""
+    alpha: float = 32.0
+    """What is added is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Share of their inputs that is left out while training."""
+    targets: tuple[str, ...] = ()
+    """Names of the LLM's linear layers, such as q_proj; none: all but its output layer."""
+
+    def __post_init__(self) -> None:
+        need(self.rank > 0, "lora.rank", self.rank, "at least 1")
+        need(0 < self.alpha < math.inf, "lora.alpha", self.alpha, "above 0")
+        need(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """How long, and in what portions."""
 
@@ -207,6 +227,8 @@ class Config:
     """The same seed gives the same run."""
     trainable: tuple[str, ...] = ()
     """The parts that train, by name; none: the stage's own."""
+    lora: LoraConfig | None = None
+    """An adapter of the LLM that trains beside these parts; of the stage `replies` alone."""
     model: ModelConfig = field(default_factory=ModelConfig)
     pretraining: PretrainingOptions | None = None
     """Of the stage `pretraining` alone."""
@@ -228,6 +250,8 @@ class Config:
                 f"model.quantize is {self.model.quantize!r}, but trainable names the language_model: "
                 "what is quantized cannot train."
             )
+        if self.lora is not None:
+            self._check_lora()
         for name in ("pretraining", "vision", "language"):
             if getattr(self, name) is not None and self.stage != name:
                 raise SettingsError(f"{name} is for the stage {name}, but stage is {self.stage!r}: drop it.")
@@ -250,6 +274,19 @@ class Config:
             raise SettingsError("data.stream has no end, so an epoch has none: give run.steps, not run.epochs.")
         if self.run.patience and not self.data.validation:
             raise SettingsError("run.patience waits for a better validation loss, but data.validation is empty.")
+
+    def _check_lora(self) -> None:
+        if self.stage != "replies":
+            raise SettingsError(f"lora is for the stage replies, but stage is {self.stage!r}: drop it.")
+        if any(part.split(".")[0] == "language_model" for part in self.trainable):
+            raise SettingsError(
+                "lora trains beside a frozen language_model, but trainable names it: drop one of the two."
+            )
+        if self.model.quantize:
+            raise SettingsError(
+                f"model.quantize is {self.model.quantize!r}, but lora trains beside matrices that are not quantized: "
+                "drop one of the two."
+            )
 
 
 def check_unused(config: Config, names: Iterable[str]) -> None:

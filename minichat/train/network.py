@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from minichat.errors import SettingsError
 from minichat.model.freezing import set_trainable
-from minichat.train.config import ModelConfig
+from minichat.train.config import LoraConfig, ModelConfig
+from minichat.train.lora import adapter_of, add_lora
 
 if TYPE_CHECKING:
     from minichat.chat import MiniChat
@@ -36,8 +37,14 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def open_bot(config: ModelConfig, trainable: tuple[str, ...], device: torch.device) -> MiniChat:
-    """Load a model to train the named parts of it.
+def open_bot(
+    config: ModelConfig,
+    trainable: tuple[str, ...],
+    device: torch.device,
+    lora: LoraConfig | None = None,
+    seed: int = 0,
+) -> MiniChat:
+    """Load a model to train the named parts of it, and an adapter of its LLM where `lora` is given.
 
     A part of which anything trains is in float32 as a whole; the others are in `config.dtype`. Raises what
     `minichat.load` raises, and `SettingsError` for a part that the model does not have.
@@ -52,9 +59,17 @@ def open_bot(config: ModelConfig, trainable: tuple[str, ...], device: torch.devi
     # then, so that it is trained with as it is served: some of its buffers stay in float32.
     loaded = torch.float32 if "language_model" in learning else dtype
     options: dict[str, Any] = {} if config.quantize is None else {"quantize": config.quantize}
-    bot = load(config.name, device=device, dtype=loaded, **options)
+    adapter = adapter_of(config.name)
+    if adapter is not None and "language_model" in learning:
+        raise SettingsError(
+            f"trainable names the language_model, but {config.name!r} has an adapter beside it: merge it first, with "
+            "minichat export --format minichat."
+        )
+    bot = load(config.name, device=device, dtype=loaded, merge_adapter=lora is None, **options)
     model = bot.model
     set_trainable(model, trainable)
+    if lora is not None:
+        add_lora(model, lora, seed, adapter)
     other = {name: precise for name, precise in wanted.items() if precise != loaded}
     for name, precise in other.items():
         model.get_submodule(name).to(precise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +20,7 @@ from minichat.prompt.render import IGNORED
 from minichat.prompt.template import get_template
 from minichat.train.attention import use_products
 from minichat.train.config import Config
+from minichat.train.lora import adapter_of, lora_size, parted_weights, write_lora
 from minichat.train.network import open_bot
 from minichat.train.optimizer import trained
 from minichat.train.parts import LastReply, parted
@@ -26,6 +28,7 @@ from minichat.train.prefix import Prefix, shared
 from minichat.train.report import ask
 from minichat.train.result import write_result
 from minichat.train.stage import Batch, Stage
+from minichat.weights.adapter import copy_adapter
 
 if TYPE_CHECKING:
     from minichat.chat import MiniChat
@@ -100,7 +103,8 @@ class Replies(Stage):
 
     def __init__(self, config: Config, device: torch.device) -> None:
         """Load the model that the configuration names. Raises what loading raises."""
-        self.bot: MiniChat = open_bot(config.model, config.trainable or self.trainable, device)
+        trainable = config.trainable or self.trainable
+        self.bot: MiniChat = open_bot(config.model, trainable, device, config.lora, config.seed)
         self.model = self.bot.model
         self._processor = _with_template(self.bot.processor, config.data.template)
         limits = [limit for limit in (config.data.max_tokens, self.bot.context) if limit is not None]
@@ -113,7 +117,7 @@ class Replies(Stage):
             use_products(self.model.language_model)
         self.prefix = Prefix(self.model, self._processor)
         self.collate = self._collator()
-        self._settings = config.model
+        self._settings, self._lora = config.model, config.lora
         self._max_new_tokens = config.report.max_new_tokens
 
     def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
@@ -157,8 +161,9 @@ class Replies(Stage):
         return token_loss(logits, batch["targets"], 1)
 
     def memory(self, rows: int, longest: int) -> int | None:
-        """By the model's configuration, where the projection of a decoder-only LLM alone trains."""
-        if set(trained(self.model)) != _PROJECTION or self.model.config.is_encoder_decoder:
+        """By the model's configuration, where the projection of a decoder-only LLM alone trains, or LoRA beside it."""
+        adapter, others = parted_weights(trained(self.model))
+        if set(others) != _PROJECTION or self.model.config.is_encoder_decoder:
             return None
         embedding = self.model.get_input_embeddings().weight
         return training_needs(
@@ -169,6 +174,7 @@ class Replies(Stage):
             dtype=str(embedding.dtype).removeprefix("torch."),
             quantize=self._settings.quantize,
             device=embedding.device.type,
+            adapter=lora_size(self.model.language_model) if adapter else None,
         ).total
 
     def answer(self, examples: Sequence[Example]) -> list[str]:
@@ -181,8 +187,13 @@ class Replies(Stage):
             self.model.train(training)
 
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
-        """A projection's folder, or a whole model's where other parts trained."""
-        write_result(out, base, trained(self.model), facts)
+        """A projection's folder, or a whole model's where other parts trained; an adapter beside it."""
+        adapter, others = parted_weights(trained(self.model))
+        if self._lora is None:
+            beside = copy_adapter(adapter_of(base))
+        else:
+            beside = partial(write_lora, weights=adapter, lora=self._lora, model=self.model)
+        write_result(out, base, others, facts, beside)
 
 
 def _with_template(processor: MiniChatProcessor, template: str | None) -> MiniChatProcessor:

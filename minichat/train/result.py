@@ -6,7 +6,7 @@ What did not train is taken from the base model's files as it is stored there, w
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,39 @@ _PARCEL = ".model"
 _NOT_COPIED = (".safetensors", ".safetensors.index.json", ".md")
 
 
-def write_result(out: Path, base: str, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def write_result(
+    out: Path,
+    base: str,
+    weights: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    beside: Callable[[Path], None] | None = None,
+) -> None:
     """Put trained weights, by their names in the model, into the run's folder `out`, so that `minichat.load` opens it.
 
-    `base`: the model that the run began with, which may itself be a projection. Raises `ModelError` where the base is
+    `base`: the model that the run began with, which may itself be a projection. `beside`: puts what else belongs to it
+    into the folder, an adapter. Raises `ModelError` where the base is
     not there any more, or the disk does not take the result.
     """
     folder = find(base)
     started = read_projection(folder) if is_projection(folder) else None
     if set(weights) == {"projection.weight", "projection.bias"}:
         tensors = {name.removeprefix("projection."): weight for name, weight in weights.items()}
-        write_projection(out, tensors, started.base_name() if started else base, facts=facts, into=True)
+        write_projection(out, tensors, started.base_name() if started else base, facts=facts, into=True, beside=beside)
         return
     changed = {name: weight.detach().float().cpu() for name, weight in weights.items()}
     if started is not None:
         folder = started.base_folder()
         changed = {f"projection.{name}": tensor for name, tensor in started.tensors().items()} | changed
-    _write_model(out, folder, changed, facts)
+    _write_model(out, folder, changed, facts, beside)
 
 
-def _write_model(out: Path, base: Path, changed: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def _write_model(
+    out: Path,
+    base: Path,
+    changed: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    beside: Callable[[Path], None] | None,
+) -> None:
     from minichat.weights.writing import Entry, write_tensors
 
     config = read_json(base, "config.json")
@@ -63,6 +76,8 @@ def _write_model(out: Path, base: Path, changed: Mapping[str, Tensor], facts: Ma
             if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in {FACTS, *OF_A_RUN}:
                 shutil.copy(file, made / file.name)
         write_tensors(made, entries)
+        if beside is not None:
+            beside(made)
         write_json(made / TRAINING, dict(facts))
         write_json(made / "config.json", config)
     unpack(out / _PARCEL, out, last="config.json")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from minichat.weights.reading import Checkpoint
 
+ADAPTER = "adapter"  # the folder of a trained adapter, beside a projection or in a model's folder
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
@@ -91,6 +93,10 @@ class Adapter:
             if stored != shapes[tensor]:
                 raise ModelError(f"The adapter {name!r} holds {tensor} of {stored}, which is {shapes[tensor]} here.")
 
+    def changes(self, name: str) -> bool:
+        """Whether it adds to, or replaces, the LLM's tensor of this name."""
+        return name in self.factors or name in self.whole
+
     def merged(self, name: str, tensor: Tensor) -> Tensor:
         """The LLM's tensor of this name with what the adapter adds, summed in float32, in the tensor's own dtype."""
         if name in self.whole:
@@ -100,6 +106,23 @@ class Adapter:
         held = self.factors[name]
         added = held.scale * (self.checkpoint[held.b].float() @ self.checkpoint[held.a].float())  # (out, in)
         return (tensor.float() + (added.T if held.transposed else added)).to(tensor.dtype)
+
+
+def copy_adapter(adapter: Path | None) -> Callable[[Path], None] | None:
+    """What puts this adapter's folder into another folder; None where there is none."""
+    if adapter is None:
+        return None
+
+    def copy(folder: Path) -> None:
+        shutil.copytree(adapter, folder / ADAPTER)
+
+    return copy
+
+
+def trained_adapter(*folders: Path) -> Path | None:
+    """The adapter that was trained with a projection, or of the model that it stands on: the first of these folders
+    that has one."""
+    return next((folder / ADAPTER for folder in folders if has_adapter(folder / ADAPTER)), None)
 
 
 def has_adapter(folder: Path) -> bool:

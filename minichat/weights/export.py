@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError, SettingsError
+from minichat.weights.adapter import read_adapter, trained_adapter
 from minichat.weights.files import check_header, quiet, read_json, weight_files
 from minichat.weights.projection import export_projection, is_projection, read_projection
 from minichat.weights.writing import Entry
@@ -17,6 +18,7 @@ from minichat.weights.zoo import find
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatConfig
+    from minichat.weights.adapter import Adapter
     from minichat.weights.reading import Checkpoint
 
 FORMATS = ("projection", "blip2", "minichat", "llm")
@@ -34,6 +36,7 @@ _BESIDE = (
 )
 #: Of them, what an LLM has, too: a chat template and a processor are the whole model's.
 _BESIDE_AN_LLM = tuple(name for name in _BESIDE if name not in ("chat_template.jinja", "processor_config.json"))
+_LLM = "language_model."
 _RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "projection.": "language_projection.", "bridge.": ""}
 
 
@@ -67,10 +70,22 @@ class _Held:
     config: MiniChatConfig
     network: Any
     tensors: dict[str, tuple[Checkpoint, str]]
+    adapter: Adapter | None = None
 
-    def entry(self, name: str, written: str, change: Callable[[Any], Any] = lambda tensor: tensor) -> Entry:
+    def entry(
+        self, name: str, written: str, change: Callable[[Any], Any] = lambda tensor: tensor, dtype: Any = None
+    ) -> Entry:
+        """A tensor as it is written, with what an adapter adds to it. `dtype`: None, the stored one."""
         checkpoint, stored = self.tensors[name]
-        return Entry(written, checkpoint.plain(stored).nbytes, lambda: change(checkpoint[stored]))
+
+        def make() -> Any:
+            tensor = checkpoint[stored]
+            whole, own = tensor, name.removeprefix(_LLM)
+            if self.adapter is not None and name != own and self.adapter.changes(own):
+                whole = self.adapter.merged(own, tensor.float())
+            return change(whole.to(dtype or tensor.dtype) if tensor.is_floating_point() else tensor)
+
+        return Entry(written, checkpoint.plain(stored).nbytes, make)
 
 
 def _hold(model: str) -> _Held:
@@ -81,7 +96,8 @@ def _hold(model: str) -> _Held:
     from minichat.weights.llm import referred_llm
     from minichat.weights.reading import read_checkpoint
 
-    folder, trained = find(model), None
+    own = folder = find(model)
+    trained = None
     if is_projection(folder):
         trained = read_projection(folder)
         folder = trained.base_folder()
@@ -93,7 +109,7 @@ def _hold(model: str) -> _Held:
     held: dict[str, tuple[Checkpoint, str]] = {}
     if config.llm:
         llm = referred_llm(config.llm, folder.name)
-        held |= {f"language_model.{name}": (checkpoint, name) for name, checkpoint in llm.tensors().items()}
+        held |= {f"{_LLM}{name}": (checkpoint, name) for name, checkpoint in llm.tensors().items()}
     for file in weight_files(folder):
         check_header(folder, file)
         checkpoint = read_checkpoint(folder / file)
@@ -103,7 +119,12 @@ def _hold(model: str) -> _Held:
     with torch.device("meta"):
         network = MiniChatForConditionalGeneration(config)
     _check_whole(folder, network, held)
-    return _Held(folder, config, network, held)
+    if (found := trained_adapter(own, folder)) is None:
+        return _Held(folder, config, network, held)
+    adapter = read_adapter(found)
+    shapes = {n.removeprefix(_LLM): tuple(c.plain(s).shape) for n, (c, s) in held.items() if n.startswith(_LLM)}
+    adapter.check(shapes, tied=config.text_config.tie_word_embeddings)
+    return _Held(folder, config, network, held, adapter)
 
 
 def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
@@ -123,14 +144,9 @@ def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
         stage1 = read_stage1(str(folder))
         return write_stage1(out, stage1.model.to(getattr(torch, dtype or "float32")), stage1.tokenizer)
     held = _hold(model)
-
-    def cast(tensor: Any) -> Any:
-        return tensor.to(getattr(torch, dtype)) if dtype and tensor.is_floating_point() else tensor
-
     kept = {"projection.weight", "projection.bias"}
-    entries = [
-        held.entry(name, name) if name in kept else held.entry(name, name, cast) for name in sorted(held.tensors)
-    ]
+    cast = getattr(torch, dtype) if dtype else None
+    entries = [held.entry(name, name, dtype=None if name in kept else cast) for name in sorted(held.tensors)]
     config = read_json(held.folder, "config.json")
     config.pop("llm", None)
     with new_folder(out, ModelError) as made:
@@ -189,7 +205,7 @@ def export_llm(model: str, out: Path) -> Path:
     from minichat.weights.writing import write_tensors
 
     held = _hold(model)
-    prefix = "language_model."
+    prefix = _LLM
     config = held.config.text_config
     config.architectures = [type(held.network.language_model).__name__]
     config.dtype = next(c.plain(stored).dtype for name, (c, stored) in held.tensors.items() if name.startswith(prefix))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig
 
 from minichat.errors import MiniChatError, ModelError, sentence, some
@@ -14,20 +15,25 @@ from minichat.hardware.advice import check_fits
 from minichat.hardware.placement import Placement, outline
 from minichat.hardware.quantization import suit_cpu
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+from minichat.weights.adapter import Adapter
 from minichat.weights.files import quiet, weight_files
 from minichat.weights.llm import referred_llm
 from minichat.weights.streaming import Stream, large_apart
 
+_LLM = "language_model."
+
 
 def load_network(
-    folder: Path, placement: Placement, reference: dict[str, str] | None = None
+    folder: Path, placement: Placement, reference: dict[str, str] | None = None, adapter: Adapter | None = None
 ) -> MiniChatForConditionalGeneration:
     """The network in `folder`, with the LLM that it refers to, if it does; placed and quantized as asked for.
+
+    `adapter`: added to the LLM's matrices as they are read, in float32, before they become what was asked for.
 
     Raises `ModelError`, naming it, for a tensor that is missing, left over, of the wrong shape or not finite, and where
     memory is short; `SettingsError` for a placement that does not fit this network.
     """
-    stream = Stream(placement.dtype, placement.as_stored)
+    stream = Stream(placement.dtype, placement.as_stored, None if adapter is None else _adding(adapter))
     try:
         with quiet(), large_apart() if placement.quantize is not None else nullcontext():
             config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
@@ -37,9 +43,12 @@ def load_network(
                 llm = referred_llm(reference, folder.name)
                 for checkpoint in llm.checkpoints:
                     held = [name for name, holder in llm.tensors().items() if holder is checkpoint]
-                    stream.add(llm.folder / checkpoint.file, "language_model.", held)
+                    stream.add(llm.folder / checkpoint.file, _LLM, held)
             for file in weight_files(folder):
                 stream.add(folder / file)
+            if adapter is not None:
+                shapes = {n.removeprefix(_LLM): t.shape for n, t in stream.tensors.items() if n.startswith(_LLM)}
+                adapter.check(shapes, tied=config.text_config.tie_word_embeddings)
             if placement.quantize is not None:  # then transformers does not look
                 _check_shapes(folder, stream, config)
             model, account = MiniChatForConditionalGeneration.from_pretrained(
@@ -60,6 +69,14 @@ def load_network(
     if placement.quantize == "4bit" and placement.device.type == "cpu":
         suit_cpu(model)
     return model
+
+
+def _adding(adapter: Adapter) -> Callable[[str, Tensor], Tensor]:
+    def add(name: str, tensor: Tensor) -> Tensor:
+        own = name.removeprefix(_LLM)
+        return adapter.merged(own, tensor.float()) if name != own and adapter.changes(own) else tensor
+
+    return add
 
 
 def _generation_config(folder: Path) -> GenerationConfig | None:

@@ -7,13 +7,14 @@ so that precision and quantization do not change them, nor whether the base hold
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError
+from minichat.weights.adapter import copy_adapter, trained_adapter
 from minichat.weights.files import HUB_ID, check_header, read_json, weight_files
 from minichat.weights.known import KNOWN
 from minichat.weights.verifying import RECORDED, hashes
@@ -124,6 +125,7 @@ def write_projection(
     template: str | None = None,
     facts: Mapping[str, Any] | None = None,
     into: bool = False,
+    beside: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write `weight` and `bias`, trained on the model `base`, to a new folder, whole or not at all.
 
@@ -131,6 +133,7 @@ def write_projection(
         template: the one it belongs to, where that is not the base's.
         facts: what else is recorded in `minichat.json`.
         into: the folder is there already, and is a projection's once its `minichat.json` is written, which is last.
+        beside: puts what else belongs to it into the folder, an adapter.
 
     Raises `ModelError` where `out` is there against expectation, or the shapes are not the base's.
     """
@@ -155,6 +158,8 @@ def write_projection(
         write_tensors(
             made, [Entry("weight", weight.nbytes, lambda: weight), Entry("bias", bias.nbytes, lambda: bias)], TENSORS
         )
+        if beside is not None:
+            beside(made)
         write_json(made / FACTS, {**(facts or {}), **about})
     if into:
         unpack(out / _PARCEL, out, last=FACTS)
@@ -164,6 +169,8 @@ def write_projection(
 def unpack(parcel: Path, out: Path, last: str) -> None:
     """Move a folder's files to `out`; `last`, which tells what they are, after all others."""
     for file in sorted(parcel.iterdir(), key=lambda file: file.name == last):
+        if file.is_dir():  # which replaces no folder that holds something
+            shutil.rmtree(out / file.name, ignore_errors=True)
         file.replace(out / file.name)
     parcel.rmdir()
 
@@ -174,6 +181,7 @@ def export_projection(model: str, out: Path, verify: bool = False) -> Path:
     `verify`: record hashes of everything in the frozen parts, too.
     """
     folder, projection = find(model), None
+    adapter = trained_adapter(folder)
     if is_projection(folder):
         projection = read_projection(folder)
         folder = projection.base_folder()
@@ -181,7 +189,9 @@ def export_projection(model: str, out: Path, verify: bool = False) -> Path:
     facts = {RECORDED: {part: found for part, found in hashes(folder).items() if part in FROZEN}} if verify else None
     if projection is not None:
         base, template = projection.base_name(), projection.template
-        return write_projection(out, projection.tensors(), base, template=template, facts=facts)
+        return write_projection(
+            out, projection.tensors(), base, template=template, facts=facts, beside=copy_adapter(adapter)
+        )
     stored = _stored(folder)
     tensors = {name: stored[f"projection.{name}"] for name in ("weight", "bias")}
     return write_projection(out, tensors, model, facts=facts)

@@ -29,13 +29,20 @@ class Stream:
     one at a time, and not mapped, so that its file takes none beside it.
     """
 
-    def __init__(self, dtype: torch.dtype, as_stored: Callable[[str], bool]) -> None:
-        """`dtype`: what the tensors become. `as_stored`: whether one is used as it is if it has that dtype already."""
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        as_stored: Callable[[str], bool],
+        change: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> None:
+        """`dtype`: what the tensors become. `as_stored`: whether one is used as it is if it has that dtype already.
+        `change`: what is made of a tensor, by its name in the model, when it is read."""
         self.tensors: dict[str, StoredTensor] = {}
         self.not_finite: list[str] = []
         self.too_large: list[str] = []  # finite, but beyond what `dtype` can hold
         self._dtype = dtype
         self._as_stored = as_stored
+        self._change = change
 
     def add(self, path: Path, prefix: str = "", names: Iterable[str] | None = None) -> None:
         """Take in a file's tensors, or these of them. Raises `ModelError`, naming the file, for one that is damaged."""
@@ -47,6 +54,9 @@ class Stream:
             if read is not None and not stays:
                 value = read.get_slice(name)
             self.tensors[prefix + name] = StoredTensor(value, prefix + name, self)
+
+    def changed(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor if self._change is None else self._change(name, tensor)
 
     def look_at(self, name: str, tensor: Tensor) -> None:
         most = largest(tensor)
@@ -69,7 +79,7 @@ class StoredTensor:
     def __getitem__(self, part: Any) -> Tensor:
         tensor: Tensor = self._value[part]
         self._stream.look_at(self._name, tensor)
-        return tensor
+        return self._stream.changed(self._name, tensor)
 
 
 def _stored_as(value: Any) -> str:

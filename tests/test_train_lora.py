@@ -1,0 +1,190 @@
+"""LoRA beside the LLM: what trains is a plain PEFT adapter, the rest is frozen, what is trained is what is served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import minichat
+from minichat.errors import SettingsError
+from minichat.hardware.memory import training_needs
+from minichat.train.loop import train
+from minichat.train.lora import lora_size
+from minichat.train.network import open_bot
+from minichat.weights.export import export
+from tests.training import at_step, checkpoints, config_of, losses, make_desk, run, same
+
+LORA = ("lora.rank=3", "lora.alpha=5", "lora.dropout=0.2", "lora.targets=[q_proj,down_proj]")
+FEW = ("run.epochs=null", "run.steps=6", "run.save_every=1")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_desk(tmp_path_factory.mktemp("desk"), samples=8)
+
+
+@pytest.fixture(scope="module")
+def whole(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run's result."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run(desk, f"out={out}", *FEW, *LORA)
+    return out
+
+
+def ids() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randint(3, 300, (2, 12))
+
+
+def logits(folder: Path | str, **options: object) -> torch.Tensor:
+    with torch.no_grad():
+        return minichat.load(folder, **options).model.language_model(ids()).logits  # type: ignore[arg-type]
+
+
+def test_the_adapter_and_the_projection_train_and_nothing_else(desk: Path, whole: Path) -> None:
+    learnt = {name for name in checkpoints(whole)[6] if not name.startswith("optimizer.")}
+    assert learnt == {"projection.weight", "projection.bias"} | {
+        f"language_model.model.layers.{layer}.{part}.lora_{factor}.default.weight"
+        for layer in range(2)
+        for part in ("self_attn.q_proj", "mlp.down_proj")
+        for factor in "AB"
+    }
+    assert {file.name for file in (whole / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    base, held = load_file(desk / "model" / "model.safetensors"), minichat.load(whole, merge_adapter=False).model
+    for name, tensor in held.state_dict().items():
+        if not name.startswith("projection."):
+            assert torch.equal(tensor, base[name].float()), name
+    assert not torch.equal(logits(whole), logits(whole, merge_adapter=False))
+
+
+def test_it_loads_in_plain_peft(whole: Path, tmp_path: Path) -> None:
+    export(str(minichat_base(whole)), "llm", tmp_path / "llm")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "llm", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(plain, whole / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids()).logits, logits(whole), atol=1e-4, rtol=1e-4)
+
+
+def minichat_base(folder: Path) -> Path:
+    return Path(json.loads((folder / "minichat.json").read_text())["base"]["path"])
+
+
+def test_what_is_trained_is_what_is_served(desk: Path, whole: Path) -> None:
+    config = config_of(desk, *LORA, f"model.name={whole}")
+    held = open_bot(config.model, ("projection",), torch.device("cpu"), config.lora).model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(held.language_model(ids()).logits, logits(whole), atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_bit(desk: Path, whole: Path, tmp_path: Path) -> None:
+    config = config_of(desk, f"out={tmp_path / 'run'}", *FEW, *LORA)
+    assert train(config, say=at_step(3, 15)).signal == 15
+    assert train(config, resume=True).step == 6
+    assert losses(tmp_path / "run") == losses(whole)
+    assert same(checkpoints(tmp_path / "run")[6], checkpoints(whole)[6])
+    file = "adapter/adapter_model.safetensors"
+    assert hashlib.sha256((tmp_path / "run" / file).read_bytes()).digest() == (
+        hashlib.sha256((whole / file).read_bytes()).digest()
+    )
+
+
+def test_an_adapter_is_trained_on_or_stays_as_it_is(desk: Path, whole: Path, tmp_path: Path) -> None:
+    one = ("run.epochs=null", "run.steps=1", f"model.name={whole}")
+    run(desk, f"out={tmp_path / 'on'}", *one, *LORA)
+    run(desk, f"out={tmp_path / 'beside'}", *one)
+    before, on, beside = (
+        load_file(out / "adapter" / "adapter_model.safetensors")
+        for out in (whole, tmp_path / "on", tmp_path / "beside")
+    )
+    assert same(beside, before)
+    assert on.keys() == before.keys()
+    assert not same(on, before)
+    # One step at most of the rate away from where it began.
+    assert all((on[name] - before[name]).abs().max() < 0.05 for name in on)
+    assert not torch.equal(logits(tmp_path / "beside"), logits(tmp_path / "beside", merge_adapter=False))
+
+
+def test_other_settings_than_the_adapters_are_refused(desk: Path, whole: Path, tmp_path: Path) -> None:
+    for other in ("lora.rank=4", "lora.alpha=6", "lora.targets=[q_proj]"):
+        with pytest.raises(SettingsError, match=r"rank 3, alpha 5.* and targets \['down_proj', 'q_proj'\]"):
+            run(desk, f"out={tmp_path / other[:9]}", f"model.name={whole}", *LORA, other)
+
+
+def test_it_is_merged_on_request(whole: Path, tmp_path: Path) -> None:
+    export(str(whole), "minichat", tmp_path / "merged")
+    assert not (tmp_path / "merged" / "adapter").exists()
+    torch.testing.assert_close(logits(tmp_path / "merged"), logits(whole), atol=1e-4, rtol=1e-4)
+    export(str(whole), "projection", tmp_path / "apart")
+    assert torch.equal(logits(tmp_path / "apart"), logits(whole))
+
+
+def test_other_parts_train_beside_it(desk: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(desk, f"out={out}", "run.epochs=null", "run.steps=2", *LORA, "trainable=[projection,bridge]")
+    assert (out / "config.json").exists()
+    assert not torch.equal(logits(out), logits(out, merge_adapter=False))
+    shutil.copytree(out, tmp_path / "copied")
+    assert torch.equal(logits(tmp_path / "copied"), logits(out))
+
+
+def test_a_damaged_adapter_is_named(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "cut")
+    file = tmp_path / "cut" / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(minichat.MiniChatError, match="adapter_model"):
+        minichat.load(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["trainable=[projection,language_model]"], "lora trains beside a frozen language_model"),
+        (["model.quantize=4bit"], r"model\.quantize is '4bit', but lora"),
+        (["lora.targets=[query]"], r"lora\.targets names query, but the LLM's linear layers are down_proj, gate_proj"),
+        (["lora.rank=0"], r"lora\.rank is 0"),
+        (["lora.dropout=1"], r"lora\.dropout is 1"),
+        (["stage=pretraining"], "lora is for the stage replies"),
+    ],
+)
+def test_what_cannot_be_is_refused(desk: Path, settings: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=message):
+        train(config_of(desk, f"out={tmp_path / 'run'}", *LORA, *settings))
+
+
+def test_the_llm_of_a_model_with_an_adapter_does_not_train(desk: Path, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="merge it first"):
+        run(desk, f"out={tmp_path / 'run'}", f"model.name={whole}", "trainable=[language_model]")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_its_memory_is_counted(desk: Path, dtype: str) -> None:
+    """What autograd keeps of a batch is what is computed for it, or less where layers share what they read."""
+    config = config_of(desk, "lora.rank=3", f"model.dtype={dtype}")
+    network = open_bot(config.model, ("projection",), torch.device("cpu"), config.lora).model.train()
+    llm = network.language_model
+    weights = {weight.untyped_storage().data_ptr() for weight in llm.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    width = network.config.text_config.hidden_size
+    embeds = torch.randn(2, 64, width, dtype=getattr(torch, dtype), requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        llm.model(inputs_embeds=embeds, use_cache=False)
+    held = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
+    needed = training_needs(network.config, 2, 64, False, dtype=dtype, adapter=lora_size(llm))
+    assert held < needed.activations * 1.1
+    assert held > needed.activations * 0.6
+    count = sum(weight.numel() for name, weight in llm.named_parameters() if ".lora_" in name)
+    without = training_needs(network.config, 2, 64, False, dtype=dtype)
+    assert needed.optimizer - without.optimizer == 3 * 4 * count
