@@ -1,0 +1,1 @@
+"""How people talk about a drawn scene: what they mean, in whose words they say it, and what is true."""
