@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
+from minichat.errors import PromptError
 from minichat.model import MiniChatForConditionalGeneration
 from tests.tiny_network import KINDS, PICTURES_IN_ROW, ROWS, VOCABULARY, left_padded, pictures, row, tiny_network
 
@@ -170,3 +172,79 @@ def test_a_second_turn_continues_the_cache(model: MiniChatForConditionalGenerati
     fresh = model.generate(second, pixel_values=both, max_new_tokens=6)
     assert cache.get_seq_length() == turn.shape[1] - 1
     assert torch.equal(model.generate(second, pixel_values=both, max_new_tokens=6, past_key_values=cache), fresh)
+
+
+def cached(model: MiniChatForConditionalGeneration) -> tuple[torch.Tensor, DynamicCache]:
+    """A first turn with a picture: its prompt and reply, and the cache, which lacks the reply's last token."""
+    cache = DynamicCache(config=model.config.text_config)
+    first = torch.tensor([row(1, "picture", 5)])
+    # Never said, so that a next turn that begins with one of them cannot be taken for one that begins with the reply.
+    ways: dict[str, Any] = {"max_new_tokens": 4, "suppress_tokens": [7, 9]}
+    return model.generate(first, pixel_values=pictures(1), past_key_values=cache, **ways), cache
+
+
+@pytest.mark.parametrize("masked", [None, "given", "whole"])
+@pytest.mark.parametrize("from_cache", [True, False], ids=["from where the cache ends", "the next turn alone"])
+@pytest.mark.parametrize("next_turn", [row(7, "picture", 8), row(7, 8), row(9, *range(20, 40), "picture")], ids=len)
+def test_what_is_new_continues_the_cache(
+    model: MiniChatForConditionalGeneration, next_turn: list[int], from_cache: bool, masked: str | None
+) -> None:
+    """Generating from what is new is generating from the whole, shorter and longer than the cache."""
+    turn, cache = cached(model)
+    asked = torch.tensor([next_turn])
+    own = pictures(1, seed=9) if VOCABULARY in next_turn else None
+    both = pictures(1) if own is None else torch.cat([pictures(1), own])
+    whole = torch.cat([turn, asked], 1)
+    new = whole[:, cache.get_seq_length() :] if from_cache else asked
+    if masked == "whole" and not from_cache:
+        whole = torch.cat([turn[:, :-1], asked], 1)  # the mask says that nothing is between cache and ids
+    wanted = model.generate(whole, pixel_values=both, max_new_tokens=6)[:, whole.shape[1] :]
+    mask = {None: None, "given": torch.ones_like(new), "whole": torch.ones_like(whole)}[masked]
+    out = model.generate(new, attention_mask=mask, pixel_values=own, max_new_tokens=6, past_key_values=cache)
+    assert torch.equal(out[:, : new.shape[1]], new)
+    assert torch.equal(out[:, new.shape[1] :], wanted)
+
+
+def test_three_turns_of_one_cache(model: MiniChatForConditionalGeneration) -> None:
+    """Returned in the output, copied, and gone on with; a second picture in the second turn."""
+    ways: dict[str, Any] = {"max_new_tokens": 3, "return_dict_in_generate": True, "suppress_tokens": [7, 11]}
+    first = torch.tensor([row(1, "picture", 5)])
+    out = model.generate(first, pixel_values=pictures(1), **ways)
+    whole, seen = out.sequences, pictures(1)
+    for asked, pixels in ((row(7, "picture", 8), pictures(1, seed=9)), (row(11, 12, 13), None)):
+        new = torch.tensor([asked])
+        whole = torch.cat([whole, new], 1)
+        seen = seen if pixels is None else torch.cat([seen, pixels])
+        out = model.generate(new, pixel_values=pixels, past_key_values=copy.deepcopy(out.past_key_values), **ways)
+        fresh = model.generate(whole, pixel_values=seen, max_new_tokens=3, suppress_tokens=[7, 11])
+        whole = torch.cat([whole, out.sequences[:, new.shape[1] :]], 1)
+        assert torch.equal(whole, fresh)
+
+
+def test_padded_rows_continue_their_cache(model: MiniChatForConditionalGeneration) -> None:
+    """Without a mask, too: what was padding in the first turn is not seen in the next."""
+    ids, mask = left_padded([row(1, "picture", 5), row(1, *range(3, 12))])
+    ways: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": [7, 9]}
+    first = model.generate(ids, attention_mask=mask, pixel_values=pictures(1), return_dict_in_generate=True, **ways)
+    asked = torch.tensor([row(7, 8), row(9, 6)])
+    whole = torch.cat([first.sequences, asked], 1)
+    covered = torch.nn.functional.pad(mask, (0, whole.shape[1] - mask.shape[1]), value=1)
+    wanted = model.generate(whole, attention_mask=covered, pixel_values=pictures(1), max_new_tokens=4)
+    out = model.generate(asked, max_new_tokens=4, past_key_values=first.past_key_values)
+    assert torch.equal(out[:, 2:], wanted[:, whole.shape[1] :])
+
+
+def test_a_cache_of_forward_continues(model: MiniChatForConditionalGeneration) -> None:
+    ids = torch.tensor([row(1, "picture", 5, 6, 7, 8, 9)])
+    wanted = model.generate(ids, pixel_values=pictures(1), max_new_tokens=5)
+    for new in (ids[:, 8:], ids):
+        cache = model(input_ids=ids[:, :8], pixel_values=pictures(1), use_cache=True).past_key_values
+        pixels = pictures(1) if new is ids else None
+        out = model.generate(new, pixel_values=pixels, max_new_tokens=5, past_key_values=cache)
+        assert torch.equal(out[:, new.shape[1] :], wanted[:, ids.shape[1] :])
+
+
+def test_a_mask_that_fits_nothing_is_refused(model: MiniChatForConditionalGeneration) -> None:
+    _, cache = cached(model)
+    with pytest.raises(PromptError, match="covers 5 positions; 3 are given and 9 are in past_key_values"):
+        model.generate(torch.tensor([[7, 8, 9]]), attention_mask=torch.ones(1, 5), past_key_values=cache)

@@ -88,3 +88,14 @@ def only_at(head: nn.Module, positions: Tensor | None) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def seen_by(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the hidden states that `head` is given meanwhile."""
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()

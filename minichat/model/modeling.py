@@ -7,6 +7,8 @@ B rows, T tokens, V the vocabulary. Pictures are flat: row by row, in the order 
 from __future__ import annotations
 
 import copy
+import functools
+import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +28,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from minichat.errors import ImageError, ModelError, PromptError
-from minichat.model import seq2seq
+from minichat.model import continuing, seq2seq
 from minichat.model.bridge import QFormerBridge, build_bridge
 from minichat.model.configuration import MiniChatConfig
 from minichat.model.freezing import rest_frozen_parts
-from minichat.model.loss import only_at, token_loss
+from minichat.model.loss import only_at, seen_by, token_loss
 from minichat.prompt.render import IGNORED
 
 
@@ -44,6 +46,7 @@ class MiniChatOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None  # the LLM's, where asked for
     attentions: tuple[Tensor, ...] | None = None  # the LLM's, where asked for
     image_features: Tensor | None = None  # (I, n, D), the bridge's output: give it back to skip the vision encoder
+    last_hidden_state: Tensor | None = None  # (B, T, H) without labels: what the output layer is given
 
 
 class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -95,6 +98,22 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     "This folder refers to its LLM: open it with minichat.load, or convert it with --merge."
                 )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A trainer that puts a forward of its own in place of ours, as TRL does to spare logits, reads labels itself.
+        super().__setattr__(name, self._with_targets(value) if name == "forward" else value)
+
+    def _with_targets(self, forward: Any) -> Any:
+        """A method that is given labels without image slots and padding, whoever copied them from the ids."""
+        plain = getattr(forward, "__func__", None)
+
+        @functools.wraps(forward if plain is None else plain)
+        def given_targets(model: Any, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("labels") is not None:
+                kwargs["labels"] = model._targets(kwargs["labels"], kwargs.get("attention_mask"))
+            return forward(*args, **kwargs) if plain is None else plain(model, *args, **kwargs)
+
+        return types.MethodType(given_targets, self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -202,6 +221,13 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if count % n:
                 raise PromptError(f"Row {row} has {count} image slots; a picture needs {n}, all of them in one row.")
 
+    def _targets(self, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Labels (B, T) without image slots, which no logit stands for, and without what is padding in the prompt."""
+        labels = labels.masked_fill(torch.eq(labels, self.config.image_token_index), IGNORED)
+        if self.config.is_encoder_decoder or attention_mask is None or attention_mask.shape != labels.shape:
+            return labels
+        return labels.masked_fill(torch.eq(attention_mask, 0).to(labels.device), IGNORED)
+
     @can_return_tuple
     def forward(
         self,
@@ -228,12 +254,14 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
            `inputs_embeds` (B, T, H) with the pictures already in place.
         2. With `past_key_values`, ids are the new tokens alone; `attention_mask` then covers old and new (B, P + T).
         3. `labels` (B, T), −100 = no loss: the next-token cross-entropy, a mean over the supervised tokens or a sum
-           divided by `num_items_in_batch`.
+           divided by `num_items_in_batch`. They may be a copy of `input_ids`: slots and padding are never learnt.
         4. `skip_logits`: only the loss is wanted. The logits (N, V) of the N supervised positions are computed, and
            none is returned.
 
         Raises `PromptError` where slots and pictures do not match, or embeddings come with pictures.
         """
+        if labels is not None:
+            labels = self._targets(labels, attention_mask)
         inputs_embeds, image_features = self._embed(input_ids, inputs_embeds, pixel_values, image_features)  # (B, T, H)
         if self.config.is_encoder_decoder:
             kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
@@ -259,7 +287,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 targets = targets[learnt]  # (N,)
             else:
                 targets = targets[:, _kept(logits_to_keep)]
-        with only_at(self.get_output_embeddings(), learnt):
+        with only_at(self.get_output_embeddings(), learnt), seen_by(self.get_output_embeddings()) as hidden:
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
@@ -277,6 +305,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_features=image_features,
+            last_hidden_state=hidden[0] if labels is None and hidden else None,
         )
 
     @torch.no_grad()
@@ -295,21 +324,41 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         result is prompt and reply, as with any Hugging Face model; with `inputs_embeds` it is the reply alone. Like the
         original MiniGPT-4, penalties and processors see the reply's ids only (a slot's id has no column in the logits).
 
+        With `past_key_values`, of an earlier `generate` or `forward`, `input_ids` are the whole conversation, or what
+        is new in it, with the pictures of what is given; the reply is the same (`minichat.model.continuing`).
+
         With an encoder–decoder the result is replies alone, a start token first, as with Hugging Face's.
 
-        Raises `PromptError` where slots and pictures do not match.
+        Raises `PromptError` where slots and pictures, or mask and cache, do not match, and for a cache of an
+        encoder–decoder, which reads each conversation anew.
         """
         inputs_embeds, _ = self._embed(input_ids, inputs_embeds, pixel_values, image_features)  # (B, T, H)
-        if attention_mask is None:
-            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        cache = kwargs.get("past_key_values")
         if self.config.is_encoder_decoder:
+            if cache is not None:
+                raise PromptError(
+                    "An encoder–decoder reads the whole conversation anew: leave past_key_values out, and give all of "
+                    "it as input_ids."
+                )
+            if attention_mask is None:
+                attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
             kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
             return seq2seq.generate(self.language_model, self.generation_config, **kwargs)
+        rows, given, width = inputs_embeds.shape
+        start = continuing.start(cache, input_ids, (rows, given), attention_mask)
+        if start.unread is not None:
+            inputs_embeds = torch.cat([self.get_input_embeddings()(start.unread), inputs_embeds], 1)
+        if start.before:  # transformers takes embeddings for the whole, and never looks at those that the cache holds
+            inputs_embeds = torch.cat([inputs_embeds.new_zeros(rows, start.before, width), inputs_embeds], 1)
         kwargs = self._penalise_replies(kwargs)
-        result = super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        mask = start.mask.to(inputs_embeds.device)
+        result = super().generate(inputs_embeds=inputs_embeds, attention_mask=mask, **kwargs)
+        replies = result if isinstance(result, Tensor) else result.sequences  # (B · sequences a row, new tokens)
+        if start.ids is not None and replies.shape[0] == rows:
+            filled = cache if isinstance(result, Tensor) else result.past_key_values
+            continuing.remember(filled, torch.cat([start.ids.to(replies), replies], 1), start.mask)
         if input_ids is None:
             return result
-        replies = result if isinstance(result, Tensor) else result.sequences  # (B · sequences a row, new tokens)
         prompts = input_ids.repeat_interleave(replies.shape[0] // input_ids.shape[0], dim=0).to(replies.device)
         whole = torch.cat([prompts, replies], dim=1)
         if isinstance(result, Tensor):

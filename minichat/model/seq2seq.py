@@ -47,4 +47,5 @@ def generate(llm: Any, default: GenerationConfig | None, **kwargs: Any) -> Any:
     for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
         if getattr(settings, name) is None:
             setattr(settings, name, getattr(llm.generation_config, name))
-    return llm.generate(generation_config=settings, **kwargs)
+    others = settings.update(**kwargs)  # settings beside a configuration are on their way out of transformers
+    return llm.generate(generation_config=settings, **others)

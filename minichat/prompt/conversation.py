@@ -158,8 +158,9 @@ class Conversation:
         """Read Hugging Face's messages: `{"role", "content"}`, content a string or a list of parts.
 
         A part is `{"type": "text", "text": str}` or `{"type": "image", "image": PIL image or path}`; instead of `image`
-        it may hold `path` or `base64`. Addresses (`url`) are refused. Raises PromptError, and ImageError for a picture
-        that cannot be opened, both naming the message.
+        it may hold `path` or `base64`. Addresses (`url`, `image_url`) are refused, save those that hold the picture
+        itself (`data:…;base64,…`). A key whose value is None counts as absent. Raises PromptError, and ImageError for a
+        picture that cannot be opened, both naming the message.
         """
         if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
             raise PromptError(f"Messages must be a list of {{'role', 'content'}} dictionaries, not {_kind(messages)}.")
@@ -174,7 +175,7 @@ def _read_message(index: int, message: object) -> Message:
     where = f"Message {index}"
     if not isinstance(message, Mapping):
         raise PromptError(f"{where} must be a dictionary with 'role' and 'content', not {_kind(message)}.")
-    unknown = sorted(str(key) for key in message if key not in ("role", "content"))
+    unknown = sorted(str(key) for key, value in message.items() if key not in ("role", "content") and value is not None)
     if unknown:
         raise PromptError(f"{where} holds the unknown key {unknown[0]!r}: only 'role' and 'content' are read.")
     missing = [key for key in ("role", "content") if key not in message]
@@ -203,14 +204,22 @@ def _read_part(where: str, part: object) -> Part:
         if "text" not in part:
             raise PromptError(f"{where} is of type 'text' but has no 'text'.")
         return _at(where, lambda: Text(part["text"]))
+    if kind == "image_url":  # as OpenAI's messages have it
+        address = part.get("image_url")
+        part = {"type": "image", "url": address.get("url") if isinstance(address, Mapping) else address}
+        kind = "image"
     if kind == "image":
-        if "url" in part:
+        if _is_data(part.get("url")):
+            part = {"base64" if key == "url" else key: value for key, value in part.items()}
+        if part.get("url") is not None:
             raise PromptError(f"{where} gives a picture by 'url', which is not allowed: download it and give its path.")
         _refuse_unknown(where, part, PICTURE_KEYS)
         given = [key for key in PICTURE_KEYS if part.get(key) is not None]
         if len(given) != 1:
             raise PromptError(f"{where} is a picture: give exactly one of {', '.join(PICTURE_KEYS)}, not {len(given)}.")
-        source = _decode_base64(where, part["base64"]) if given[0] == "base64" else part[given[0]]
+        source: Any = part[given[0]]
+        if given[0] == "base64" or _is_data(source):
+            source = _decode_base64(where, source)
         return _at(where, lambda: Picture(pictures_io.load(source)))
     raise PromptError(f"{where} has the unknown type {kind!r}: use 'text' or 'image'.")
 
@@ -224,15 +233,20 @@ def _at(where: str, read: Any) -> Any:
 
 
 def _refuse_unknown(where: str, part: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    unknown = sorted(str(key) for key in part if key not in ("type", *known))
+    unknown = sorted(str(key) for key, value in part.items() if key not in ("type", *known) and value is not None)
     if unknown:
         raise PromptError(f"{where} holds the unknown key {unknown[0]!r}: known are {', '.join(('type', *known))}.")
+
+
+def _is_data(source: object) -> bool:
+    """Whether the picture itself stands where its address would: RFC 2397, data:image/png;base64,…"""
+    return isinstance(source, str) and source.startswith("data:")
 
 
 def _decode_base64(where: str, data: object) -> bytes:
     if not isinstance(data, str):
         raise PromptError(f"{where}: 'base64' must be a string, not {_kind(data)}.")
-    if data.startswith("data:"):  # RFC 2397: data:image/png;base64,…
+    if _is_data(data):
         header, comma, data = data.partition(",")
         if not comma or not header.endswith(";base64"):
             raise PromptError(f"{where}: the data address is not in base64.")

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 from minichat.errors import ModelError, PromptError
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.fast import FastTokenizer, to_hugging_face
+from minichat.prompt.layout import Layout, with_pictures
 from minichat.prompt.pixels import MiniChatImageProcessor, flat
 from minichat.prompt.render import IGNORED, History, Rendered, render, render_text
 from minichat.prompt.template import BOS, EOS, SLOT, get_template, spells_begin, to_jinja
@@ -48,6 +49,10 @@ class MiniChatProcessor(ProcessorMixin):
         chat_template: str | None = None,
     ) -> None:
         spelled = to_jinja(get_template(template), slots_per_picture=num_image_tokens)
+        # What batches prompts by the tokenizer alone, as a pipeline does, pads as `batch` does.
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         super().__init__(image_processor, tokenizer, chat_template=chat_template or spelled)
         self.template = template
         self.num_image_tokens = num_image_tokens
@@ -86,7 +91,12 @@ class MiniChatProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values"]
 
     def render(
-        self, conversation: Conversation, *, add_generation_prompt: bool = False, history: History = "ids"
+        self,
+        conversation: Conversation,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        history: History = "ids",
     ) -> Rendered:
         """The conversation's ids, loss mask and pictures (`minichat.prompt.render.render`)."""
         return render(
@@ -96,6 +106,7 @@ class MiniChatProcessor(ProcessorMixin):
             slot_id=self.image_token_id,
             slots_per_picture=self.num_image_tokens,
             add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
             history=history,
         )
 
@@ -105,15 +116,18 @@ class MiniChatProcessor(ProcessorMixin):
         padding_side: Literal["left", "right"] = "left",
         *,
         labels: bool = False,
+        length: int = 0,
+        multiple: int = 1,
     ) -> BatchFeature:
         """B prompts as tensors, padded to the longest: `input_ids`, `attention_mask` (B, T), with `labels` also those.
 
         `pixel_values` (I, 3, S, S) holds the pictures of all rows, row by row, in slot order; it is absent where there
-        are none. Labels are −100 where nothing is supervised.
+        are none. Labels are −100 where nothing is supervised. T is at least `length`, and a multiple of `multiple`.
         """
         if not rendered:
             raise PromptError("A batch needs at least one conversation.")
-        longest = max(len(row.ids) for row in rendered)
+        longest = max(length, *(len(row.ids) for row in rendered))
+        longest += -longest % multiple
 
         def padded(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
             gaps = [[filler] * (longest - len(row)) for row in rows]
@@ -134,35 +148,53 @@ class MiniChatProcessor(ProcessorMixin):
     def apply_chat_template(
         self,
         conversation: Sequence[Any],
+        chat_template: str | None = None,
         *,
         add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
         tokenize: bool = False,
         return_dict: bool = False,
         return_tensors: str | None = None,
-        padding_side: Literal["left", "right"] = "left",
-        **unsupported: Any,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Any:
         """Messages, or a list of them, as Hugging Face's processors take them; through MiniChat's own renderer.
 
         Text with `tokenize=False`; else `input_ids`, `attention_mask` and `pixel_values` with `return_dict=True`, or
-        the ids alone. Raises PromptError for messages that are not understood.
+        the ids alone. `processor_kwargs`, or keywords beside it, are the options of `__call__`, and `images`: of
+        messages that only say where a picture is (`{"type": "image"}`), for each conversation a list. With
+        `continue_final_message` the last reply is left open; `return_assistant_tokens_mask` adds `assistant_masks`
+        (B, T), 1 where a token is a reply's. Raises PromptError for messages or options that are not understood.
         """
-        _refuse(unsupported)
+        if chat_template not in (None, self.chat_template):
+            raise PromptError("chat_template is another one: this processor spells prompts by its own template alone.")
+        given = {**options, **(processor_kwargs or {})}
+        images = given.pop("images", None)
+        layout = Layout.read(given)
         many = not isinstance(conversation, Conversation) and _holds_lists(conversation)
-        read = [_conversation(one) for one in (conversation if many else [conversation])]
+        rows: list[Any] = list(conversation) if many else [conversation]
+        if images is not None:
+            rows = with_pictures(rows, images if many else [images])
+        read = [_conversation(one) for one in rows]
         if not tokenize:
             texts = [
                 render_text(
                     one,
                     get_template(self.template),
                     add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
                     slot=SLOT * self.num_image_tokens,
                 )
                 for one in read
             ]
             return texts if many else texts[0]
-        rendered = [self.render(one, add_generation_prompt=add_generation_prompt) for one in read]
-        batch = _converted(self.batch(rendered, padding_side), return_tensors)
+        asked: Any = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        rendered = [layout.cut(self.render(one, **asked), self.image_token_id) for one in read]
+        batch = self.batch(rendered, layout.padding_side, length=layout.length, multiple=layout.multiple)
+        if return_assistant_tokens_mask:
+            batch["assistant_masks"] = layout.padded([row.loss_mask for row in rendered], batch["input_ids"].shape[1])
+        batch = _converted(batch, return_tensors)
         return batch if return_dict else batch["input_ids"]
 
     def __call__(
@@ -171,15 +203,20 @@ class MiniChatProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         *,
         return_tensors: str | None = None,
-        padding_side: Literal["left", "right"] = "left",
-        **unsupported: Any,
+        **options: Any,
     ) -> BatchFeature:
         """Questions, each with its picture or pictures, as prompts that ask for a reply.
 
         `text` is one question, and `images` its picture or pictures; or `text` is a list of B, and `images` B times a
         picture, a list of pictures or None. A question is a person's words: it holds no slots and no delimiters.
+        `options` are Hugging Face's `padding_side`, `padding`, `pad_to_multiple_of`, `truncation` and `max_length`.
         """
-        _refuse(unsupported)
+        if options.pop("add_special_tokens", None) is False:
+            raise PromptError(
+                "add_special_tokens=False says that the text is a whole prompt, but this processor takes questions: "
+                "give whole conversations as messages to apply_chat_template (in a data set, as 'messages')."
+            )
+        layout = Layout.read(options)
         if isinstance(text, str):
             text, images = [text], [images]
         if text is None:
@@ -190,11 +227,17 @@ class MiniChatProcessor(ProcessorMixin):
                 f"There are {len(text)} texts and {len(rows)} rows of pictures: give one row for each text."
             )
         asked = [Conversation().user(one, flat(row)) for one, row in zip(text, rows, strict=True)]
-        rendered = [self.render(one, add_generation_prompt=True) for one in asked]
-        return _converted(self.batch(rendered, padding_side), return_tensors)
+        rendered = [layout.cut(self.render(one, add_generation_prompt=True), self.image_token_id) for one in asked]
+        batch = self.batch(rendered, layout.padding_side, length=layout.length, multiple=layout.multiple)
+        return _converted(batch, return_tensors)
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
-        """The text of ids. Image slots are skipped; with `skip_special_tokens=False` all that text is not is shown."""
+    def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> Any:
+        """The text of ids, or a list of texts for rows of ids.
+
+        Image slots are skipped; with `skip_special_tokens=False` all that text is not is shown.
+        """
+        if len(token_ids) and (getattr(token_ids, "ndim", 1) > 1 or isinstance(token_ids[0], (list, tuple))):
+            return self.batch_decode(token_ids, skip_special_tokens)
         ids = [int(i) for i in token_ids]
         content = self.content_tokenizer
         if skip_special_tokens:
@@ -244,14 +287,6 @@ class MiniChatProcessor(ProcessorMixin):
 
 #: What tells `from_pretrained` where a file is.
 _WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-#: Options of Hugging Face's that change nothing here: rows are always padded to the longest, and masks returned.
-_GRANTED = ("padding", "return_attention_mask")
-
-
-def _refuse(options: Mapping[str, Any]) -> None:
-    asked = [name for name, value in options.items() if name not in _GRANTED and value not in (None, False)]
-    if asked:
-        raise PromptError(f"The option {asked[0]!r} is not known to MiniChat's processor: leave it out.")
 
 
 def _conversation(messages: Conversation | Sequence[Any]) -> Conversation:
@@ -267,6 +302,6 @@ def _converted(batch: BatchFeature, return_tensors: str | None) -> BatchFeature:
     """As PyTorch tensors ("pt"), as another library's, or (None) as lists save for the pixels."""
     if return_tensors == "pt":
         return batch
-    if return_tensors is None:
+    if return_tensors in (None, "auto"):
         return BatchFeature({k: v if k == "pixel_values" else v.tolist() for k, v in batch.items()})
     return BatchFeature({k: v.numpy() for k, v in batch.items()}, tensor_type=return_tensors)

@@ -94,6 +94,7 @@ def render(
     slot_id: int,
     slots_per_picture: int,
     add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
     history: History = "ids",
 ) -> Rendered:
     """The conversation's ids, which of them are supervised, and its pictures, in one pass.
@@ -102,6 +103,7 @@ def render(
         slot_id: the id of an image slot; it needs no embedding and may lie beyond the vocabulary.
         slots_per_picture: how many slots each picture takes (n query tokens).
         add_generation_prompt: end with what asks for the next reply.
+        continue_final_message: end with the last reply's words, without its end, for a model to go on with.
         history: how replies so far are spelled, see above.
 
     Raises PromptError for a conversation that cannot be spelled so.
@@ -109,7 +111,13 @@ def render(
     ids: list[int] = []
     mask: list[bool] = []
     pictures: list[Image.Image] = []
-    for segment in spell(conversation, template, add_generation_prompt=add_generation_prompt, history=history):
+    for segment in spell(
+        conversation,
+        template,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        history=history,
+    ):
         learn = False
         match segment:
             case Words(text, learn, inside):
@@ -135,16 +143,28 @@ def render_text(
     template: Template,
     *,
     add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
     history: History = "ids",
     slot: str = SLOT,
 ) -> str:
     """The same prompt as text for human eyes, with `<s>`, `</s>` and `slot` for each picture; not to be tokenised."""
-    segments = spell(conversation, template, add_generation_prompt=add_generation_prompt, history=history)
+    segments = spell(
+        conversation,
+        template,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        history=history,
+    )
     return "".join(slot if isinstance(s, Slot) else s.symbol if isinstance(s, Control) else s.text for s in segments)
 
 
 def spell(
-    conversation: Conversation, template: Template, *, add_generation_prompt: bool, history: History
+    conversation: Conversation,
+    template: Template,
+    *,
+    add_generation_prompt: bool,
+    history: History,
+    continue_final_message: bool = False,
 ) -> Iterator[Segment]:
     """What a conversation is made of, in order. Neighbouring texts that are tokenised together are one segment."""
     if history not in get_args(History):
@@ -152,7 +172,9 @@ def spell(
     turns = conversation.turns
     if add_generation_prompt and (not turns or turns[-1].role != "user"):
         raise PromptError("A reply can only be asked for after a user's message: add one, or ask for no reply.")
-    return _Speller(template, history).spell(conversation, add_generation_prompt)
+    if continue_final_message and (not turns or turns[-1].role != "assistant"):
+        raise PromptError("Only a reply can be continued: let the last message be an assistant's.")
+    return _Speller(template, history).spell(conversation, add_generation_prompt, continue_final_message)
 
 
 class _Speller:
@@ -164,7 +186,7 @@ class _Speller:
         self._text = ""
         self._inside = False  # the segment before ended in text
 
-    def spell(self, conversation: Conversation, ask: bool) -> Iterator[Segment]:
+    def spell(self, conversation: Conversation, ask: bool, go_on: bool = False) -> Iterator[Segment]:
         t = self._template
         yield from self._words(t.begin)
         system = conversation.system
@@ -173,7 +195,7 @@ class _Speller:
         for number, message in enumerate(conversation.turns):
             if message.role == "assistant":
                 yield from self._words(t.assistant_prefix)
-                yield from self._reply(message)
+                yield from self._reply(message, open_end=go_on and number == len(conversation.turns) - 1)
                 continue
             if number > 0:
                 yield from self._words(t.between)
@@ -218,10 +240,13 @@ class _Speller:
             self._inside = False
             self._text = t.picture_suffix
 
-    def _reply(self, message: Message) -> Iterator[Segment]:
+    def _reply(self, message: Message, open_end: bool) -> Iterator[Segment]:
         t = self._template
         if self._history == "text":
             text = neutralise(message.text, t)
+            if open_end:
+                self._text += t.reply_gap + text
+                return
             end = t.reply_end if t.text_reply_end is None else t.text_reply_end
             self._text += t.reply_gap + keep_apart(text, end)
             # The originals' get_prompt ends no empty reply (`if message: … + sep`, MiniGPT-4's conversation.py).
@@ -230,6 +255,13 @@ class _Speller:
         yield from self._flush()
         if t.reply_gap:
             yield Gap(t.reply_gap)
+        if open_end:
+            yield (
+                Words(neutralise(message.text, t), True)
+                if message.ids is None
+                else Generated(message.ids, message.text)
+            )
+            return
         end_text = t.reply_end.removesuffix(EOS)
         if message.ids is None:
             yield Words(keep_apart(neutralise(message.text, t), end_text) + end_text, learn=True)
