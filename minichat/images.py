@@ -1,8 +1,7 @@
 """Pictures in: a path, bytes or a PIL image becomes a safe upright RGB picture, and pictures become pixels.
 
-Whatever the source, a picture ends as the same thing: 8-bit RGB, turned upright by its EXIF orientation, its first
-frame, on a white background. The format is told from the content, never from the name, and only five are opened:
-decoders for rarely used formats are where image libraries have their holes (Pillow's EPS even runs Ghostscript).
+Whatever the source, a picture ends as the same thing: 8-bit sRGB, turned upright by its EXIF orientation, its first
+frame or page, on a white background. The format is told from the content, never from the name.
 """
 
 from __future__ import annotations
@@ -11,21 +10,23 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, features
 
+from minichat.colours import to_srgb
 from minichat.errors import ImageError
+from minichat.signatures import HEAD, SPELLED, format_of, is_raw, jpeg_scans, other_format, webp_size
+from minichat.signatures import SUFFIXES as SUFFIXES
 
 if TYPE_CHECKING:
     import torch
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_PIXELS = 64_000_000  # of one picture, as its header states them
 MAX_BYTES = 64 * 1024 * 1024  # of one encoded picture
 MAX_SCANS = 100  # of one progressive JPEG, which has about ten: each scan passes over the whole picture again
@@ -36,6 +37,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _ORIENTATION = 0x0112
+_META = 4096  # bytes: an AVIF file begins with the list of its parts
+_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF 6.0
 # EXIF 2.32, 4.6.5: what the stored picture needs to stand upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,7 +55,8 @@ def load(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open `source` as a new, upright, 8-bit RGB picture.
 
     Args:
-        source: a path, the bytes of a JPEG, PNG, WebP, GIF or BMP file, or a PIL image (its current frame).
+        source: a path, the bytes of a file in one of the formats `minichat.signatures.READ`, or a PIL image (its
+            current frame). HEIC needs the package pillow-heif.
         max_pixels: largest width × height; the header is checked before anything is decoded.
 
     Raises:
@@ -70,9 +74,7 @@ def load(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise ImageError(
             f"A picture must be a path, bytes or a PIL image, not {type(source).__name__}: convert it first."
         )
-    _check_size(_webp_size(data), name, max_pixels)
-    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageError(f"{name} is a JPEG of more than {MAX_SCANS} scans: save it again as an ordinary one.")
+    _check_size(webp_size(data), name, max_pixels)
     with _open(data, name) as picture:
         return _finish(picture, name, max_pixels)
 
@@ -129,7 +131,9 @@ def _read(source: str | os.PathLike[str]) -> bytes:
         if not stat.S_ISREG(os.stat(source).st_mode):
             raise ImageError(f"{name} is not a file: give the path of a picture.")
         with open(source, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(HEAD)
+            if format_of(data) is not None:  # of what is refused no more is read
+                data += file.read(MAX_BYTES + 1 - len(data))
     except FileNotFoundError:
         raise ImageError(f"{name} was not found: check the path.") from None
     except PermissionError:
@@ -146,17 +150,48 @@ def _open(data: bytes, name: str) -> Image.Image:
     """Read the header, nothing more."""
     if not data:
         raise ImageError(f"{name} is empty: save or download it again.")
+    kind = format_of(data)
+    other = "a camera's raw file" if kind == "TIFF" and is_raw(data) else other_format(data)
+    if other is not None:
+        raise ImageError(f"{name} is {other}, which is not opened: save it as JPEG or PNG.")
+    if kind is None:
+        raise ImageError(
+            f"{name} is not a picture that can be opened: save it as {SPELLED} (the content counts, not the ending)."
+        )
+    if kind == "JPEG" and jpeg_scans(data) > MAX_SCANS:
+        raise ImageError(f"{name} is a JPEG of more than {MAX_SCANS} scans: save it again as an ordinary one.")
+    if kind == "AVIF" and not features.check("avif"):
+        raise ImageError(f"{name} is an AVIF picture, which this Pillow does not open: save it as JPEG or PNG.")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        if kind == "HEIF":
+            return _heic(name)(io.BytesIO(data))  # not registered with Pillow, which is everyone's
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of parts that are not read, such as the other pictures of a stereo pair
+            try:
+                return Image.open(io.BytesIO(data), formats=(kind,))
+            except Exception:
+                if kind != "AVIF":
+                    raise
+                # A broken EXIF block makes libavif refuse the whole file: under another name it is passed over.
+                data = data[:_META].replace(b"Exif", b"free") + data[_META:]
+                return Image.open(io.BytesIO(data), formats=(kind,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(name) from None
-    except UnidentifiedImageError:
-        raise ImageError(
-            f"{name} is not a picture that can be opened: save it as JPEG, PNG, WebP, GIF or BMP "
-            "(the content counts, not the file's ending)."
-        ) from None
+    except ImageError:
+        raise
     except Exception:  # a decoder's answer to damaged bytes can be any exception
         raise _damaged(name) from None
+
+
+def _heic(name: str) -> Any:
+    """What opens HEIC, an extra."""
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError(
+            f"{name} is a HEIC picture, and pillow-heif is not installed (the extra `heic`): pip install pillow-heif."
+        ) from None
+    return HeifImageFile
 
 
 def _finish(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
@@ -164,8 +199,7 @@ def _finish(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
     _check_size(picture.size, name, max_pixels)
     try:
         picture.load()
-        upright = _upright(picture)
-        rgb = _to_rgb(upright)
+        rgb = _to_rgb(_to_eight_bits(_upright(picture), getattr(picture, "tag_v2", {})))
     except ImageError:
         raise
     except MemoryError:
@@ -200,22 +234,6 @@ def _damaged(name: str) -> ImageError:
     return ImageError(f"{name} is damaged or cut off and cannot be decoded: save or download it again.")
 
 
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Canvas of a WebP file, whose decoder would allocate it twice just to be opened.
-
-    https://developers.google.com/speed/webp/docs/riff_container; None if it is no WebP or its header is cut off.
-    """
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
-        return None
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-
-
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         orientation = picture.getexif().get(_ORIENTATION)
@@ -225,12 +243,24 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
+def _to_eight_bits(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Grey of 16 bits as grey of 8: the high byte, as Pillow does for RGB; its own conversion would clip at 255.
+
+    Of a TIFF, `tags` say what Pillow leaves as it is stored: how many bits are used, and whether 0 is white.
+    """
+    if not picture.mode.startswith("I;16"):
+        return picture
+    bits, white = tags.get(_BITS, (16,))[0], tags.get(_PHOTOMETRIC) == 0
+    scale, base = 1 / (1 << bits - 8), 0
+    if white:
+        scale, base = -scale, 255
+    return picture.convert("I").point(lambda value: value * scale + base).convert("L")
+
+
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("I", "F"):
         raise ImageError(f"A picture in mode {picture.mode} has no known range of values: convert it to RGB first.")
-    if picture.mode.startswith("I;16"):
-        # High byte, as Pillow does for 16-bit RGB; its own conversion to 8 bits would clip at 255.
-        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    picture = to_srgb(picture, picture.info.get("icc_profile"))
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))

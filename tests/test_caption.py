@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from minichat import cli, images
-from minichat.caption import Row, Skipped, append_row, caption_paths, find_pictures
+from minichat.caption import Row, append_row, caption_paths
 from minichat.errors import ContextError, DataError, ImageError, SettingsError
 
 
@@ -52,61 +52,7 @@ def pictures(folder: Path, reds: list[int | None]) -> list[Path]:
     return paths
 
 
-# --- which files
-
-
-def test_a_folder_is_walked_in_order_and_by_ending(tmp_path):
-    for name in [
-        "b/2.JPG",
-        "b/10.png",
-        "a.webp",
-        "b/c/deep.gif",
-        "notes.txt",
-        "b/.hidden.png",
-        ".git/x.png",
-        "z.bmp",
-        "y.jpeg",
-    ]:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_pictures([tmp_path])]
-    assert found == ["a.webp", "y.jpeg", "z.bmp", "b/10.png", "b/2.JPG", "b/c/deep.gif"]
-
-
-def test_named_files_are_always_tried_and_each_is_taken_once(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.png").touch()
-    (tmp_path / "odd.txt").touch()
-    assert find_pictures(["odd.txt", "absent.png", "x.png", "./x.png", tmp_path / "x.png", "."]) == [
-        Path("odd.txt"),
-        Path("absent.png"),
-        Path("x.png"),
-    ]
-
-
-def test_a_loop_of_links_ends(tmp_path):
-    (tmp_path / "a.png").touch()
-    (tmp_path / "loop").symlink_to(tmp_path)
-    assert find_pictures([tmp_path]) == [tmp_path / "a.png"]
-
-
-def test_links_to_folders_are_followed_and_no_folder_is_looked_through_twice(tmp_path):
-    """A folder by its own name where it has one there, else by its link's; whatever circles the links make; none
-    leads to what is above the folder that is named."""
-    top, away = tmp_path / "top", tmp_path / "away"
-    for path in (top / "z" / "inside.png", away / "outside.png", away / "deep" / "er.png"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    for link, to in (
-        (top / "a", top / "z"), (top / "b", away), (top / "c", away), (top / "z" / "up", top), (top / "gone", "absent"),
-        (away / "deep" / "back", away), (away / "to", top), (top / ".hidden", away / "deep"),
-        (top / "above", tmp_path), (top / "z" / "root", "/"),
-    ):  # fmt: skip
-        link.symlink_to(to)
-    found = [path.relative_to(top).as_posix() for path in find_pictures([top])]
-    assert found == ["z/inside.png", "b/outside.png", "b/deep/er.png"]
-    assert find_pictures([top / "b"])[0] == top / "b" / "outside.png"  # one that is named
+# --- the command
 
 
 @pytest.fixture
@@ -122,19 +68,6 @@ def locked(monkeypatch):
     monkeypatch.setattr(os, "scandir", refusing)
 
 
-def test_a_folder_that_cannot_be_read_costs_the_others_nothing(tmp_path, locked):
-    for name in ("a.png", "locked/b.png", "open/locked/c.png", "open/d.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    told: list[Skipped] = []
-    assert find_pictures([tmp_path], told.append) == [tmp_path / "a.png", tmp_path / "open" / "d.png"]
-    assert [each.path for each in told] == [tmp_path / "locked", tmp_path / "open" / "locked"]
-    assert told[0].error == f"The folder '{tmp_path}/locked' cannot be read (Permission denied): check its permissions."
-    for inputs, tell in (([tmp_path], ()), ([tmp_path / "locked"], (told.append,))):
-        with pytest.raises(DataError, match="cannot be read"):  # no one hears of it, or there is nothing else
-            find_pictures(inputs, *tell)
-
-
 def test_the_command_names_a_folder_that_cannot_be_read(tmp_path, locked, monkeypatch):
     monkeypatch.setattr(cli.talk, "load_bot", lambda *arguments: FakeBot())
     pictures(tmp_path, [1, 2])
@@ -143,14 +76,6 @@ def test_the_command_names_a_folder_that_cannot_be_read(tmp_path, locked, monkey
     assert result.exit_code == 3
     assert [json.loads(line)["caption"] for line in result.stdout.splitlines()] == ["red 1", "red 2"]
     assert f"minichat: The folder '{tmp_path}/locked' cannot be read (Permission denied)" in result.stderr
-
-
-def test_nothing_to_caption_is_an_error(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(DataError, match=r"No pictures are in the folder .*\.png"):
-        find_pictures([tmp_path])
-    with pytest.raises(DataError, match="name pictures or folders"):
-        find_pictures([])
 
 
 # --- rows

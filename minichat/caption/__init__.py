@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minichat.caption.files import Skipped, find_pictures
 from minichat.caption.rows import Row, append_row, caption_paths
+from minichat.folders import Skipped, find_pictures
 
 __all__ = ["Row", "Skipped", "append_row", "caption_paths", "find_pictures"]

@@ -17,11 +17,11 @@ from minichat.data.example import Example, StoredPicture, Turn
 from minichat.data.formats.marked import IMAGE
 from minichat.disk import new_file, new_folder
 from minichat.errors import DataError, MiniChatError
+from minichat.signatures import READ, format_of
 
 #: The formats that can be written, and what stands before, between and after the records of a file.
 FORMS = {"messages": ("", "\n", "\n"), "llava": ("[\n", ",\n", "\n]\n")}
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
-_ENDINGS = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"GI": ".gif", b"BM": ".bmp"}
 
 
 class Album:
@@ -50,7 +50,7 @@ class Album:
         data = picture.read()
         key = StoredPicture(picture.name, data).key()
         if key not in self._names:
-            name = key[:32] + _ENDINGS.get(data[:2], "")
+            name = key[:32] + READ.get(format_of(data) or "", ("",))[0]
             self._place = self._place or self._made()
             try:
                 (self._place / name).write_bytes(data)

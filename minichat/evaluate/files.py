@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minichat.caption import find_pictures
 from minichat.data import formats
 from minichat.data.example import Example, Problem, StoredPicture, Where
 from minichat.data.formats.lines import records
@@ -31,6 +30,7 @@ from minichat.evaluate.questions import OwnQuestion
 from minichat.evaluate.replies import Ask, Reply
 from minichat.evaluate.report import readable
 from minichat.evaluate.retrieval import RERANKED, Gallery
+from minichat.folders import find_pictures
 
 Record = tuple[Where, dict[str, Any]]
 

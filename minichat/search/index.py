@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from minichat.caption.files import Skipped, find_pictures
 from minichat.disk import locked
 from minichat.errors import DataError, ModelError, PromptError, SettingsError
+from minichat.folders import Skipped, find_pictures
 from minichat.hardware.exhaustion import memory_told
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.retrieval import rerank as rerank_by_match

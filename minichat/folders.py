@@ -1,4 +1,4 @@
-"""Which files are meant by FILES_OR_FOLDERS."""
+"""The pictures in folders: all that look like one, also of formats that are not opened, so that each is told of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minichat.errors import DataError
-from minichat.images import SUFFIXES
+from minichat.signatures import HEAD, OTHER_SUFFIXES, SPELLED, SUFFIXES, format_of, other_format
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ def find_pictures(
 ) -> list[Path]:
     """The pictures named, in order and each once; a folder stands for the pictures below it, sorted by path.
 
-    In a folder the file's ending decides, and hidden files and folders are left out. Links to folders are followed
+    In a folder `looks_like_picture` decides, and hidden files and folders are left out. Links to folders are followed
     last, but not upwards, and no folder is looked through twice. A file that is named is always taken, even if it is
-    missing or no picture: then its row says so.
+    missing or no picture. What looks like a picture and is none that can be opened, opening it says.
 
     Args:
         leave_out: is told of each folder that cannot be read, where others have pictures; default: it is an error.
@@ -45,13 +45,27 @@ def find_pictures(
         for each in closed:
             (leave_out if pictures else _refuse)(each)
         if not pictures:
-            endings = ", ".join(SUFFIXES)
-            raise DataError(f"No pictures are in the folder {str(given)!r} or below it: they must end in {endings}.")
+            raise DataError(f"No pictures are in the folder {str(given)!r} or below it: {SPELLED} are looked for.")
         for picture in pictures:
             found.setdefault(os.path.abspath(picture), picture)
     if not found:
         raise DataError("There is nothing to caption: name pictures or folders of pictures.")
     return list(found.values())
+
+
+def looks_like_picture(path: Path) -> bool:
+    """Whether a file is a picture by its ending, or, where it has none, by its content."""
+    ending = path.suffix.lower()
+    if ending:
+        return ending in SUFFIXES or ending in OTHER_SUFFIXES
+    try:
+        if not path.is_file():  # to open a named pipe would wait for ever
+            return False
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except OSError:
+        return False
+    return (format_of(head) or other_format(head)) is not None
 
 
 def _holds(link: Path, folder: Path) -> bool:
@@ -77,5 +91,5 @@ def _below(folder: Path, closed: list[Skipped]) -> Iterator[Path]:
             seen.add(real)
             tops += [path for name in folders if (path := Path(parent, name)).is_symlink() and not _holds(path, folder)]
             for name in sorted(files):
-                if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                    yield Path(parent, name)
+                if not name.startswith(".") and looks_like_picture(path := Path(parent, name)):
+                    yield path

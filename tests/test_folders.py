@@ -1,0 +1,131 @@
+"""`minichat.folders`: what is found in a folder, in order, and nothing that looks like a picture is passed over."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minichat.errors import DataError, ImageError
+from minichat.folders import Skipped, find_pictures, looks_like_picture
+from minichat.images import load
+
+
+def test_a_folder_is_walked_in_order_and_by_ending(tmp_path):
+    for name in [
+        "b/2.JPG",
+        "b/10.png",
+        "a.webp",
+        "b/c/deep.gif",
+        "notes.txt",
+        "b/.hidden.png",
+        ".git/x.png",
+        "z.bmp",
+        "y.jpeg",
+    ]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_pictures([tmp_path])]
+    assert found == ["a.webp", "y.jpeg", "z.bmp", "b/10.png", "b/2.JPG", "b/c/deep.gif"]
+
+
+def test_named_files_are_always_tried_and_each_is_taken_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").touch()
+    (tmp_path / "odd.txt").touch()
+    assert find_pictures(["odd.txt", "absent.png", "x.png", "./x.png", tmp_path / "x.png", "."]) == [
+        Path("odd.txt"),
+        Path("absent.png"),
+        Path("x.png"),
+    ]
+
+
+def test_a_loop_of_links_ends(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert find_pictures([tmp_path]) == [tmp_path / "a.png"]
+
+
+def test_links_to_folders_are_followed_and_no_folder_is_looked_through_twice(tmp_path):
+    """A folder by its own name where it has one there, else by its link's; whatever circles the links make; none
+    leads to what is above the folder that is named."""
+    top, away = tmp_path / "top", tmp_path / "away"
+    for path in (top / "z" / "inside.png", away / "outside.png", away / "deep" / "er.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for link, to in (
+        (top / "a", top / "z"), (top / "b", away), (top / "c", away), (top / "z" / "up", top), (top / "gone", "absent"),
+        (away / "deep" / "back", away), (away / "to", top), (top / ".hidden", away / "deep"),
+        (top / "above", tmp_path), (top / "z" / "root", "/"),
+    ):  # fmt: skip
+        link.symlink_to(to)
+    found = [path.relative_to(top).as_posix() for path in find_pictures([top])]
+    assert found == ["z/inside.png", "b/outside.png", "b/deep/er.png"]
+    assert find_pictures([top / "b"])[0] == top / "b" / "outside.png"  # one that is named
+
+
+@pytest.fixture
+def locked(monkeypatch):
+    """Folders of the name "locked" cannot be read: to root no permission is denied."""
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if Path(os.fspath(path)).name == "locked":
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+
+
+def test_a_folder_that_cannot_be_read_costs_the_others_nothing(tmp_path, locked):
+    for name in ("a.png", "locked/b.png", "open/locked/c.png", "open/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    told: list[Skipped] = []
+    assert find_pictures([tmp_path], told.append) == [tmp_path / "a.png", tmp_path / "open" / "d.png"]
+    assert [each.path for each in told] == [tmp_path / "locked", tmp_path / "open" / "locked"]
+    assert told[0].error == f"The folder '{tmp_path}/locked' cannot be read (Permission denied): check its permissions."
+    for inputs, tell in (([tmp_path], ()), ([tmp_path / "locked"], (told.append,))):
+        with pytest.raises(DataError, match="cannot be read"):  # no one hears of it, or there is nothing else
+            find_pictures(inputs, *tell)
+
+
+def test_nothing_to_caption_is_an_error(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"No pictures are in the folder .*TIFF, AVIF or HEIC are looked for"):
+        find_pictures([tmp_path])
+    with pytest.raises(DataError, match="name pictures or folders"):
+        find_pictures([])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jpe", "a.JFIF", "a.jif", "a.pjpeg", "a.mpo", "a.Tif", "a.TIFF", "a.avif", "a.HEIC", "a.heif", "a.hif",
+        "a.psd", "a.svg", "a.CR2", "a.nef", "a.arw", "a.dng", "a.raw", "a.jp2", "a.jxl", "a.eps", "a.ico", "a.tga",
+        "a.ppm", "two\nlines.jpe", "码.jfif", os.fsdecode(b"not\xffutf8.heic"),
+    ],
+)  # fmt: skip
+def test_the_ending_says_that_it_is_a_picture(name):
+    assert looks_like_picture(Path(name))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jpg.txt", "a.mp4", "a.json", "jpg", "a.pdf", "a.zip", "absent"])
+def test_others_are_none(name, tmp_path):
+    assert not looks_like_picture(tmp_path / name)
+
+
+def test_without_an_ending_the_content_says_it(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "drawn", "PNG")
+    (tmp_path / "layers").write_bytes(b"8BPS\0\1" + b"\0" * 90)
+    (tmp_path / "LICENSE").write_text("BMW and others may use it.")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    found = find_pictures([tmp_path])
+    assert [path.name for path in found] == ["drawn", "layers"]
+    assert load(found[0]).size == (4, 3)
+    with pytest.raises(ImageError, match="“layers” is a Photoshop file, which is not opened"):
+        load(found[1])
