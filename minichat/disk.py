@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -41,8 +41,10 @@ def new_folder(out: Path, error: type[MiniChatError]) -> Iterator[Path]:
         raise error(f"{out.name!r} cannot be made ({failure.strerror}): check the folder it is to be in.") from None
     try:
         yield made
-        _open_to_others(made)
-        os.replace(made, out)  # an empty folder gives way
+        open_to_others(made)
+        if os.name == "nt" and out.is_dir():  # elsewhere an empty folder gives way
+            out.rmdir()
+        os.replace(made, out)
     except OSError as failure:
         reason = failure.strerror or failure
         raise error(f"{out.name!r} cannot be written ({reason}): nothing was left behind.") from failure
@@ -132,7 +134,7 @@ def new_file(out: Path, error: type[MiniChatError]) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _open_to_others(Path(temporary))
+        open_to_others(Path(temporary))
         os.replace(temporary, out)
     except OSError as failure:
         raise error(f"{out.name!r} cannot be written ({failure.strerror}): nothing was left behind.") from failure
@@ -148,11 +150,28 @@ def replace_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _open_to_others(Path(temporary))
+        open_to_others(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def to_disk(path: Path) -> None:
+    """Past the system's buffers: a file's content, or a folder's list of names where the system lets that be asked."""
+    if path.is_dir():
+        with suppress(OSError):  # Windows opens no folder, and some file systems sync none
+            _sync(path, os.O_RDONLY)
+    else:
+        _sync(path, os.O_RDWR)  # Windows syncs no file that is opened to be read
+
+
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -171,8 +190,8 @@ def json_line(record: Mapping[str, Any]) -> str:
     return line
 
 
-def _open_to_others(made: Path) -> None:
-    """What `tempfile` makes is private: give it, and the files in it, the rights that a new one has."""
+def open_to_others(made: Path) -> None:
+    """What `tempfile` or safetensors makes is private: give it, and the files in it, the rights that a new one has."""
     mask = os.umask(0)
     os.umask(mask)
     made.chmod((0o777 if made.is_dir() else 0o666) & ~mask)

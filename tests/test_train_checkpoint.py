@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from minichat.errors import ModelError, SettingsError
 from minichat.train.checkpoint import Checkpoints
+from tests.training import turn_a_bit
 
 KILLS = 100
 EVERYDAY = 20
@@ -41,9 +44,9 @@ def tensors_of(step: int, size: int = 50) -> dict[str, Tensor]:
     }
 
 
-def whole(checkpoints: Checkpoints) -> int:
+def whole(checkpoints: Checkpoints, say: Callable[[str], None] = lambda text: None) -> int:
     """The step of the last checkpoint, which holds what was written at that step, and no less."""
-    saved = checkpoints.last()
+    saved = checkpoints.last(say)
     assert saved is not None
     assert all((tensor == saved.step).all() for tensor in saved.tensors.values())
     assert saved.tensors.keys() == tensors_of(0).keys()
@@ -85,24 +88,69 @@ def test_the_last_two_are_kept_and_the_best(tmp_path: Path) -> None:
 
 
 @given(st.data())
-def test_a_damaged_one_gives_way_to_the_one_before(data: st.DataObject) -> None:
-    import tempfile
-
+def test_a_damaged_one_gives_way_to_the_one_before_and_that_is_said(data: st.DataObject) -> None:
+    """Cut off anywhere, or with one bit of it turned over anywhere."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder))
         save(checkpoints, 1)
         save(checkpoints, 2)
         last = Path(folder) / "step-00000002.safetensors"
-        content = last.read_bytes()
-        last.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-        assert whole(checkpoints) == 1
+        content = bytearray(last.read_bytes())
+        place = data.draw(st.integers(0, len(content) - 1))
+        if data.draw(st.booleans()):
+            del content[place:]
+        else:
+            content[place] ^= 1 << data.draw(st.integers(0, 7))
+        last.write_bytes(content)
+        said: list[str] = []
+        if whole(checkpoints, said.append) == 2:  # in the blanks after the header, or the checksum's own name
+            assert not said
+            return
+        (told,) = said
+        assert told.startswith("The checkpoint step-00000002.safetensors is damaged (")
+        assert told.endswith("The one before it, step-00000001.safetensors, is taken instead.")
+        assert sorted(file.name for file in Path(folder).iterdir()) == [
+            "step-00000001.safetensors", "step-00000002.safetensors.damaged",
+        ]  # fmt: skip
+
+
+def test_a_turned_bit_in_a_tensor_is_found(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    turn_a_bit(tmp_path / "step-00000002.safetensors")
+    assert whole(checkpoints) == 1
+
+
+def test_one_without_a_checksum_is_read(tmp_path: Path) -> None:
+    """As versions before this one wrote them."""
+    facts = {"facts": json.dumps({"step": 3, "note": "of 3"})}
+    safetensors.torch.save_file(tensors_of(3), tmp_path / "step-00000003.safetensors", metadata=facts)
+    assert whole(Checkpoints(tmp_path)) == 3
 
 
 def test_where_all_are_damaged_that_is_said(tmp_path: Path) -> None:
-    save(Checkpoints(tmp_path), 1)
-    (tmp_path / "step-00000001.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ModelError, match=r"step-00000001\.safetensors is damaged"):
-        Checkpoints(tmp_path).last()
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    for step in (1, 2):
+        turn_a_bit(checkpoints.folder / f"step-0000000{step}.safetensors")
+    both = r"step-00000002\.safetensors is damaged .*step-00000001\.safetensors is damaged .*"
+    with pytest.raises(ModelError, match=both + r"None is left in 'run': begin anew"):
+        checkpoints.last()
+    checkpoints.save_best(1, tensors_of(1), {})
+    with pytest.raises(ModelError, match=both + r"best\.safetensors, .* after step 1: .*--initialize-from run"):
+        checkpoints.last()
+
+
+def test_files_have_the_rights_that_others_have(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save(Checkpoints(tmp_path), 1)
+        Checkpoints(tmp_path).save_best(1, tensors_of(1), {})
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
 
 
 def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,9 +163,14 @@ def test_a_full_disk_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(safetensors.torch, "save_file", full)
-        with pytest.raises(SettingsError, match=r"step-00000002\.safetensors cannot be written \(No space left"):
+        kept = (
+            r"step-00000002\.safetensors cannot be written \(No space left.*the one before, step-00000001\.safetensors"
+        )
+        with pytest.raises(SettingsError, match=kept):
             save(checkpoints, 2)
-    assert [file.name for file in tmp_path.iterdir()] == ["step-00000001.safetensors"]
+        with pytest.raises(SettingsError, match=r"step-00000001\.safetensors cannot be written .*none before it"):
+            save(Checkpoints(tmp_path / "new"), 1)
+    assert [file.name for file in tmp_path.glob("*.*")] == ["step-00000001.safetensors"]
     assert whole(checkpoints) == 1
 
 

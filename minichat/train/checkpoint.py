@@ -1,20 +1,23 @@
 """Where a run stands, on disk: a file for each checkpoint, whole at any moment.
 
 A checkpoint is one safetensors file: what trains under its own names, the optimizer's state under `optimizer.`, and the
-run's facts (where it stands, and on what data and frozen weights) as JSON in the header. The last and the one before
-are kept.
+run's facts (where it stands, and on what data and frozen weights) as JSON in the header, with a checksum of all that.
+The last and the one before are kept.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minichat.disk import open_to_others, to_disk
 from minichat.errors import ModelError, SettingsError, sentence
+from minichat.weights.checksum import KEY, checksum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,39 +48,74 @@ class Checkpoints:
         A kill at any point leaves the last one that was whole. Raises `SettingsError` where the disk does not take it.
         """
         path = self.folder / f"step-{step:08}{_SUFFIX}"
-        _write(path, tensors, {**facts, "step": step})
+        try:
+            _write(path, tensors, {**facts, "step": step})
+        except _NotWritten as error:
+            before = [step for step in self._steps() if step != path]
+            kept = f"the run goes on from the one before, {before[-1].name}" if before else "there is none before it"
+            raise SettingsError(f"The checkpoint {path.name} cannot be written ({error}): make room; {kept}.") from None
         for old in self._steps()[:-_KEPT]:
             old.unlink(missing_ok=True)
         return path
 
     def save_best(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Keep the weights with the best validation loss so far."""
-        _write(self.folder / _BEST, tensors, {**facts, "step": step})
+        """Keep the weights with the best validation loss so far. Raises `SettingsError` as `save` does."""
+        try:
+            _write(self.folder / _BEST, tensors, {**facts, "step": step})
+        except _NotWritten as error:
+            raise SettingsError(f"The best weights, {_BEST}, cannot be written ({error}): make room.") from None
 
-    def last(self) -> Saved | None:
-        """The newest checkpoint that can be read; None where there is none.
+    def last(self, say: Callable[[str], None] = lambda text: None) -> Saved | None:
+        """The newest checkpoint that is as it was written; None where there is none at all.
 
-        Raises `ModelError` where there are some and none can be read.
+        One that is not is told, and put aside under another name. Raises `ModelError`, naming them, where there are
+        some and all are damaged.
         """
         for leftover in self.folder.glob(f"*{_PART}"):
             leftover.unlink(missing_ok=True)
-        steps, failure = self._steps(), None
-        for path in reversed(steps):
+        failures = []
+        for path in reversed(self._steps()):
             try:
-                return _read(path)
+                saved = _read(path)
             except ModelError as error:
-                failure = failure or error
-        if failure:
-            raise failure
+                failures.append((path, error))
+                continue
+            for damaged, error in failures:
+                say(f"{error} The one before it, {path.name}, is taken instead.")
+                _put_aside(damaged)
+            return saved
+        if failures:
+            raise ModelError(f"{' '.join(str(error) for _, error in failures)} {self._left()}")
         return None
 
+    def _left(self) -> str:
+        """What remains where no checkpoint can be read."""
+        try:
+            best = self.best()
+        except ModelError:
+            best = None
+        run = self.folder.parent.name
+        if best is None:
+            return f"None is left in {run!r}: begin anew in another out."
+        return (
+            f"No other is left in {run!r} but {_BEST}, the best weights, after step {best.step}: begin with them in "
+            f"another out, by --initialize-from {run}."
+        )
+
     def best(self) -> Saved | None:
-        """The weights with the best validation loss; None where nothing was validated."""
+        """The weights with the best validation loss; None where nothing was validated.
+
+        Raises `ModelError` where they are damaged.
+        """
         return _read(self.folder / _BEST) if (self.folder / _BEST).exists() else None
 
     def _steps(self) -> list[Path]:
         """The checkpoints, oldest first."""
         return sorted(self.folder.glob(f"step-*{_SUFFIX}"))
+
+
+class _NotWritten(Exception):
+    """The disk does not take a file; the message is the reason."""
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -86,39 +124,37 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) 
 
     part = path.with_name(path.name + _PART)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    said = json.dumps(facts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(held, part, metadata={"facts": json.dumps(facts)})
-        _to_disk(part)
+        save_file(held, part, metadata={"facts": said, KEY: checksum(held.items(), said)})
+        open_to_others(part)
+        to_disk(part)
         os.replace(part, path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or sentence(error)
-        raise SettingsError(
-            f"The checkpoint {path.name} cannot be written ({reason}): make room; the one before is whole, and the run "
-            "goes on from it."
-        ) from None
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise _NotWritten(getattr(error, "strerror", None) or sentence(error)) from None
 
 
 def _read(path: Path) -> Saved:
+    """Raises `ModelError` for a file that is not as it was written; one of an earlier version has no checksum."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["facts"])
+            said, written = file.metadata()["facts"], file.metadata().get(KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if written is not None and written != checksum(tensors.items(), said):
+            raise ValueError("what it holds does not match its checksum")
+        facts = json.loads(said)
         return Saved(int(facts["step"]), tensors, facts)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"The checkpoint {path.name} is damaged ({sentence(error)}): remove it, or begin in another folder."
-        ) from None
+        raise ModelError(f"The checkpoint {path.name} is damaged ({sentence(error)}).") from None
 
 
-def _to_disk(path: Path) -> None:
-    """Past the system's buffers; also a folder's list of names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _put_aside(damaged: Path) -> None:
+    """Out of the way of those to come, and still there to be looked at."""
+    with suppress(OSError):
+        os.replace(damaged, damaged.with_name(damaged.name + ".damaged"))

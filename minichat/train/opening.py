@@ -95,7 +95,12 @@ def memory_used(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     if device.type == "mps":
         return int(torch.mps.driver_allocated_memory())
-    import resource  # not on Windows
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
 
+        held = psutil.Process().memory_info()
+        return int(getattr(held, "peak_wset", held.rss))
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

@@ -146,7 +146,7 @@ def restore(run: Run) -> None:
 
     Raises `SettingsError` where the data sets or the frozen weights are not those that the run began with.
     """
-    saved = run.together.from_first(run.checkpoints.last() if run.together.first else None)
+    saved = run.together.from_first(run.checkpoints.last(run.say) if run.together.first else None)
     if saved is not None:
         _check_ground(run, saved.facts)
         load_weights(run.weights, saved.tensors)

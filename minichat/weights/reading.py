@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minichat.errors import ModelError, sentence
+from minichat.weights.checksum import is_sound
 
 _ZIP = b"PK\x03\x04"  # what torch.save has written since PyTorch 1.6; older files cannot be mapped
 _CODE = re.compile(r"GLOBAL\s+([\w.]+)")
@@ -100,6 +101,11 @@ def _refuse_downloads(name: str, head: bytes) -> None:
 def _safetensors(path: Path) -> Checkpoint:
     try:
         opened = safe_open(path, framework="pt")
+        if not is_sound(path):
+            raise ModelError(
+                f"{path.name} in {path.parent.name!r} is damaged: what it holds does not match its checksum. Put back a "
+                "copy, or make it anew with the command that made it."
+            )
         return Checkpoint(path.name, {name: opened.get_slice(name) for name in opened.keys()}, {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path.name} is damaged or cut off ({sentence(error)}): download it again.") from None

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from minichat.disk import write_json
+from minichat.disk import open_to_others, write_json
 from minichat.errors import ModelError, sentence
+from minichat.weights.checksum import KEY, checksum
 from minichat.weights.files import WEIGHTS
 
 _SHARD = 2 * 1024**3  # bytes; so much is in memory while it is written
@@ -42,7 +43,8 @@ def write_tensors(folder: Path, entries: Sequence[Entry], file: str = WEIGHTS, s
         # A tensor that shares its storage with others is written as its own.
         tensors = {e.name: e.make().clone().contiguous() for e in part}
         try:
-            save_file(tensors, folder / name, metadata={"format": "pt"})
+            save_file(tensors, folder / name, metadata={"format": "pt", KEY: checksum(tensors.items())})
+            open_to_others(folder / name)
         except SafetensorError as error:  # a full disk
             raise ModelError(f"{name} cannot be written ({sentence(error)}): nothing was left behind.") from error
         index |= {e.name: name for e in part}
