@@ -47,6 +47,23 @@ def test_processes_share_the_same_batches(lengths: list[int], size: int, process
         assert sorted(learnt) == sorted(batch)
 
 
+@given(LENGTHS, st.integers(1, 4), st.integers(1, 4))
+def test_processes_have_rows_of_like_length_at_any_one_time(
+    lengths: list[int], processes: int, accumulation: int
+) -> None:
+    """They wait for each other: in a batch in order of length, the n-th rows of all are next to each other."""
+    lengths = sorted(lengths)
+    division = [
+        shares(range(len(lengths)), accumulation=accumulation, rank=rank, processes=processes)
+        for rank in range(processes)
+    ]
+    for part in zip(*division, strict=True):
+        rows = [share.rows for share in part if share.learn]
+        for number in range(max(map(len, rows), default=0)):
+            together = sorted(some[number] for some in rows if number < len(some))
+            assert together == list(range(together[0], together[0] + len(together)))
+
+
 def test_little_is_padding() -> None:
     lengths = np.random.default_rng(0).integers(60, 200, 2000)
     sorted_by_length = plan(lengths, batch_size=12, seed=0, epoch=0)

@@ -142,6 +142,31 @@ def test_the_largest_batch_is_known(desk: Path) -> None:
     assert sizes[data.feed.heaviest(0)] == max(sizes[: data.of_an_epoch])
 
 
+# --- what carries them
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_batches_are_pinned_where_that_is_asked_for_alone(
+    stream: bool, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for a CPU, even where there is a GPU; for a GPU, a stream's like the others."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    feed = data_of(desk, *(stream_of(desk) if stream else []))[1].feed
+    (batch,) = next(feed.load())
+    assert not pinned
+    (batch,) = next(feed.load(pinned=True))
+    assert {id(tensor) for tensor in batch.values()} <= {id(tensor) for tensor in pinned}
+
+
 # --- streams
 
 

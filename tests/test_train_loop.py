@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from minichat.train.data import read_data
 from minichat.train.loop import train
 from minichat.train.replies import Replies
 from minichat.train.schedule import rate_of
+from minichat.train.seeding import seed_step
 from minichat.train.together import Together
 from tests.training import config_of, losses, make_desk, run, started, steps_of, write_talks
 
@@ -89,6 +91,33 @@ def test_a_step_is_the_models_own_mean_over_all_supervised_tokens(desk: Path) ->
 def test_accumulated_gradients_give_the_same_curve(at_once: int, desk: Path, whole: Path, tmp_path: Path) -> None:
     run(desk, f"out={tmp_path / 'run'}", f"run.device_batch_size={at_once}")
     same_curve(tmp_path / "run", whole)
+
+
+def test_what_is_random_is_drawn_anew_in_each_step() -> None:
+    """And in each run and process: a seed of its own, so that dropout does not leave out the same again and again."""
+    drawn = set()
+    for seed, step, rank in itertools.product((0, 1), range(20), range(3)):
+        seed_step(seed, step, rank)
+        drawn.add(torch.rand(8).sum().item())
+    assert len(drawn) == 2 * 20 * 3
+
+
+@pytest.mark.parametrize(("clip", "clipped"), [("1e-3", True), ("null", False)])
+def test_the_optimizer_is_given_gradients_of_the_length_that_is_allowed(
+    clip: str, clipped: bool, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, norms = torch.optim.AdamW.step, list[float]()
+
+    def step(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [weight.grad for group in self.param_groups for weight in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return real(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run(desk, f"out={tmp_path / 'run'}", f"optimizer.clip={clip}", "run.epochs=1")
+    told = [line["norm"] for line in steps_of(tmp_path / "run")]
+    assert min(told) > 2e-3
+    assert norms == pytest.approx([1e-3] * 5 if clipped else told, rel=1e-2)
 
 
 def in_processes(count: int, work: Callable[[], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -70,6 +71,15 @@ def embeddings(stage: Naming) -> dict[str, Tensor]:
     pieces = {piece.removeprefix("▁"): number for number, (piece, _) in enumerate(tokenizer.pieces())}
     weight = stage.model.get_input_embeddings().weight.detach()
     return {word: weight[pieces[word]] for word in WORDS}
+
+
+def test_a_worker_of_another_process_is_sent_no_network(stage: Naming) -> None:
+    """As spawn and forkserver send it: a bot has locks, which cannot be sent, and a network is large."""
+    sent = pickle.dumps(stage)
+    assert len(sent) < sum(weight.nbytes for weight in stage.model.parameters())
+    here, there = (batch_of(some, {"captions": 1}, 3) for some in (stage, pickle.loads(sent)))
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
 
 
 def loss_of(stage: Naming, batch: Batch, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> float:

@@ -15,6 +15,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import minichat
 from minichat.errors import SettingsError
+from minichat.hardware.placement import Placement, choose_dtype
+from minichat.hardware.quantization import half
 from minichat.scenes import dataset
 from minichat.train.config import ModelConfig, read_config
 from minichat.train.loop import train
@@ -100,6 +102,20 @@ def test_the_projection_alone_leaves_the_rest_in_the_precision_asked_for(desk: P
     model = open_bot(ModelConfig(name=str(desk / "model"), dtype="bfloat16"), ("projection",), CPU).model
     assert dtypes(model.projection) == {torch.float32}
     assert dtypes(model.bridge) == dtypes(model.vision_model) == dtypes(model.language_model) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float16(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4, of which PyTorch says that it has bfloat16: as a run's precision, as it is loaded, and in 4 bits."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    gpu, expected = torch.device("cuda"), torch.bfloat16 if native else torch.float16
+    assert precision("auto", gpu) == choose_dtype("auto", gpu) == half(gpu) == expected
+    assert (half(CPU), half(torch.device("mps"))) == (torch.bfloat16, torch.float16)
+    asked: list[torch.dtype] = []
+    monkeypatch.setattr("minichat.hardware.placement.settings", lambda network, bits, compute: asked.append(compute))
+    config = minichat.load("minichat-tiny", device="cpu").model.config
+    Placement(gpu, expected, "4bit").options(config)
+    assert asked == [expected]
 
 
 def test_float16_needs_a_scaler() -> None:

@@ -161,6 +161,15 @@ def test_ctrl_c_stops_after_the_step_and_a_second_at_once(desk: Path, tmp_path: 
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_run_that_is_stopped_before_its_first_save_is_saved(desk: Path, whole: Whole, tmp_path: Path) -> None:
+    _, kept = whole(parts(1))
+    outcome = run(desk, f"out={tmp_path / 'run'}", "run.save_every=500", parts(1), stop=1)
+    assert outcome.step == 1
+    ((step, saved),) = checkpoints(tmp_path / "run").items()
+    assert step == 1
+    assert same(saved, kept[1])
+
+
 def test_validation_goes_on_with_its_best(desk: Path, tmp_path: Path) -> None:
     held_out = [f"data.validation={desk / 'held_out.jsonl'}", "run.validate_every=3", "run.patience=100"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"

@@ -46,7 +46,7 @@ class Placement:
         elif self.quantize is not None or self.device.type != "cpu":
             options["device_map"] = {"": self.device}
         if self.quantize is not None:
-            options["quantization_config"] = settings(outline(config), self.quantize)
+            options["quantization_config"] = settings(outline(config), self.quantize, half(self.device))
         return options
 
 
@@ -93,13 +93,13 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`dtype`, where "auto" is float32 on the CPU, bfloat16 on CUDA, float16 on MPS. Raises `SettingsError`."""
+    """`dtype`, where "auto" is float32 on the CPU, on CUDA what `half` says, float16 on MPS. Raises `SettingsError`."""
     import torch
 
     by_name = {name: getattr(torch, name) for name in DTYPES}
     if isinstance(dtype, str) and dtype == "auto":
         # A CPU computes in float32 about as fast as in half precision, and exactly.
-        return {"cuda": torch.bfloat16, "mps": torch.float16}.get(device.type, torch.float32)
+        return torch.float32 if device.type == "cpu" else half(device)
     if isinstance(dtype, torch.dtype) and dtype in by_name.values():
         return dtype
     if isinstance(dtype, str) and dtype in by_name:

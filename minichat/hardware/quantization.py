@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from minichat.errors import SettingsError
 
 if TYPE_CHECKING:
+    import torch
+
     from minichat.model import MiniChatForConditionalGeneration
 
 QUANTIZED = ("8bit", "4bit")
@@ -27,12 +30,24 @@ def check_quantize(quantize: str | None) -> None:
         )
 
 
-def settings(network: MiniChatForConditionalGeneration, quantize: str) -> Any:
-    """transformers' `BitsAndBytesConfig` for a network: its LLM's matrices, the head excepted, and nothing else.
+def half(device: torch.device) -> torch.dtype:
+    """The half precision that a device computes in: bfloat16, or float16 on MPS and on GPUs that only emulate the other.
 
-    8 bits are LLM.int8() (arXiv:2208.07339); 4 bits are NF4, computed with in bfloat16 (arXiv:2305.14314).
+    Such are T4 and V100: PyTorch counts them among those that have bfloat16, and they are many times slower in it.
     """
     import torch
+
+    if device.type == "cuda":
+        with torch.cuda.device(device) if device.index is not None else nullcontext():
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float16 if device.type == "mps" else torch.bfloat16
+
+
+def settings(network: MiniChatForConditionalGeneration, quantize: str, compute: torch.dtype) -> Any:
+    """transformers' `BitsAndBytesConfig` for a network: its LLM's matrices, the head excepted, and nothing else.
+
+    8 bits are LLM.int8() (arXiv:2208.07339); 4 bits are NF4 (arXiv:2305.14314), computed with in `compute`.
+    """
     from transformers import BitsAndBytesConfig
 
     _open()
@@ -46,7 +61,7 @@ def settings(network: MiniChatForConditionalGeneration, quantize: str) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute,
         llm_int8_skip_modules=whole,
     )
 

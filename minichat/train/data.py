@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minichat.data import formats
@@ -59,7 +60,7 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     if held_out_rows is not None:
         # Sorted by length as a whole, so that little is padding.
         size = {"batch_size": at_once * together.count, "window": 1 if stage.joined else len(held_out)}
-        validation = Listed(lambda epoch: held_out_rows, stage.collate, **size, **place)
+        validation = Listed(partial(_same, held_out_rows), stage.collate, **size, **place)
     shown = held_out[:: max(1, len(held_out) // max(1, config.report.pictures))][: config.report.pictures]
     run = config.run
     if rows_of is None:
@@ -72,6 +73,11 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     lengths = listed_feed.rows.lengths
     mean = float(lengths.mean()) * run.batch_size
     return Data(listed_feed, listed_feed.of_an_epoch, int(lengths.max()), mean, validation, shown)
+
+
+def _same(rows: Rows, epoch: int) -> Rows:
+    """Held-out rows are the same in every epoch."""
+    return rows
 
 
 class _Rows:

@@ -43,8 +43,11 @@ class Feed(Protocol):
 
     steps: int
 
-    def load(self, start: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
-        """Each step's batches from step `start` on: this process's share, in the parts that follow one another."""
+    def load(self, start: int = 0, workers: int = 0, pinned: bool = False) -> Iterator[list[Batch]]:
+        """Each step's batches from step `start` on: this process's share, in the parts that follow one another.
+
+        `pinned`: in memory that a GPU copies from while the program goes on.
+        """
 
     def where(self, step: int) -> list[list[str]]:
         """Of each of a step's batches, the places of its rows: file and line."""
@@ -125,8 +128,8 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
             found.append(batch)
         return found
 
-    def load(self, start: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
-        yield from _loaded(self, workers, sampler=range(start, self.steps))
+    def load(self, start: int = 0, workers: int = 0, pinned: bool = False) -> Iterator[list[Batch]]:
+        yield from _loaded(self, workers, pinned, sampler=range(start, self.steps))
 
     def where(self, step: int) -> list[list[str]]:
         number, step = divmod(step, self.of_an_epoch)
@@ -232,9 +235,9 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
             return error
         return Records(batches, problems)
 
-    def load(self, start: int = 0, workers: int = 0) -> Iterator[list[Batch]]:
+    def load(self, start: int = 0, workers: int = 0, pinned: bool = False) -> Iterator[list[Batch]]:
         self._start = start
-        for step, records in enumerate(_loaded(self, workers), start + 1):
+        for step, records in enumerate(_loaded(self, workers, pinned), start + 1):
             self._left_out += [(step, problem) for problem in records.left_out]
             yield records.batches
 
@@ -264,6 +267,11 @@ class Records:
     batches: list[Batch]
     left_out: list[str]
 
+    def pin_memory(self) -> Records:
+        """What a loader asks of what is neither a tensor nor a collection."""
+        pinned = [{name: tensor.pin_memory() for name, tensor in batch.items()} for batch in self.batches]
+        return replace(self, batches=pinned)
+
 
 def _opened(row: Row, picture: StoredPicture) -> StoredPicture:
     """The picture, found to be sound. One that is drawn always is."""
@@ -285,7 +293,7 @@ class _Opened(StoredPicture):
         return self.image
 
 
-def _loaded(dataset: Any, workers: int, **options: Any) -> Iterator[Any]:
+def _loaded(dataset: Any, workers: int, pinned: bool, **options: Any) -> Iterator[Any]:
     """A data set's items, prepared ahead by `workers` processes. Raises what was handed over in place of one.
 
     A worker's error is handed over rather than raised: PyTorch would put its traceback into the message.
@@ -294,7 +302,7 @@ def _loaded(dataset: Any, workers: int, **options: Any) -> Iterator[Any]:
         dataset,
         batch_size=None,
         num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         worker_init_fn=leave_to_the_main_process,
         **options,
     )

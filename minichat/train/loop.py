@@ -104,7 +104,7 @@ def loop(run: Run) -> int | None:
     stage.model.train()
     began, since = time.monotonic() - standing.seconds, time.monotonic()
     with Interruption() as interruption:
-        for batches in run.data.feed.load(standing.step, config.data.workers):
+        for batches in run.data.feed.load(standing.step, config.data.workers, pinned=run.pinned):
             here = sum(stage.count(batch) for batch in batches), sum(tokens_of(batch) for batch in batches)
             items, tokens, stopping = together.agree(*here, int(interruption.signal is not None))
             if stopping or standing.ended:

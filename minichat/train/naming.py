@@ -65,6 +65,7 @@ class Naming(Stage):
         """Raises what loading raises, and `SettingsError` for a model that has no words for scenes."""
         self.bot = open_bot(config.model, config.trainable or self.trainable, device)
         self.model: Any = self.bot.model
+        self._processor = self.bot.processor
         ids = self._ids(config.model.name)
         weight = self.model.get_input_embeddings().weight.detach().float()
         self._words = weight[torch.tensor([ids[word] for word in WORDS], device=device)]  # (W, H)
@@ -79,7 +80,7 @@ class Naming(Stage):
 
     def _ids(self, name: str) -> dict[str, int]:
         """Of `WORDS`, in the model's tokenizer."""
-        tokenizer = self.bot.processor.content_tokenizer
+        tokenizer = self._processor.content_tokenizer
         if isinstance(tokenizer, SentencePieceTokenizer) and self.model.config.num_image_tokens == TOKENS:
             with contextlib.suppress(KeyError):
                 return word_ids(tokenizer)
@@ -99,7 +100,7 @@ class Naming(Stage):
         if not pictures:
             raise DataError(f"{rows[0].where}: there is no picture to be named.")
         told = [outside_description() if p.scene is None else description(p.scene) for p in pictures]
-        pixels = self.bot.processor.image_processor([p.open() for p in pictures], return_tensors="pt")["pixel_values"]
+        pixels = self._processor.image_processor([p.open() for p in pictures], return_tensors="pt")["pixel_values"]
         return {
             "pixel_values": pixels,
             "words": in_numbers(told, _NUMBER),

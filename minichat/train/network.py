@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minichat.errors import SettingsError
+from minichat.hardware.quantization import half
 from minichat.model.freezing import set_trainable
 from minichat.train.config import LoraConfig, ModelConfig
 from minichat.train.lora import adapter_of, add_lora
@@ -23,14 +24,12 @@ def top(part: str) -> str:
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of this name; "auto": bfloat16 on CUDA where it can, float16 where it cannot, float32 elsewhere.
+    """The dtype of this name; "auto": on CUDA bfloat16, or float16 where that is emulated; float32 elsewhere.
 
     Raises `SettingsError` for float16 off CUDA: its small gradients need a scaler, which PyTorch has for CUDA alone.
     """
     if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return half(device) if device.type == "cuda" else torch.float32
     if name == "float16" and device.type != "cuda":
         raise SettingsError(f"model.dtype is float16, which trains on CUDA alone, not on {device.type}: use bfloat16.")
     dtype: torch.dtype = getattr(torch, name)

@@ -78,6 +78,11 @@ class Run:
     def steps(self) -> int:
         return self.data.feed.steps
 
+    @property
+    def pinned(self) -> bool:
+        """Whether batches are read into memory from which a GPU copies: a CPU has no use for it."""
+        return bool(self.accelerator.device.type == "cuda")
+
     @cached_property
     def ground(self) -> dict[str, str]:
         """What a run stands on and does not change. The frozen weights are told as they are held, in `precision`;
@@ -259,7 +264,7 @@ def validate(run: Run) -> None:
         return
     stage.model.eval()
     sums, count = [torch.zeros((), device=run.accelerator.device)], 0
-    for batches in feed.load():
+    for batches in feed.load(pinned=run.pinned):
         for batch in batches:
             with run.accelerator.autocast():
                 sums.append(stage.loss(to_device(batch, run.accelerator.device)).sum())

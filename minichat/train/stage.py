@@ -64,6 +64,11 @@ class Stage(Protocol):
     def __init__(self, config: Config, device: torch.device) -> None:
         """Load or make what is trained. Raises `SettingsError` for settings that cannot be."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader's worker, where it renders and collates: what is on the device stays here."""
+        stays = {name for name, value in vars(self).items() if name in ("model", "bot") or isinstance(value, Tensor)}
+        return {name: value for name, value in vars(self).items() if name not in stays}
+
     def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
         """Keep in `folder` what frozen parts make of the pictures, so that `collate` opens none."""
         return

@@ -103,8 +103,8 @@ def _safetensors(path: Path) -> Checkpoint:
         opened = safe_open(path, framework="pt")
         if not is_sound(path):
             raise ModelError(
-                f"{path.name} in {path.parent.name!r} is damaged: what it holds does not match its checksum. Put back a "
-                "copy, or make it anew with the command that made it."
+                f"{path.name} in {path.parent.name!r} is damaged: what it holds does not match its checksum. Put back "
+                "a copy, or make it anew with the command that made it."
             )
         return Checkpoint(path.name, {name: opened.get_slice(name) for name in opened.keys()}, {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
