@@ -41,8 +41,8 @@ def load(
         name: a built-in model's name, a folder (a whole model, one that refers to its LLM, or a trained projection),
             or a hub id ("owner/name"), which is taken from the local cache where there is no network.
         device: "auto" (CUDA, else MPS, else CPU) or a device of PyTorch's.
-        dtype: "auto" (CPU float32, CUDA bfloat16, MPS float16), "float32", "bfloat16" or "float16". The projection is
-            always in float32.
+        dtype: "auto" (CPU float32; CUDA bfloat16, or float16 where that is only emulated; MPS float16), "float32",
+            "bfloat16" or "float16". The projection is always in float32.
         quantize: "8bit" or "4bit" stores the LLM's matrices so, and nothing else; it needs bitsandbytes.
         device_map: where the LLM goes if it does not fit on `device`: "auto" fills the GPUs and then the CPU, a dict
             says it for each part ("language_model.model.layers.0": 1). The vision side stays whole on `device`.

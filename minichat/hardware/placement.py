@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minichat.errors import SettingsError
-from minichat.hardware.quantization import QUANTIZED, check_quantize, settings
+from minichat.hardware.quantization import QUANTIZED, check_quantize, half, settings
 from minichat.hardware.spreading import read_map, spelled, spread
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ def check_quantize(quantize: str | None) -> None:
 
 
 def half(device: torch.device) -> torch.dtype:
-    """The half precision that a device computes in: bfloat16, or float16 on MPS and on GPUs that only emulate the other.
+    """The half precision that a device computes in: bfloat16; on MPS, and on GPUs that only emulate it, float16.
 
     Such are T4 and V100: PyTorch counts them among those that have bfloat16, and they are many times slower in it.
     """

@@ -73,19 +73,19 @@ class Checkpoints:
         """
         for leftover in self.folder.glob(f"*{_PART}"):
             leftover.unlink(missing_ok=True)
-        failures = []
+        damaged: list[tuple[Path, str]] = []
         for path in reversed(self._steps()):
             try:
                 saved = _read(path)
             except ModelError as error:
-                failures.append((path, error))
+                damaged.append((path, str(error)))
                 continue
-            for damaged, error in failures:
-                say(f"{error} The one before it, {path.name}, is taken instead.")
-                _put_aside(damaged)
+            for file, reason in damaged:
+                say(f"{reason} The one before it, {path.name}, is taken instead.")
+                _put_aside(file)
             return saved
-        if failures:
-            raise ModelError(f"{' '.join(str(error) for _, error in failures)} {self._left()}")
+        if damaged:
+            raise ModelError(f"{' '.join(reason for _, reason in damaged)} {self._left()}")
         return None
 
     def _left(self) -> str:
