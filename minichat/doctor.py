@@ -19,9 +19,10 @@ from minichat.hardware.memory import CONTEXT, QUANTIZED, Needs, estimate, gib
 from minichat.hardware.quantization import NEEDED
 from minichat.weights import hub
 from minichat.weights.blip2 import vision_files
-from minichat.weights.fetch import files_folder, is_here
+from minichat.weights.fetch import is_here
 from minichat.weights.files import HUB_ID, WEIGHTS, from_hub, quiet, read_json, weight_files
 from minichat.weights.known import KNOWN, KnownModel, PublishedFile, Repository
+from minichat.weights.places import files_folder
 from minichat.weights.projection import is_projection, read_projection
 from minichat.weights.zoo import BUILT_IN, find
 

@@ -30,9 +30,9 @@ from minichat.hardware import advice
 from minichat.hardware.machine import Device, Machine
 from minichat.prompt.template import TEMPLATES
 from minichat.weights import fetch as fetching
-from minichat.weights import zoo
+from minichat.weights import places, zoo
 from minichat.weights.hub import HubFile
-from minichat.weights.known import KNOWN, KnownModel, PublishedFile, Repository
+from minichat.weights.known import KNOWN, KNOWN_LLMS, KnownModel, PublishedFile, Repository
 from minichat.weights.projection import write_projection
 from minichat.weights.zoo import find
 from tests.hub import StandInHub, serving
@@ -128,7 +128,7 @@ def known(published: Published, kind: str, hub: StandInHub) -> KnownModel:
 
 def put(published: Published, kind: str, *names: str) -> Path:
     """Put published files where a person puts them."""
-    files = fetching.files_folder()
+    files = places.files_folder()
     files.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copy(published.repositories["pub/llama"].parent.parent / kind / name, files)
@@ -276,7 +276,7 @@ def test_all_that_only_a_person_can_get_is_asked_for_at_once(hub: StandInHub, pu
     hub.gated.add("pub/llama")
     with pytest.raises(ModelError) as caught:
         minichat.load("small-patch_merge")
-    said, files = str(caught.value), fetching.shown(fetching.files_folder())
+    said, files = str(caught.value), places.shown(places.files_folder())
     size = KNOWN["small-patch_merge"].projection.size
     assert said == (
         "'small-patch_merge' needs what cannot be fetched for you; nothing was downloaded yet. "
@@ -286,7 +286,7 @@ def test_all_that_only_a_person_can_get_is_asked_for_at_once(hub: StandInHub, pu
     )
     assert hub.fetched() <= {"config.json", "model.safetensors.index.json"}
     put(published, "patch_merge", PROJECTION)
-    shutil.copytree(published.repositories["pub/llama"], fetching.files_folder() / "llama")
+    shutil.copytree(published.repositories["pub/llama"], places.files_folder() / "llama")
     assert same(minichat.load("small-patch_merge", device="cpu"), published.bots["patch_merge"])
 
 
@@ -473,8 +473,12 @@ def test_a_name_that_is_not_known_lists_what_is_close() -> None:
         ("minigpt4-vicuna", "did you mean 'minigpt4-vicuna-7b' or 'minigpt4-vicuna-13b'"),
         ("MiniGPT4-Llama2-7B", "did you mean 'minigpt4-llama2-7b'"),
         ("tiny", "did you mean 'minichat-tiny'"),
-        ("xyz", "minichat-tiny, minichat-tiny-stage1, minigpt4-vicuna-7b, minigpt4-vicuna-13b, minigpt4-llama2-7b"),
-        ("", "minichat-tiny, minichat-tiny-stage1, minigpt4-vicuna-7b, "),
+        (
+            "xyz",
+            "minichat-tiny, minichat-tiny-stage1, smollm2-135m-instruct, minigpt4-vicuna-7b, minigpt4-vicuna-13b, "
+            "minigpt4-llama2-7b",
+        ),
+        ("", "minichat-tiny, minichat-tiny-stage1, smollm2-135m-instruct, minigpt4-vicuna-7b, "),
     ]:
         with pytest.raises(ModelError, match=f"no known name .{re.escape(close)}"):
             find(name)
@@ -500,7 +504,7 @@ def test_the_table_agrees_with_itself(model: KnownModel) -> None:
 def test_the_page_says_what_the_table_says() -> None:
     page = (ROOT / "docs" / "MODELS.md").read_text()
     for model in KNOWN.values():
-        assert f"| `{model.name}` | `{model.llm.id}`, {fetching.gigabytes(model.llm.size)} |" in page
+        assert f"| `{model.name}` | `{model.llm.id}`, {places.gigabytes(model.llm.size)} |" in page
         for file in (model.projection, model.vit, model.qformer):
             if file is not None:
                 (row,) = (line for line in page.splitlines() if line.startswith(f"| `{file.name}`"))
@@ -518,7 +522,7 @@ def test_models_lists_them(hub: StandInHub, published: Published, tmp_path: Path
 
     before = rows()
     built_in = ["minichat-tiny", *(name for name in zoo.BUILT_IN_STAGE1 if (zoo.ASSETS / name).is_dir())]
-    assert list(before) == [*built_in, *KNOWN]
+    assert list(before) == [*built_in, *KNOWN_LLMS, *KNOWN]
     assert [name for name, row in before.items() if row["here"]] == built_in
     large = before["minigpt4-vicuna-7b"]
     assert large["disk"] == large["download"] + KNOWN["minigpt4-vicuna-7b"].folder

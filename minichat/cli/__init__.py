@@ -34,6 +34,7 @@ def root(
 for group in (talk, search, train, evaluate, weights):
     app.registered_commands += group.app.registered_commands
 app.add_typer(data.app, name="data")
+app.add_typer(weights.catalogue, name="models")
 
 
 def main() -> None:

@@ -35,12 +35,12 @@ class _Commands(TyperGroup):
             raise typer.Exit(FAILED) from None
 
 
-def commands(**options: Any) -> typer.Typer:
+def commands(no_args_is_help: bool = True, **options: Any) -> typer.Typer:
     """A group of subcommands."""
     return typer.Typer(
         cls=_Commands,
         pretty_exceptions_enable=False,
-        no_args_is_help=True,
+        no_args_is_help=no_args_is_help,
         add_completion=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

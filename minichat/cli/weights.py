@@ -12,6 +12,7 @@ import typer
 from minichat.cli.shared import commands
 
 app = commands()
+catalogue = commands(no_args_is_help=False)  # `minichat models …`
 
 
 class Format(StrEnum):
@@ -30,7 +31,10 @@ class Dtype(StrEnum):
 @app.command()
 def convert(
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
-    llm: Annotated[str | None, typer.Option("--llm", help="The LLM: a Hugging Face folder, or a hub id.")] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option("--llm", help="The LLM: a Hugging Face folder, a GGUF file, a hub id, a known name."),
+    ] = None,
     template: Annotated[
         str | None, typer.Option("--template", help="Prompt template: vicuna-v0, llama2, minigpt-v2, ...")
     ] = None,
@@ -126,16 +130,29 @@ def export(
     typer.echo(f"It is in {out}.", err=True)
 
 
-@app.command()
+@catalogue.callback(invoke_without_command=True)
 def models(
+    ctx: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each model; sizes in bytes.")] = False,
 ) -> None:
     """List what can be loaded by name: parts, licences, sizes, memory, and whether it is here."""
+    if ctx.invoked_subcommand is not None:
+        return
     from minichat.weights.catalogue import catalogue, hint
 
     for entry in catalogue():
         typer.echo(json.dumps(entry.as_dict()) if as_json else f"{entry}\n")
     typer.echo(hint(), err=True)
+
+
+@catalogue.command()
+def fetch(names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Known names.")]) -> None:
+    """Fetch models, or LLMs to build on, so that they are here when they are needed."""
+    from minichat.weights.zoo import fetch_named
+
+    for name in names:
+        fetch_named(name)
+        typer.echo(f"{name} is here.", err=True)
 
 
 @app.command()

@@ -75,9 +75,8 @@ class MiniChatConfig(PreTrainedConfig):
     text_config: Any = None  # any LLM's, decoder-only or encoder–decoder; LLaMA where no model_type is given
     image_token_index: Any = None  # an int; None at birth means text_config.vocab_size
     template: str = "vicuna-v0"
-    llm: Any = (
-        None  # where the LLM's weights are, if not in this folder: {"path" or "id" and "revision", "fingerprint"}
-    )
+    #: Where the LLM's weights are, if not in this folder: {"path", "name" or "id" and "revision", "fingerprint"}.
+    llm: Any = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False  # of this level; the LLM's own setting is in text_config
 

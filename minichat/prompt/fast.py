@@ -62,7 +62,7 @@ def to_hugging_face(model: SentencePieceTokenizer) -> PreTrainedTokenizerBase:
     }
     if _is_bpe(pieces):
         vocab = {piece: number for number, piece in enumerate(names)}
-        return LlamaTokenizer(vocab=vocab, merges=_merges(pieces), **special)
+        return LlamaTokenizer(vocab=vocab, merges=bpe_merges(pieces), **special)
     backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback="<0x00>" in names))
     backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
     backend.decoder = decoders.Sequence(
@@ -76,7 +76,7 @@ def _is_bpe(pieces: list[tuple[str, float]]) -> bool:
     return all(score == int(score) for _, score in pieces)
 
 
-def _merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
+def bpe_merges(pieces: list[tuple[str, float]]) -> list[tuple[str, str]]:
     """BPE's merges, the first to be done first: each way to make a piece of two others, in the order of the pieces."""
     ids = {piece: number for number, (piece, _) in enumerate(pieces)}
     merges = []

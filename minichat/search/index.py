@@ -273,7 +273,7 @@ class Index:
 
 def _file(folder: Path, reader: Reader, where: str | os.PathLike[str] | None) -> Path:
     """Where the index of a folder is kept for a model: by the folder's own place and the model's weights."""
-    from minichat.weights.fetch import home
+    from minichat.weights.places import home
 
     root = home() / "search" if where is None else Path(where).expanduser()
     try:

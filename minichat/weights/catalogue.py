@@ -7,8 +7,10 @@ from typing import Any
 
 from minichat.hardware.memory import CONTEXT, QUANTIZED, estimate, gib
 from minichat.model import MiniChatConfig
-from minichat.weights.fetch import files_folder, gigabytes, is_here, shown
-from minichat.weights.known import KNOWN, KnownModel, PublishedFile, Repository
+from minichat.weights.fetch import is_here
+from minichat.weights.known import KNOWN, KNOWN_LLMS, KnownModel, PackagedLlm, PublishedFile, Repository
+from minichat.weights.packaged import llm_is_here
+from minichat.weights.places import files_folder, gigabytes, shown
 from minichat.weights.zoo import ASSETS, BUILT_IN, BUILT_IN_STAGE1, find
 
 _OWN_LICENCE = "BSD 3-Clause"
@@ -31,19 +33,20 @@ class Entry:
 
     name: str
     here: bool
-    template: str  # empty for a model that does not chat
+    template: str  # empty for what does not chat by itself
     licence: str  # in short, of all parts together
     parts: tuple[Part, ...]
     download: int  # what is fetched, once
     disk: int  # what stays: the downloads, and the converted model
     memory: dict[str, int]  # by precision of the LLM: on a GPU, for a conversation of `memory.CONTEXT` tokens
+    use: str = ""  # of what does not chat by itself
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
-        use = ("template", self.template) if self.template else ("use", "finds pictures: minichat search")
+        use = ("template", self.template) if self.template else ("use", self.use)
         rows = [use, ("licence", self.licence)]
         label = ""
         for part in self.parts:
@@ -61,16 +64,21 @@ class Entry:
 
 
 def catalogue() -> list[Entry]:
-    """The built-in models and the known ones. Nothing is fetched."""
+    """The built-in models, the packaged LLMs and the known models. Nothing is fetched."""
     finders = (name for name in BUILT_IN_STAGE1 if (ASSETS / name).is_dir())
-    return [*map(_built_in, BUILT_IN), *map(_finder, finders), *map(_known, KNOWN.values())]
+    return [
+        *map(_built_in, BUILT_IN),
+        *map(_finder, finders),
+        *map(_llm, KNOWN_LLMS.values()),
+        *map(_known, KNOWN.values()),
+    ]
 
 
 def hint() -> str:
     """Where a person puts files, for the end of the list."""
     return (
-        f"A model is fetched and converted when it is first loaded. Files that you have, or that only you can get, go "
-        f"into {shown(files_folder())}."
+        "A model is fetched and converted when it is first loaded, or with `minichat models fetch NAME`; an LLM to "
+        f"build on with that alone. Files that you have, or that only you can get, go into {shown(files_folder())}."
     )
 
 
@@ -83,7 +91,13 @@ def _built_in(name: str) -> Entry:
 
 def _finder(name: str) -> Entry:
     size = sum(file.stat().st_size for file in find(name).iterdir())
-    return Entry(name, True, "", _OWN_LICENCE, (), 0, size, {})
+    return Entry(name, True, "", _OWN_LICENCE, (), 0, size, {}, "finds pictures: minichat search")
+
+
+def _llm(llm: PackagedLlm) -> Entry:
+    part = Part("LLM", f"{llm.gguf} in {llm.wheel}", llm.licence, llm.size)
+    use = f"an LLM to build on: minichat convert --llm {llm.name}"
+    return Entry(llm.name, llm_is_here(llm), "", llm.licence, (part,), llm.size, llm.folder, {}, use)
 
 
 def _known(model: KnownModel) -> Entry:

@@ -52,7 +52,8 @@ def convert(
 
     Args:
         out: a new folder.
-        llm: a Hugging Face folder or a hub id; referred to, or copied with `merge`.
+        llm: a Hugging Face folder, a GGUF file, a hub id or the name of a packaged LLM; referred to, or copied with
+            `merge`.
         template: the prompt template that the weights were trained with.
         projection: what a training run of MiniGPT-4 saved (`llama_proj.*`). None: a random one, always the same, for
             training to begin with.
@@ -272,7 +273,7 @@ def _record(account: Account, words: Llm, trained: Checkpoint | None) -> dict[st
         for glob in account.allowed
     }
     return {
-        "llm": words.folder.name if Path(words.name).expanduser().is_dir() else words.name,
+        "llm": words.shown,
         "projection": "random" if trained is None else trained.file,
         "known_to_be_unused": {file: sorted(names) for file, names in account.unused.items()},
         "allow_unused": allowed,

@@ -6,9 +6,7 @@ comes from the hub stays in the hub's cache; the converted model refers to its L
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,19 +17,9 @@ from minichat.errors import ModelError
 from minichat.weights import hub
 from minichat.weights.hub import HubFile
 from minichat.weights.known import KnownModel, PublishedFile, Repository
+from minichat.weights.places import files_folder, gigabytes, home, shown, tell
 
 _SPARE = 64 * 1024**2  # bytes: configurations, tokenizers, the index of a file system
-
-
-def home() -> Path:
-    """Where converted models are, and what a person puts there: `MINICHAT_HOME`, or `minichat` in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("MINICHAT_HOME") or f"{cache}/minichat").expanduser().absolute()
-
-
-def files_folder() -> Path:
-    """Where a person puts published files that cannot be fetched, or that are to be taken instead."""
-    return home() / "files"
 
 
 def model_folder(model: KnownModel) -> Path:
@@ -49,7 +37,7 @@ def fetch(model: KnownModel, say: Callable[[str], None] | None = None) -> Path:
     `say` is told what is being done; by default it is written to stderr. Raises `ModelError` where a person must get
     something first, where the disk is too small, or where a file is not what it should be.
     """
-    say = say or _say
+    say = say or tell
     folder, lock = model_folder(model), home() / f".{model.name}.lock"
     if is_here(model):
         return folder
@@ -64,19 +52,6 @@ def fetch(model: KnownModel, say: Callable[[str], None] | None = None) -> Path:
         if not is_here(model):
             _make(model, folder, say)
     return folder
-
-
-def shown(path: Path) -> str:
-    """A path for a person, who knows the own home folder."""
-    try:
-        return f"~/{path.relative_to(Path.home()).as_posix()}"
-    except (ValueError, RuntimeError):
-        return str(path)
-
-
-def gigabytes(size: float) -> str:
-    """Bytes as the hub's pages show them."""
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 @dataclass
@@ -229,8 +204,3 @@ def _check_space(model: KnownModel, plan: _Plan) -> None:
                 "are free there: make room, or set MINICHAT_HOME (converted models) and HF_HOME (downloads) to folders "
                 "on another disk."
             )
-
-
-def _say(message: str) -> None:
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()

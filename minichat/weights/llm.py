@@ -15,8 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from minichat.errors import ModelError, sentence, some
 from minichat.weights.files import WEIGHTS, find_folder, quiet, weight_files
+from minichat.weights.gguf_file import is_gguf
 from minichat.weights.hub import cached, verify
 from minichat.weights.keys import LLM_UNUSED
+from minichat.weights.known import KNOWN_LLMS
+from minichat.weights.packaged import packaged_folder, unpacked
 from minichat.weights.reading import Checkpoint, read_checkpoint
 
 _PICKLES = "pytorch_model.bin"
@@ -30,7 +33,7 @@ _SAMPLE = 64 * 1024  # bytes of each tensor in a fingerprint
 class Llm:
     """An LLM's folder, its configuration, and its open files."""
 
-    name: str  # the folder, or the hub id
+    name: str  # the folder, the GGUF file, the hub id, or the name of a packaged LLM
     folder: Path
     config: PreTrainedConfig
     checkpoints: tuple[Checkpoint, ...]
@@ -46,11 +49,18 @@ class Llm:
 
     def reference(self) -> dict[str, str]:
         """How a converted model refers to this LLM."""
-        if Path(self.name).expanduser().is_dir():
-            where = {"path": str(self.folder.resolve())}
+        if self.name in KNOWN_LLMS:
+            where = {"name": self.name}
+        elif (path := Path(self.name).expanduser()).exists():
+            where = {"path": str(path.resolve())}
         else:
             where = {"id": self.name, "revision": self.folder.name}
         return {**where, "fingerprint": self.fingerprint()}
+
+    @property
+    def shown(self) -> str:
+        """How to speak of it: without a path of this machine."""
+        return Path(self.name).expanduser().resolve().name if Path(self.name).expanduser().exists() else self.name
 
     def verify(self) -> None:
         """Hash what came from the hub. Raises `ModelError` for a file that is not what was published."""
@@ -61,7 +71,7 @@ class Llm:
 
 
 def find_llm(name: str, revision: str | None = None) -> Llm:
-    """Find an LLM and open its files; only headers are read.
+    """Find an LLM and open its files; only headers are read. One in a GGUF file is unpacked first, once.
 
     Raises `ModelError` for one that is missing, not whole, or no decoder-only LLM of transformers'.
     """
@@ -77,6 +87,10 @@ def find_llm(name: str, revision: str | None = None) -> Llm:
 
 
 def _folder(name: str, revision: str | None) -> Path:
+    if name in KNOWN_LLMS:
+        return packaged_folder(KNOWN_LLMS[name])
+    if is_gguf(path := Path(name).expanduser()):
+        return unpacked(path)
     if Path(name).expanduser().is_dir():
         return find_folder(name, "The LLM", FILES)
     kept = None if revision is None else cached(name, revision)
@@ -95,6 +109,10 @@ def _base(folder: Path) -> str | None:
 
 
 def _config(folder: Path) -> PreTrainedConfig:
+    if not (folder / "config.json").is_file() and (held := sorted(folder.glob("*.gguf"))):
+        raise ModelError(
+            f"The LLM {folder.name!r} is a folder of GGUF files: give one of them, such as {held[0].name}."
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(f"The LLM {folder.name!r} has no config.json: it is not a model, or not a whole one.")
     try:
@@ -137,7 +155,7 @@ def _check(llm: Llm) -> None:
 
 def referred_llm(reference: dict[str, str], model: str) -> Llm:
     """The LLM that a folder named `model` refers to. Raises `ModelError` if it is gone or is not the same any more."""
-    name = str(reference.get("path") or reference.get("id") or "")
+    name = str(reference.get("path") or reference.get("id") or reference.get("name") or "")
     shown = Path(name).name if "path" in reference else name
     try:
         llm = find_llm(name, reference.get("revision"))

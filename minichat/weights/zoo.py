@@ -10,7 +10,8 @@ from pathlib import Path
 from minichat.errors import ModelError
 from minichat.weights.fetch import fetch
 from minichat.weights.files import HUB_ID, from_hub
-from minichat.weights.known import KNOWN
+from minichat.weights.known import KNOWN, KNOWN_LLMS
+from minichat.weights.packaged import fetch_llm
 
 BUILT_IN = ("minichat-tiny",)
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
@@ -31,6 +32,8 @@ def find(name: str | os.PathLike[str]) -> Path:
         return folder
     if text in KNOWN:
         return fetch(KNOWN[text])
+    if text in KNOWN_LLMS:
+        raise ModelError(f"{text!r} is an LLM without eyes: build on it with `minichat convert --llm {text}`.")
     folder = Path(text).expanduser()
     if text and folder.is_dir():
         return folder
@@ -42,9 +45,21 @@ def find(name: str | os.PathLike[str]) -> Path:
     raise ModelError(f"{nowhere} and no hub id of the form owner/name.")
 
 
+def fetch_named(name: str) -> Path:
+    """Fetch what a known name stands for, a model or an LLM to build on; its folder. Nothing is done twice.
+
+    Raises `ModelError` for a name that is not known, and as `fetch` and `fetch_llm` do.
+    """
+    if name in KNOWN_LLMS:
+        return fetch_llm(KNOWN_LLMS[name])
+    if name in KNOWN or name in (*BUILT_IN, *BUILT_IN_STAGE1):
+        return find(name)
+    raise ModelError(f"There is no known model {name!r} ({_close_to(name)}); what has another name needs no fetching.")
+
+
 def _close_to(text: str) -> str:
     """The known names that `text` may stand for, or all of them."""
-    names = [*BUILT_IN, *BUILT_IN_STAGE1, *KNOWN]
+    names = [*BUILT_IN, *BUILT_IN_STAGE1, *KNOWN_LLMS, *KNOWN]
     asked = text.strip().lower()
     close = [name for name in names if asked and asked in name] or get_close_matches(asked, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else ", ".join(names)
