@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -197,3 +199,15 @@ def open_to_others(made: Path) -> None:
     made.chmod((0o777 if made.is_dir() else 0o666) & ~mask)
     for file in made.iterdir() if made.is_dir() else ():
         file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """An ordinary file, opened to be read. A named pipe, which would be waited for without end, a socket and a device
+    raise an `OSError` that says so, as all else that cannot be opened does.
+    """
+    sorts = {"a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK, "a device": stat.S_ISCHR, "a disk": stat.S_ISBLK}
+    mode = path.stat().st_mode  # asked before opening: to open a pipe waits for whoever writes to it
+    for name, is_it in sorts.items():
+        if is_it(mode):
+            raise OSError(errno.EINVAL, f"it is {name}, not a file")
+    return open(path, "rb")

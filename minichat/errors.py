@@ -6,6 +6,7 @@ message alone; only an error that is *not* one of these is a defect and deserves
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 
 
@@ -47,3 +48,32 @@ def some(names: Iterable[str]) -> str:
 def sentence(error: BaseException) -> str:
     """The first line of another library's message, without its full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
+class _Short(reprlib.Repr):
+    """A value in a few words: bytes are counted, not printed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = self.maxlist = self.maxtuple = self.maxdict = self.maxset = 3
+        self.maxstring = self.maxother = 80
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x if len(x) <= self.maxstring else x[: self.maxstring - 3] + "...")
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return f"<{len(x):,} bytes>"
+
+    repr_bytearray = repr_memoryview = repr_bytes
+
+
+def shown(value: object) -> str:
+    """A value in a sentence: at most a few words of a text, and of bytes only how many they are."""
+    return _Short().repr(value)
+
+
+def listing(names: Iterable[object], most: int = 12) -> str:
+    """Names in a sentence, each shortened, and how many more there are."""
+    there = list(names)
+    more = f" and {len(there) - most} more" if len(there) > most else ""
+    return ", ".join(map(shown, there[:most])) + more

@@ -88,7 +88,7 @@ def test_what_is_wrong_is_all_reported_with_its_line(home: Path, processor: Mini
         "train.jsonl:8: this is not valid JSON (Expecting property name enclosed in double quotes, column 2): mend it, "
         "or write it again.",
     ]
-    assert (report.records, report.wrong) == (9, 7)
+    assert (report.records, report.wrong) == (9, 6)  # what is there twice is no fault
     assert (report.pictures, report.different_pictures) == (8, 3)
 
 
@@ -295,11 +295,12 @@ def test_the_options_reach_the_reader(home: Path) -> None:
     (home / "ask.txt").write_text("Say it.\n")
     (home / "x.csv").write_text("p,q,t\na.png,Why?,So.\n")
     columns = ["--form", "pairs", "--image-column", "p", "--text-column", "t", "--images", "elsewhere"]
-    asked = run("preview", "x.csv", *columns, "--instructions", "ask.txt", "--no-colour")
+    asked = run("preview", "x.csv", *columns, "--instructions", "ask.txt", "--no-colour", "--unknown-keys", "ignore")
     assert "Say it." in asked.stdout, asked.stderr
     asked = run("preview", "x.csv", *columns, "--question-column", "q", "--no-colour")
     assert "Why?" in asked.stdout
-    assert run("check", "x.csv", *columns).exit_code == 0
+    assert run("check", "x.csv", *columns).exit_code == 1  # nothing reads q
+    assert run("check", "x.csv", *columns, "--unknown-keys", "ignore").exit_code == 0
 
 
 def test_preview_on_the_command_line(home: Path) -> None:

@@ -33,6 +33,7 @@ SAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "llava.json": ("llava", {}),
     "sharegpt.json": ("sharegpt", {}),
     "cc_sbu_align": ("cc_sbu_align", ASKED),
+    "captions_pictures.json": ("coco", ASKED),
     "pairs.csv": ("pairs", {}),
     "pairs.jsonl": ("pairs", ASKED),
     "folder": ("folder", ASKED),
@@ -222,9 +223,9 @@ def test_in_messages_words_are_words(tmp_path: Path) -> None:
 
 def test_columns_are_found_or_named(tmp_path: Path) -> None:
     table = tmp_path / "x.csv"
-    table.write_text("Image;Title;other\na.png;Hello, you;z\n")
-    assert examples(table)[0].replies == ("Hello, you",)
-    assert examples(table, text_column="other")[0].replies == ("z",)
+    table.write_text("Image;Title;id;caption\na.png;Hello, you;1;z\n")
+    assert examples(table, text_column="Title")[0].replies == ("Hello, you",)
+    assert examples(table, text_column="caption")[0].replies == ("z",)
     table.write_text('file_name\tcaption\nä b.png\t"two\n""lines"""\nc.png\tx\n')
     first, second = examples(table)
     assert (first.replies, first.pictures[0].name) == (('two\n"lines"',), "ä b.png")

@@ -286,6 +286,6 @@ def test_a_run_on_a_stream_resumes_to_the_bit(desk: Path, tmp_path: Path) -> Non
 def test_what_a_stream_cannot_is_said(desk: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"run\.batch_size is 4, which 3 processes cannot share evenly"):
         data_of(desk, *stream_of(desk), count=3)
-    with pytest.raises(SettingsError, match=r"a stream has no option 'text_column'"):
-        source = f"{{source: {desk}/other-0.tar, options: {{text_column: x}}}}"
+    with pytest.raises(SettingsError, match=r"a stream has no option 'text'"):
+        source = f"{{source: {desk}/other-0.tar, options: {{text: x}}}}"
         data_of(desk, *stream_of(desk), f"data.train={source}")

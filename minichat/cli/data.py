@@ -37,6 +37,17 @@ class To(StrEnum):
     llava = "llava"
 
 
+class Several(StrEnum):
+    each = "each"
+    first = "first"
+    random = "random"
+
+
+class Keys(StrEnum):
+    refuse = "refuse"
+    ignore = "ignore"
+
+
 class Talk(StrEnum):
     dialogues = "dialogues"
     storybook = "storybook"
@@ -51,6 +62,12 @@ Instructions = Annotated[
 ImageColumn = Annotated[str | None, typer.Option("--image-column", help="Of a table: the pictures.")]
 TextColumn = Annotated[str | None, typer.Option("--text-column", help="Of a table: the texts.")]
 QuestionColumn = Annotated[str | None, typer.Option("--question-column", help="Of a table: the questions.")]
+SeveralCaptions = Annotated[
+    Several | None, typer.Option("--several-captions", help="Of one picture: each a sample, the first, or a drawn one.")
+]
+UnknownKeys = Annotated[
+    Keys | None, typer.Option("--unknown-keys", help="Refuse records with keys that nothing reads, or ignore these.")
+]
 
 
 @app.command()
@@ -66,11 +83,13 @@ def check(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     question_column: QuestionColumn = None,
+    several_captions: SeveralCaptions = None,
+    unknown_keys: UnknownKeys = None,
 ) -> None:
     """Read all, open every picture, and say by file and line what is wrong; then the lengths."""
     from minichat.data.check import check
 
-    options = _options(form, images, instructions, image_column, text_column, question_column)
+    options = _options(locals())
     processor = context = None
     if model is not None:
         processor, context = _processor(model)
@@ -106,6 +125,8 @@ def preview(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     question_column: QuestionColumn = None,
+    several_captions: SeveralCaptions = None,
+    unknown_keys: UnknownKeys = None,
 ) -> None:
     """Show records as the model is to see them, with what it learns from marked."""
     from itertools import islice
@@ -115,15 +136,19 @@ def preview(
     from minichat.disk import new_file
     from minichat.errors import DataError
 
-    options = _options(form, images, instructions, image_column, text_column, question_column)
+    options = _options(locals())
     processor, _ = _processor(model)
-    samples = (previews.sample(example, processor) for example in islice(read(source, **options), count))
+    left_out: list[Problem] = []
+    records = islice(read(source, left_out=left_out.append, **options), count)
+    samples = (previews.sample(example, processor) for example in records)
     if html is None:
         for text in previews.to_terminal(samples, sys.stdout.isatty() if colour is None else colour):
             typer.echo(text, color=True)
+        _tell(left_out)
         return
     with new_file(html, DataError) as file:
         file.write(previews.to_html(samples).encode())
+    _tell(left_out)
     typer.echo(f"The page is {html}.", err=True)
 
 
@@ -138,13 +163,17 @@ def convert(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     question_column: QuestionColumn = None,
+    several_captions: SeveralCaptions = None,
+    unknown_keys: UnknownKeys = None,
 ) -> None:
     """Write a data set as JSON lines of messages, or as LLaVA's JSON."""
     from minichat.data.formats import read
     from minichat.data.write import write
 
-    options = _options(form, images, instructions, image_column, text_column, question_column)
-    count = write(read(source, **options), out, to.value)
+    options = _options(locals())
+    left_out: list[Problem] = []
+    count = write(read(source, left_out=left_out.append, **options), out, to.value)
+    _tell(left_out)
     typer.echo(f"{count:,} records are in {out}.", err=True)
 
 
@@ -161,13 +190,17 @@ def split(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     question_column: QuestionColumn = None,
+    several_captions: SeveralCaptions = None,
+    unknown_keys: UnknownKeys = None,
 ) -> None:
     """Write train, validation and test sets, no picture of one of which is in another."""
     from minichat.data.formats import examples
     from minichat.data.split import split
 
-    options = _options(form, images, instructions, image_column, text_column, question_column)
-    sizes = split(examples(source, **options), out, validation, test, seed)
+    options = _options(locals())
+    left_out: list[Problem] = []
+    sizes = split(examples(source, left_out=left_out.append, **options), out, validation, test, seed)
+    _tell(left_out)
     typer.echo(f"{', '.join(f'{name} {size:,}' for name, size in sizes.items())}: in {out}.", err=True)
 
 
@@ -186,6 +219,8 @@ def features(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     question_column: QuestionColumn = None,
+    several_captions: SeveralCaptions = None,
+    unknown_keys: UnknownKeys = None,
 ) -> None:
     """Compute what the frozen parts see in every picture, once; training with data.features=OUT then opens none.
 
@@ -194,8 +229,11 @@ def features(
     from minichat.data.encoding import encode
     from minichat.data.formats import examples
 
-    options = _options(form, images, instructions, image_column, text_column, question_column)
-    pictures = [(example.where, picture) for example in examples(source, **options) for picture in example.pictures]
+    options = _options(locals())
+    left_out: list[Problem] = []
+    records = examples(source, left_out=left_out.append, **options)
+    pictures = [(example.where, picture) for example in records for picture in example.pictures]
+    _tell(left_out)
     bot = load_bot(model, device, dtype)
     told = {"batch_size": batch_size, "workers": workers}
     cache = encode(bot.model, bot.processor, pictures, out, progress=lambda done: progress(done, len(pictures)), **told)
@@ -213,12 +251,14 @@ def vocabulary(
     image_column: ImageColumn = None,
     text_column: TextColumn = None,
     question_column: QuestionColumn = None,
+    several_captions: SeveralCaptions = None,
+    unknown_keys: UnknownKeys = None,
 ) -> None:
     """Write a vocabulary like BERT's of the replies, for a Q-Former that begins without BERT.
 
     SOURCE may also be a training configuration (.yaml): then it is of the replies that this learns from.
     """
-    from minichat.data.formats import read
+    from minichat.data.formats import examples
     from minichat.prompt.wordpiece import write_vocabulary
     from minichat.train.config import read_config
     from minichat.train.data import texts as texts_of
@@ -226,8 +266,11 @@ def vocabulary(
     if Path(source).suffix in (".yaml", ".yml"):
         texts = texts_of(read_config(source))
     else:
-        options = _options(form, images, instructions, image_column, text_column, question_column)
-        texts = (reply for example in read(source, **options) for reply in example.replies)
+        options = _options(locals())
+        left_out: list[Problem] = []
+        records = examples(source, left_out=left_out.append, **options)
+        _tell(left_out)
+        texts = (reply for example in records for reply in example.replies)
     typer.echo(f"{write_vocabulary(out, texts, size):,} word pieces are in {out}.", err=True)
 
 
@@ -246,22 +289,21 @@ def scenes(
     typer.echo(f"{count} samples are in {out}.", err=True)
 
 
-def _options(
-    form: str | None,
-    images: Path | None,
-    instructions: Path | None,
-    image_column: str | None,
-    text_column: str | None,
-    question_column: str | None,
-) -> dict[str, Any]:
-    return given(
-        form=form,
-        pictures=images,
-        instructions=instructions,
-        image_column=image_column,
-        text_column=text_column,
-        question_column=question_column,
-    )
+_COLUMNS = ("image_column", "text_column", "question_column")
+_OPTIONS = ("form", "instructions", *_COLUMNS, "several_captions", "unknown_keys")
+
+
+def _options(said: dict[str, Any]) -> dict[str, Any]:
+    """How a command's source is read, of all that the command was told."""
+    options = given(pictures=said["images"], **{name: said[name] for name in _OPTIONS})
+    return {name: value.value if isinstance(value, StrEnum) else value for name, value in options.items()}
+
+
+def _tell(left_out: list[Problem]) -> None:
+    """Say which records hold nothing to learn."""
+    if left_out:
+        more = f" (and {len(left_out) - 1:,} more)" if len(left_out) > 1 else ""
+        typer.echo(f"Left out: {left_out[0]}{more}", err=True)
 
 
 def _processor(model: str) -> Any:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from minichat.data.example import Example, Problem, StoredPicture, Where
 from minichat.data.formats import Source, scan
+from minichat.data.formats.record import refusal
 from minichat.data.lengths import plot
 from minichat.errors import DataError, MiniChatError
 from minichat.prompt.neutral import neutralise
@@ -30,13 +31,15 @@ class Report:
     wrong: int = 0
     pictures: int = 0
     different_pictures: int = 0
+    left_out: int = 0
+    unread: dict[str, tuple[Where, int]] = field(default_factory=dict)  # a key: where it is first, in how many records
     notes: list[str] = field(default_factory=list)
     lengths: dict[str, list[int]] = field(default_factory=dict)
 
     def summary(self) -> str:
         """Lines for a person: counts, notes and the lengths as bars."""
         lines = [
-            f"Records: {self.records:,}. Good: {self.records - self.wrong:,}. Wrong: {self.wrong:,}.",
+            f"Records: {self.records:,}. Good: {self.records - self.wrong - self.left_out:,}. Wrong: {self.wrong:,}.",
             f"Pictures: {self.pictures:,}. Different ones: {self.different_pictures:,}.",
             *self.notes,
         ]
@@ -70,7 +73,9 @@ def check(
     for number, item in enumerate(scan(source, form, **options), start=1):
         problems = [item] if isinstance(item, Problem) else list(checker.problems(item))
         checker.report.records += 1
-        checker.report.wrong += bool(problems)
+        checker.report.left_out += isinstance(item, Problem) and item.mild
+        unread = isinstance(item, Example) and bool(item.unread)
+        checker.report.wrong += unread or not all(problem.mild for problem in problems)
         for problem in problems:
             found(problem)
         if progress is not None:
@@ -96,17 +101,23 @@ class _Checker:
     def problems(self, example: Example) -> Iterator[Problem]:
         """What is wrong with one record, each thing once."""
         where = example.where
+        new = [key for key in example.unread if key not in self.report.unread]
+        if new:
+            yield Problem(where, refusal(new))
+        for key in example.unread:
+            place, count = self.report.unread.get(key, (where, 0))
+            self.report.unread[key] = place, count + 1
         keys = []
         for picture in example.pictures:
-            key = self._key(picture)
-            if isinstance(key, DataError):
-                yield Problem(where, str(key))
+            content = self._key(picture)
+            if isinstance(content, DataError):
+                yield Problem(where, str(content))
             else:
-                self._contents.add(key)
-            keys.append(str(key))
+                self._contents.add(content)
+            keys.append(str(content))
         first = self._records.setdefault(_identity(example, keys), where)
         if first is not where:
-            yield Problem(where, f"the record says the same as {first}: remove one of them.")
+            yield Problem(where, f"the record says the same as {first}: remove one of them.", mild=True)
         for number, turn in enumerate(example.turns, start=1):
             if turn.role == "system" and not turn.text.strip():
                 yield Problem(where, f"turn {number}, the system text, is empty: write one, or leave the turn out.")
@@ -117,6 +128,10 @@ class _Checker:
         report = self.report
         report.different_pictures = len(self._contents)
         read = len(self._records)
+        if report.left_out:
+            report.notes.append(f"Records left out, which hold an error in place of a caption: {report.left_out:,}.")
+        for key, (where, count) in report.unread.items():
+            report.notes.append(f"Records with the key {key}, which nothing reads: {count:,}; the first is {where}.")
         if self._without_picture:
             report.notes.append(f"Records without a picture: {self._without_picture:,}.")
         with_system = self._systems.total()

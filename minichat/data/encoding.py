@@ -118,8 +118,9 @@ def _parts(pictures: Iterable[tuple[Where, StoredPicture]], rank: int, processes
 
 def _share(picture: StoredPicture, processes: int) -> int:
     """Which process a picture is for: the same wherever it is asked."""
-    said = picture.name if isinstance(picture.source, bytes) else repr(picture.source)
-    return zlib.crc32(said.encode("utf-8", "surrogateescape")) % processes
+    source = picture.source
+    held = source if isinstance(source, bytes) else repr(source).encode("utf-8", "surrogateescape")
+    return zlib.crc32(held) % processes
 
 
 def _opened(

@@ -12,7 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from minichat import images
-from minichat.errors import DataError, ImageError, MiniChatError
+from minichat.data.tables import Cell
+from minichat.errors import DataError, ImageError, MiniChatError, shown
 from minichat.prompt.conversation import Conversation, Message, Part, Picture, Role, Text
 
 _PARTICULAR = re.compile(r"'[^']*'|\"[^\"]*\"|\S*:\d+|[\d,]+")  # names, places and numbers
@@ -36,10 +37,11 @@ class Where:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a record, in its place."""
+    """What is wrong with a record, in its place; or, where it is `mild`, what a sound data set may hold."""
 
     where: Where
     text: str
+    mild: bool = False
 
     @property
     def kind(self) -> str:
@@ -61,36 +63,49 @@ class Member:
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """A picture on disk, in a tar, or as bytes. `name` is what its record calls it."""
+    """A picture on disk, in a tar or a table, or as bytes. `name` is what its record calls it."""
 
     name: str
-    source: Path | Member | bytes
+    source: Path | Member | Cell | bytes
 
     def read(self) -> bytes:
         """The file as it is. Raises `DataError` where it is missing, no file, or larger than any picture may be."""
         if isinstance(self.source, bytes):
             return self.source
+        if isinstance(self.source, Cell):
+            return self._of_table(self.source)
         member = self.source if isinstance(self.source, Member) else None
         path = self.source.tar if isinstance(self.source, Member) else self.source
         try:
             found = path.stat()
             # Asked before opening: to open a named pipe would wait for ever.
             if not stat.S_ISREG(found.st_mode):
-                raise DataError(f"the picture {self.name!r} is not a file: correct its path.")
+                raise DataError(f"the picture {shown(self.name)} is not a file: correct its path.")
             size = found.st_size if member is None else member.size
             if size > images.MAX_BYTES:
-                raise DataError(f"the picture {self.name!r} has {size:,} bytes: at most {images.MAX_BYTES:,}.")
+                raise DataError(f"the picture {shown(self.name)} has {size:,} bytes: at most {images.MAX_BYTES:,}.")
             with open(path, "rb") as file:
                 file.seek(0 if member is None else member.start)
                 data = file.read(size)
         except FileNotFoundError:
-            raise DataError(f"the picture {self.name!r} is missing: put it there, or correct its path.") from None
+            raise DataError(f"the picture {shown(self.name)} is missing: put it there, or correct its path.") from None
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
             reason = getattr(error, "strerror", None) or "the path is not valid"
-            raise DataError(f"the picture {self.name!r} cannot be read ({reason}).") from None
+            raise DataError(f"the picture {shown(self.name)} cannot be read ({reason}).") from None
         if len(data) < size:
-            raise DataError(f"the picture {self.name!r} has {len(data):,} bytes of {size:,}: its file was cut off.")
+            name = shown(self.name)
+            raise DataError(f"the picture {name} has {len(data):,} bytes of {size:,}: its file was cut off.")
         return data
+
+    def _of_table(self, cell: Cell) -> bytes:
+        if cell.size > images.MAX_BYTES:
+            raise DataError(f"the picture {shown(self.name)} has {cell.size:,} bytes: at most {images.MAX_BYTES:,}.")
+        try:
+            return cell.read()
+        except (OSError, ValueError, LookupError, TypeError):
+            raise DataError(
+                f"the picture {shown(self.name)} is not in {cell.file.name!r} any more: it has changed, read it again."
+            ) from None
 
     def key(self) -> str:
         """The hash of its content: two files that hold the same bytes are the same picture."""
@@ -102,7 +117,7 @@ class StoredPicture:
             return images.load(self.read())
         except ImageError as error:
             reason = str(error).removeprefix("The picture ")
-            raise DataError(f"the picture {self.name!r} cannot be used: it {reason}") from None
+            raise DataError(f"the picture {shown(self.name)} cannot be used: it {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -120,10 +135,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Example:
-    """A record: its turns, as in `Conversation`, and where it stands."""
+    """A record: its turns, as in `Conversation`, and where it stands. `unread`: its keys that nothing reads."""
 
     turns: tuple[Turn, ...]
     where: Where
+    unread: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> tuple[StoredPicture, ...]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from minichat.data.example import Member, StoredPicture
+from minichat.data.tables import Cell
 from minichat.disk import replace_file
 from minichat.errors import DataError
 
@@ -199,7 +200,13 @@ def place_of(picture: StoredPicture) -> bytes | None:
     source = picture.source
     if isinstance(source, bytes):
         return None
-    path, inside = (source.tar, (source.start, source.size)) if isinstance(source, Member) else (source, ())
+    inside: tuple[object, ...] = ()
+    if isinstance(source, Cell):
+        path, inside = source.file, (source.column, source.row, source.steps)
+    elif isinstance(source, Member):
+        path, inside = source.tar, (source.start, source.size)
+    else:
+        path = source
     try:
         found = os.stat(path)
     except (OSError, ValueError):

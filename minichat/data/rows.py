@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from minichat.data.example import Example, Member, StoredPicture, Where
+from minichat.data.tables import Cell
 from minichat.errors import DataError, MiniChatError
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import EOS, get_template
@@ -193,7 +194,7 @@ class Rows(Sequence[Row]):
 
 
 class _Pictures:
-    """Names and places on disk, end to end in one buffer; pictures that are held as bytes stay as they are."""
+    """Names and places on disk, end to end in one buffer; pictures of tables, or held as bytes, stay as they are."""
 
     def __init__(self) -> None:
         self._text = bytearray()
@@ -205,7 +206,7 @@ class _Pictures:
 
     def append(self, picture: StoredPicture) -> None:
         source = picture.source
-        if isinstance(source, bytes):
+        if isinstance(source, bytes | Cell):
             self._held[len(self)] = picture
         else:
             # A name that is no Unicode can only have come from a path; no path holds a null, but a name may.

@@ -90,7 +90,11 @@ class DataConfig:
     validation: tuple[Source, ...] = ()
     """Held out: its loss chooses the best checkpoint, and its pictures are in the report."""
     stream: bool = False
-    """Read as the run goes, in the order of the files, for sets too large to be listed first; needs run.steps."""
+    """Read as the run goes, shuffled a little, for sets too large to be listed first; needs run.steps."""
+    several_captions: Literal["each", "first", "random"] = "each"
+    """Of several captions of one picture: each is a sample; the first alone; or one drawn in each epoch."""
+    unknown_keys: Literal["refuse", "ignore"] = "refuse"
+    """What is done where a record has a key that nothing reads and that may hold what is to be learnt."""
     template: str | None = None
     """The prompt template that it is trained with; none: the model's own, which it is served with."""
     max_tokens: int | None = None

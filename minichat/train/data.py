@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from minichat.data.batches import WINDOW
 from minichat.data.drawn import DrawnStream
 from minichat.data.example import Problem
 from minichat.data.formats import stream
+from minichat.data.formats.reading import Options
 from minichat.data.rows import Row, Rows
 from minichat.errors import DataError, SettingsError
-from minichat.train.config import Config, Source
+from minichat.train.config import Config, DataConfig, Source
 from minichat.train.feed import Examples, Feed, Listed, Streamed
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from minichat.train.together import Together
 
 DRAWN = "drawn"  # the form of a source that is made up as it is read: its name is a kind of `minichat.data.drawn`
+#: What a stream may be told besides `shuffle`.
+OPTIONS = tuple(field.name for field in fields(Options) if field.name not in ("seed", "epoch"))
 _LOOKED_AT = 100  # records: what is drawn differs among so many
 
 
@@ -47,9 +50,10 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     """
     parts, at_once = division(config, together.count)
     place: dict[str, Any] = {"rank": together.rank, "processes": together.count}
-    held_out = list(_examples(config.data.validation, config.seed))
+    left_out = _LeftOut()
+    held_out = list(_examples(config.data, config.data.validation, config.seed, left_out=left_out))
     held_out_rows = _rows(held_out, stage.render) if held_out else None
-    rows_of = None if config.data.stream else _Rows(config, stage.render)
+    rows_of = None if config.data.stream else _Rows(config, stage.render, left_out)
     if config.data.features is not None:
         listed = [rows for rows in (rows_of(0) if rows_of else None, held_out_rows) if rows is not None]
         pictures = [picture for rows in listed for picture in rows.pictures()]
@@ -64,12 +68,14 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     shown = held_out[:: max(1, len(held_out) // max(1, config.report.pictures))][: config.report.pictures]
     run = config.run
     if rows_of is None:
+        left_out.tell(say)
         feed = _stream(config, stage, parts=parts, **place)
         return Data(feed, None, stage.longest, None, validation, shown)
     length: dict[str, Any] = {"epochs": run.epochs, "steps": run.steps, "batch_size": run.batch_size}
     # Where rows are compared with each other, those of like length must not meet again and again.
     window = 1 if stage.joined else WINDOW
     listed_feed = Listed(rows_of, stage.collate, seed=config.seed, parts=parts, window=window, **length, **place)
+    left_out.tell(say)
     lengths = listed_feed.rows.lengths
     mean = float(lengths.mean()) * run.batch_size
     return Data(listed_feed, listed_feed.of_an_epoch, int(lengths.max()), mean, validation, shown)
@@ -81,23 +87,29 @@ def _same(rows: Rows, epoch: int) -> Rows:
 
 
 class _Rows:
-    """The rows of an epoch: where instructions are drawn from a file, they are drawn anew in each."""
+    """The rows of an epoch: what is drawn, an instruction or one of several captions, is drawn anew in each."""
 
-    def __init__(self, config: Config, render: Callable[[Example], Row]) -> None:
-        self._sources, self._seed, self._render = config.data.train, config.seed, render
+    def __init__(self, config: Config, render: Callable[[Example], Row], left_out: Callable[[Problem], None]) -> None:
+        self._data, self._seed, self._render, self._left_out = config.data, config.seed, render, left_out
+        sources = config.data.train
+        random = "random" in (config.data.several_captions, *(s.options.get("several_captions") for s in sources))
         first, second = (
-            [list(itertools.islice(_examples([source], self._seed, epoch), _LOOKED_AT)) for source in self._sources]
+            [list(itertools.islice(self._examples(epoch, [source]), _LOOKED_AT)) for source in sources]
             for epoch in (0, 1)
         )
-        self._drawn = first != second
+        self._drawn = random or first != second
         self._first: Rows | None = None
+
+    def _examples(self, epoch: int, sources: Sequence[Source]) -> Iterator[Example]:
+        return _examples(self._data, sources, self._seed, epoch)
 
     def __call__(self, epoch: int) -> Rows:
         if self._first is None:
-            self._first = _rows(_examples(self._sources, self._seed), self._render)
+            told = _examples(self._data, self._data.train, self._seed, left_out=self._left_out)
+            self._first = _rows(told, self._render)
         if epoch == 0 or not self._drawn:
             return self._first
-        return _rows(_examples(self._sources, self._seed, epoch), self._render)
+        return _rows(self._examples(epoch, self._data.train), self._render)
 
 
 def division(config: Config, processes: int) -> tuple[int, int]:
@@ -107,9 +119,32 @@ def division(config: Config, processes: int) -> tuple[int, int]:
     return -(-share // at_once), at_once
 
 
-def _examples(sources: Sequence[Source], seed: int, epoch: int = 0) -> Iterator[Example]:
+def _examples(
+    data: DataConfig,
+    sources: Sequence[Source],
+    seed: int,
+    epoch: int = 0,
+    left_out: Callable[[Problem], None] = lambda problem: None,
+) -> Iterator[Example]:
     for source in sources:
-        yield from formats.read(source.source, source.form, **{"seed": seed, "epoch": epoch, **source.options})
+        options = {**_of_all(data), "seed": seed, "epoch": epoch, **source.options}
+        yield from formats.read(source.source, source.form, left_out=left_out, **options)
+
+
+class _LeftOut:
+    """Counts the records that hold nothing to learn, and says so once."""
+
+    def __init__(self) -> None:
+        self._found: list[Problem] = []
+
+    def __call__(self, problem: Problem) -> None:
+        self._found.append(problem)
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        if self._found:
+            more = f" (and {len(self._found) - 1:,} more)" if len(self._found) > 1 else ""
+            say(f"Left out: {self._found[0]}{more}")
+            self._found = []
 
 
 def _rows(examples: Iterable[Example], render: Callable[[Example], Row]) -> Rows:
@@ -128,13 +163,19 @@ def _mixed(config: Config) -> Examples:
     drawn = {source.form == DRAWN for source in sources}
     if len(drawn) > 1:
         raise SettingsError(f"data.train: what is {DRAWN} and what is read cannot be mixed: use one or the other.")
-    known = ("easy", "examples") if drawn == {True} else ("captions", "instructions", "shuffle")
+    known = ("easy", "examples") if drawn == {True} else ("shuffle", *OPTIONS)
     if unknown := sorted(set(options) - set(known)):
         raise SettingsError(f"data.train: a stream has no option {unknown[0]!r}; it has {' and '.join(known)}.")
     if drawn == {True}:
         ratios = {source.source: source.ratio for source in sources}
         return DrawnStream(ratios, batch_size=config.run.batch_size, seed=config.seed, **options)
-    return stream.Stream([stream.Source(s.source, s.ratio) for s in sources], seed=config.seed, **options)
+    read = [stream.Source(source.source, source.ratio, source.form) for source in sources]
+    return stream.Stream(read, seed=config.seed, **{**_of_all(config.data), **options})
+
+
+def _of_all(data: DataConfig) -> dict[str, Any]:
+    """The options that all data sets of a run have, where they do not say otherwise."""
+    return {"several_captions": data.several_captions, "unknown_keys": data.unknown_keys}
 
 
 def texts(config: Config, most: int = 20_000) -> Iterator[str]:
@@ -143,7 +184,7 @@ def texts(config: Config, most: int = 20_000) -> Iterator[str]:
     Raises as reading the data does.
     """
     if not config.data.stream:
-        examples: Iterable[Example] = _examples(config.data.train, config.seed)
+        examples: Iterable[Example] = _examples(config.data, config.data.train, config.seed)
     else:
         first = itertools.islice(_mixed(config).scan(), most)
         examples = (record for record in first if not isinstance(record, Problem))

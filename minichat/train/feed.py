@@ -205,7 +205,11 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
         own, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         records = self._records(self._start)
         for step in range(self._start, self.steps):
-            some = list(itertools.islice(records, self._of_a_step))
+            try:
+                some = list(itertools.islice(records, self._of_a_step))
+            except MiniChatError as error:  # of the data set as a whole; handed over, see `_loaded`
+                yield error
+                return
             if (step - self._start) % workers == own:
                 yield self._batches(some)
 

@@ -17,11 +17,12 @@ PICTURES = "image"
 KEY = "annotations"
 
 
-def turns(record: object, shelf: Shelf, asking: Asking) -> Iterator[Turn]:
+def samples(record: object, shelf: Shelf, asking: Asking) -> Iterator[list[Turn]]:
     """The turns of one annotation. Raises `DataError` for what is not understood."""
     read = fields(record, "the annotation", ("image_id", "caption"))
+    shelf.only(read, ("image_id", "caption"))
     number = read["image_id"]
     if isinstance(number, bool) or not isinstance(number, str | int):
         raise DataError(f"'image_id' is {kind(number)}: it must be the name of a picture, without its ending.")
     caption = words(read["caption"], "'caption'")
-    yield from asking.turns(str(number), [shelf.picture(f"{number}.jpg")], caption)
+    yield asking.turns(str(number), [shelf.picture(f"{number}.jpg")], caption)

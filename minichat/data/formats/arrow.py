@@ -1,53 +1,80 @@
-"""What Hugging Face's `datasets` writes: a Parquet file, or the folder of `save_to_disk`; pictures may lie within.
+"""What Hugging Face's `datasets` writes: Parquet files, or the folder of `save_to_disk`; pictures may lie within.
 
-A row is read as a record of messages, ShareGPT, LLaVA or pairs is.
+A source is a file, a folder of them, or a pattern such as `data/train-*.parquet`. A row is read as a record of
+messages, ShareGPT, LLaVA or pairs is.
 """
 
 from __future__ import annotations
 
+import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
+from minichat.data import tables
 from minichat.data.example import Problem, Where
 from minichat.data.formats.lines import Value
-from minichat.errors import DataError
+from minichat.disk import open_file
+from minichat.errors import DataError, listing
 
-MAGIC = b"PAR1"  # begins and ends a Parquet file
 STATE = "state.json"  # what a folder of `save_to_disk` holds
+SETS = "dataset_dict.json"  # and where it is of several sets
+ENDING = ".parquet"
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder holds tables: those of `save_to_disk`, or Parquet files, as on the Hugging Face hub."""
+    return any((folder / name).is_file() for name in (STATE, SETS)) or bool(_shards(folder))
+
+
+def files(folder: Path, shown: str) -> list[str]:
+    """The tables of a folder, in order. Raises `DataError` where it holds several sets, or none."""
+    if (folder / SETS).is_file():
+        raise _several(shown, (entry.parent.name for entry in folder.glob(f"*/{STATE}")))
+    if (folder / STATE).is_file():
+        return [os.path.join(shown, name) for name in _saved(folder / STATE, shown)]
+    found = _shards(folder)
+    # The hub's own names: train-00000-of-00002.parquet.
+    sets = {path.stem.split("-")[0] for path in found if "-of-" in path.stem}
+    if len(sets) > 1:
+        raise _several(shown, sets, f"/…/{sorted(sets)[0]}-*{ENDING}")
+    if not found:
+        raise DataError(f"{shown!r} holds no table: name a Parquet file, or a folder of them.")
+    return [os.path.join(shown, os.path.relpath(path, folder)) for path in found]
 
 
 def rows(path: Path, file: str) -> Iterator[Value | Problem]:
-    """The rows as objects, counted from 1; a picture that lies within is `{"bytes", "path"}`.
+    """The rows of one table as objects, counted from 1; bytes in them are places in the file.
 
     Raises `DataError` for a file that cannot be read.
     """
+    count = 0
     try:
-        import datasets
-    except ImportError:
-        raise DataError(f"{file}: to read it, install the library datasets (pip install datasets).") from None
-    try:
-        table = datasets.load_from_disk(os.fspath(path)) if path.is_dir() else _parquet(path)
-        if isinstance(table, datasets.DatasetDict):
-            names = ", ".join(map(repr, table))
-            raise DataError(f"{file!r} holds several sets ({names}): name the folder of one.")
-        count = 0
-        stream = table.to_iterable_dataset() if isinstance(table, datasets.Dataset) else table
-        for count, row in enumerate(stream.decode(False), start=1):
+        with open_file(path):  # or it is said why not
+            pass
+        for count, row in enumerate(tables.rows(path), start=1):
             yield Where(file, count), row
+    except FileNotFoundError:
+        raise DataError(f"{file} was not found: check the path.") from None
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        yield Problem(Where(file, 1), f"the table cannot be read ({reason}).")
+        yield Problem(Where(file, count + 1), f"the table cannot be read ({tables.reason(error)}).")
         return
     if count == 0:
         yield Problem(Where(file, 1), "the table is empty: there is no row in it.")
 
 
-def _parquet(path: Path) -> Any:
-    import datasets
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{ENDING}")) or sorted(folder.glob(f"data/*{ENDING}"))
 
-    with tempfile.TemporaryDirectory() as cache:  # streaming, it puts nothing there but a lock
-        options = {"split": "train", "streaming": True, "cache_dir": cache}
-        return datasets.load_dataset("parquet", data_files=os.fspath(path), **options)
+
+def _saved(state: Path, shown: str) -> list[str]:
+    try:
+        told = json.loads(state.read_text(encoding="utf-8"))
+        return [file["filename"] for file in told["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{STATE} in {shown!r} cannot be read: save the data set again.") from None
+
+
+def _several(shown: str, sets: Iterable[str], pattern: str = "") -> DataError:
+    named = f"its files by a pattern, such as {shown}{pattern}" if pattern else "the folder of one"
+    return DataError(f"{shown!r} holds several sets ({listing(sorted(sets))}): name {named}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from minichat.errors import DataError, SettingsError
 
 #: MiniGPT-4's own instructions for its second stage.
 ALIGNMENT = Path(__file__).parents[3] / "prompts" / "alignment.txt"
+#: Of several texts of one picture: a sample for each, the first alone, or one that is drawn in each epoch.
+SEVERAL = ("each", "first", "random")
 
 
 @dataclass(frozen=True)
@@ -25,16 +28,22 @@ class Asking:
         instructions: what is asked, one of them drawn for each record and epoch; none: the picture is shown without a
             word, as in MiniGPT-4's first stage.
         captions: how the text is changed, by its name in `CAPTIONS`.
+        several: which of several texts of one picture are learnt, by its name in `SEVERAL`.
     """
 
     instructions: tuple[str, ...] = ()
     captions: str = "verbatim"
+    several: str = "each"
     seed: int = 0
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.captions, str) or self.captions not in CAPTIONS:
-            raise SettingsError(f"captions is {self.captions!r}: use {' or '.join(map(repr, CAPTIONS))}.")
+        for name, value, known in (
+            ("captions", self.captions, tuple(CAPTIONS)),
+            ("several_captions", self.several, SEVERAL),
+        ):
+            if not isinstance(value, str) or value not in known:
+                raise SettingsError(f"{name} is {value!r}: use {' or '.join(map(repr, known))}.")
 
     def draw(self, record: str) -> str:
         """The instruction for a record: the same for equal seed, epoch and record, whatever else is read."""
@@ -42,10 +51,20 @@ class Asking:
             return ""
         return random.Random(f"instruction {self.seed} {self.epoch} {record}").choice(self.instructions)
 
-    def turns(self, record: str, pictures: list[StoredPicture], text: str, question: str | None = None) -> list[Turn]:
-        """The picture or pictures with `question` or a drawn instruction, and the text."""
-        asked = self.draw(record) if question is None else question
-        return [turn("user", [*pictures, asked]), turn("assistant", [CAPTIONS[self.captions](text)])]
+    def worded(self, text: str) -> str:
+        """A text as it is to be learnt."""
+        return CAPTIONS[self.captions](text)
+
+    def chosen(self, record: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+        """Of a record's texts those that are learnt, each with a name of its own; the same for equal seed and epoch."""
+        if len(texts) > 1 and self.several == "random":
+            return [(record, random.Random(f"caption {self.seed} {self.epoch} {record}").choice(texts))]
+        some = texts[:1] if self.several == "first" else texts
+        return [(f"{record} {number}" if number else record, text) for number, text in enumerate(some)]
+
+    def turns(self, record: str, pictures: list[StoredPicture], text: str) -> list[Turn]:
+        """The picture or pictures with a drawn instruction, and the text."""
+        return [turn("user", [*pictures, self.draw(record)]), turn("assistant", [self.worded(text)])]
 
 
 def read_instructions(path: str | os.PathLike[str]) -> tuple[str, ...]:

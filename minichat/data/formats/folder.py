@@ -1,47 +1,78 @@
-"""A folder of pictures with `.txt` files beside them: `a.png` and `a.txt`, also in folders below it."""
+"""A folder of pictures with texts beside them: `a.png` and `a.txt` or `a.caption`, also in folders below it.
+
+A `.json` of the same name, as img2dataset writes it, is read as in a WebDataset (see `beside`).
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from minichat.data.example import Example, Problem, StoredPicture, Turn, Where
+from minichat.data.example import Problem, StoredPicture, Turn, Where
+from minichat.data.formats import beside
 from minichat.data.formats.asking import Asking
-from minichat.data.formats.lines import read_text
-from minichat.data.formats.record import attempt, words
+from minichat.data.formats.columns import Columns
+from minichat.data.formats.lines import parse, read_text
+from minichat.data.formats.record import Entry, Shelf, words
 from minichat.errors import DataError
 from minichat.images import SUFFIXES
 
-TEXT = ".txt"
+_LOWER = (*beside.TEXTS, beside.NOTES)  # of these the ending's case does not matter
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the library datasets: ImageFolder
 
 
-def scan(folder: Path, shown: str, asking: Asking) -> Iterator[Example | Problem]:
-    """An example for each text, sorted by path; a `Problem` for a picture or a text that stands alone."""
+def entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
+    """An entry for each text, sorted by path; a `Problem` for a picture or a text that stands alone."""
     found = False
     for stem, files in _stems(folder):
         found = True
-        where = Where(os.path.join(shown, files.get(TEXT, next(iter(files.values())))), 1)
-        text = read_text(folder / files[TEXT], where) if TEXT in files else None
-        yield text if isinstance(text, Problem) else attempt(where, _turns, folder, stem, files, text, asking)
+        text = next((files[ending] for ending in beside.TEXTS if ending in files), None)
+        where = Where(os.path.join(shown, text or next(iter(files.values()))), 1)
+        read = {ending: _text(folder, files[ending], shown) for ending in _LOWER if text and ending in files}
+        texts = {ending: item for ending, item in read.items() if isinstance(item, str)}
+        wrong = next((item for item in read.values() if isinstance(item, Problem)), None)
+        yield wrong or Entry(where, folder, partial(_samples, folder, stem, files, texts))
     if not found:
         yield Problem(Where(shown), "the folder is empty: it must hold pictures, and .txt files of the same names.")
 
 
 def has_pairs(folder: Path) -> bool:
     """Whether a text lies beside a picture somewhere."""
-    return any(TEXT in files and len(files) > 1 for _, files in _stems(folder))
+    return any(any(text in files for text in beside.TEXTS) and _pictures(files) for _, files in _stems(folder))
 
 
-def _turns(folder: Path, stem: str, files: dict[str, str], text: str | None, asking: Asking) -> list[Turn]:
-    pictures = [name for ending, name in files.items() if ending != TEXT]
-    if text is None:
-        raise DataError(f"the picture has no text: write {stem + TEXT!r}.")
+def _text(folder: Path, name: str, shown: str) -> str | Problem:
+    where = Where(os.path.join(shown, name), 1)
+    try:
+        return read_text(folder / name, where)
+    except OSError as error:
+        return Problem(where, f"the text cannot be read ({error.strerror}): check it.")
+
+
+def _samples(
+    folder: Path, stem: str, files: dict[str, str], read: dict[str, str], shelf: Shelf, asking: Asking
+) -> Iterator[list[Turn]]:
+    pictures = _pictures(files)
+    texts = [words(read[ending].strip(), "the text") for ending in beside.TEXTS if ending in read]
+    if not texts:
+        raise DataError(f"the picture has no text: write {stem + beside.TEXTS[0]!r}.")
     if len(pictures) != 1:
         several = f"{len(pictures)} pictures ({', '.join(map(repr, pictures))})" if pictures else "no picture"
         raise DataError(f"the text has {several} of its name beside it: it needs one.")
+    if len(texts) > 1:
+        both = " and ".join(repr(files[ending]) for ending in beside.TEXTS)
+        raise DataError(f"the picture has two texts, {both}: keep one of them.")
+    record = parse(read[beside.NOTES], Where(stem, 1)) if beside.NOTES in read else None
+    if isinstance(record, Problem):
+        raise DataError(f"{files[beside.NOTES]!r}: {record.text}")
     picture = StoredPicture(pictures[0], folder / pictures[0])
-    return asking.turns(stem, [picture], words(text.strip(), "the text"))
+    yield from beside.samples(stem, [picture], texts, record, Columns(), shelf, asking)
+
+
+def _pictures(files: dict[str, str]) -> list[str]:
+    return [name for ending, name in files.items() if ending not in _LOWER]
 
 
 def _stems(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -51,8 +82,9 @@ def _stems(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         stems: dict[str, dict[str, str]] = {}
         for name in sorted(files):
             ending = Path(name).suffix
-            if not name.startswith(".") and ending.lower() in (TEXT, *SUFFIXES):
+            if not name.startswith(".") and ending.lower() in (*_LOWER, *SUFFIXES):
                 path = os.path.relpath(os.path.join(parent, name), folder)
-                key = ending.lower() if ending.lower() == TEXT else ending
+                key = ending.lower() if ending.lower() in _LOWER else ending
                 stems.setdefault(path[: -len(ending)], {})[key] = path
-        yield from stems.items()
+        # A note that stands alone, such as img2dataset's figures of a shard, is of no picture.
+        yield from ((stem, found) for stem, found in stems.items() if set(found) != {beside.NOTES})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minichat.data.example import Problem, Where
+from minichat.disk import open_file
 
 _DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")  # JSON's own
@@ -41,7 +42,7 @@ def records(path: Path, file: str, key: str | None = None) -> Iterator[Value | P
 
 def first_byte(path: Path) -> bytes:
     """The first byte that is neither white space nor a byte order mark; nothing in a file that has none."""
-    with open(path, "rb") as opened:
+    with open_file(path) as opened:
         while chunk := opened.read(4096):
             if rest := chunk.removeprefix(codecs.BOM_UTF8).lstrip():
                 return rest[:1]
@@ -50,7 +51,8 @@ def first_byte(path: Path) -> bytes:
 
 def read_text(path: Path, where: Where) -> str | Problem:
     """The whole file in UTF-8, with or without a byte order mark; a `Problem` names the line of a bad byte."""
-    return decoded(path.read_bytes(), where)
+    with open_file(path) as opened:
+        return decoded(opened.read(), where)
 
 
 def parse(text: str, where: Where) -> Any | Problem:
@@ -65,7 +67,7 @@ def parse(text: str, where: Where) -> Any | Problem:
 
 def _lines(path: Path, file: str) -> Iterator[Value | Problem]:
     empty = True
-    with open(path, "rb") as opened:
+    with open_file(path) as opened:
         for number, line in enumerate(opened, start=1):
             where = Where(file, number)
             text = decoded(line, where)

@@ -6,8 +6,9 @@ replies and system texts `<image>` is a word, for only the user shows pictures.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from minichat.data.example import StoredPicture, Turn
@@ -31,9 +32,10 @@ _BESIDE = r"[ \n]?"
 
 @dataclass(frozen=True)
 class Mark:
-    """The place of one picture, or of one film's frames."""
+    """The place of one picture, or of one film's frames: of the next that is given, or of the one of this number."""
 
     sort: str
+    number: int | None = None  # from 0
 
 
 Pieces = list[str | Mark]
@@ -59,30 +61,45 @@ def cut(text: str, sorts: Iterable[str]) -> Pieces:
 
 
 def place(said: Sequence[Said], shown: dict[str, list[list[StoredPicture]]]) -> list[Turn]:
-    """The turns with their pictures: each mark takes the next of its sort.
+    """The turns with their pictures: each mark takes the one of its number, or else the next of its sort.
 
     Without a mark, pictures come before all that the user says. Raises `DataError` where marks and pictures differ in
-    number.
+    number, or a mark's number is of no picture.
     """
     first: Parts = []
-    left = {sort: list(given) for sort, given in shown.items()}
+    chosen: dict[str, Iterator[list[StoredPicture]]] = {}
     for sort, given in shown.items():
-        marks = sum(piece == Mark(sort) for one in said for piece in one.pieces)
-        if marks == 0:
-            first += [picture for pictures in left.pop(sort) for picture in pictures]
-        elif marks != len(given):
-            raise DataError(
-                f"the number of {sort} is {marks} but {len(given)} of them {'is' if len(given) == 1 else 'are'} given: "
-                f"each {sort} needs its own (frames of one film stand in a list of their own)."
-            )
+        marks = [piece for one in said for piece in one.pieces if isinstance(piece, Mark) and piece.sort == sort]
+        if marks:
+            chosen[sort] = iter(_chosen(sort, marks, given))
+        else:
+            first += [picture for pictures in given for picture in pictures]
     turns = []
     for one in said:
         parts: Parts = []
         if one.role == "user":
             parts, first = first, []
         for piece in one.pieces:
-            parts += [piece] if isinstance(piece, str) else left[piece.sort].pop(0)
+            parts += [piece] if isinstance(piece, str) else next(chosen[piece.sort])
         turns.append(turn(one.role, parts))
     if first:
         raise DataError("pictures are given but no turn is the user's, who shows them.")
     return turns
+
+
+def _chosen(sort: str, marks: list[Mark], given: list[list[StoredPicture]]) -> list[list[StoredPicture]]:
+    """What each mark is the place of. Those with a number may show one picture again."""
+    for mark in marks:
+        if mark.number is not None and not 0 <= mark.number < len(given):
+            raise DataError(
+                f"a place of {sort} has the index {mark.number}, but {len(given)} of them are given, counted from 0."
+            )
+    following = itertools.count()
+    numbers = [next(following) if mark.number is None else mark.number for mark in marks]
+    marked, there = len(set(numbers)), len(given)
+    if marked != there:
+        raise DataError(
+            f"the number of {sort} is {marked} but {there} of them {'is' if there == 1 else 'are'} given: "
+            f"each {sort} needs its own (frames of one film stand in a list of their own)."
+        )
+    return [given[number] for number in numbers]

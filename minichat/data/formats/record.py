@@ -1,39 +1,73 @@
-"""What all formats share: words and pictures of a record are checked here, and so is the order of its turns."""
+"""What all formats share: words, pictures and keys of a record are checked here, and so is the order of its turns."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minichat.data.example import Example, Problem, StoredPicture, Turn, Where
-from minichat.errors import DataError
+from minichat.data.formats.harmless import empty, is_harmless
+from minichat.data.tables import Cell
+from minichat.errors import DataError, shown
 from minichat.prompt.conversation import Role
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.ASCII)
+if TYPE_CHECKING:
+    from minichat.data.formats.asking import Asking
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://", re.ASCII)
 _FILMS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{60,}={0,2}\s*", re.ASCII)
 
 Parts = list[str | StoredPicture]
+OF_A_TURN, OF_A_PART = " of a turn", " of a part"
 
 
-@dataclass(frozen=True)
+class LeftOut(DataError):
+    """A record that says itself that it has nothing to learn from, such as a picture that could not be captioned."""
+
+
+@dataclass
 class Shelf:
-    """Where the pictures of a data set lie: what their relative paths start from."""
+    """What one record is read with: the folder that its pictures' paths start from, and its keys that nothing reads."""
 
     folder: Path
+    unread: list[str] = field(default_factory=list)
+
+    def only(self, value: Mapping[str, Any], known: Iterable[str], of: str = "") -> None:
+        """Note each key that is not among the `known` ones, nor harmless or empty: what it says would be lost.
+
+        Args:
+            of: where the keys are, such as " of a turn". Those of a part are all taken at their word.
+        """
+        there = set(known)
+        for key, given in value.items():
+            if key not in there and not empty(given) and (of == OF_A_PART or not is_harmless(key)):
+                self.unread.append(f"{shown(key)}{of}")
 
     def picture(self, name: object) -> StoredPicture:
-        """The picture of this path, which is not opened yet, or of `{"bytes", "path"}`, as `datasets` has them.
+        """The picture of this path, which is not opened yet; of bytes, also in base64; or of `{"bytes", "path"}`.
 
-        Raises `DataError` for what is no path of a file.
+        Raises `DataError` for what is none of these.
         """
-        if isinstance(name, dict) and isinstance(name.get("bytes"), bytes):
-            return StoredPicture(str(name.get("path") or "picture"), name["bytes"])
-        name = name.get("path") if isinstance(name, dict) else name
+        if isinstance(name, StoredPicture):
+            return name
+        called = "a picture"
+        if isinstance(name, dict):
+            called = str(name.get("path") or called)
+            name = name["bytes"] if name.get("bytes") is not None else name.get("path")
+        if isinstance(name, bytes | Cell):
+            return StoredPicture(called, name)
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"a picture is {shown(name)}: it must be the path of a file.")
+        if name.startswith("data:"):
+            return StoredPicture(called, of_base64(name, "a picture's data address"))
+        if is_base64(name):
+            return StoredPicture(called, of_base64(name, "a picture"))
         if _ADDRESS.match(name):
             raise DataError(
                 f"the picture {shown(name)} is an address, and addresses are not fetched: save it and give its path."
@@ -58,6 +92,64 @@ class Shelf:
                 raise DataError("a list of frames is empty: give the path of one at least.")
             return [self.picture(frame) for frame in name]
         return [self.picture(name)]
+
+
+#: Reads one record: the turns of each of its samples, which are several where a picture has several captions.
+Read = Callable[[Shelf, "Asking"], Iterable[Iterable[Turn]]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record that is found but not read yet: passing it over costs nothing more."""
+
+    where: Where
+    folder: Path
+    read: Read
+
+    def examples(self, asking: Asking, unknown_keys: str = "refuse") -> Iterator[Example | Problem]:
+        """Its samples, or what is wrong with it. Keys that nothing reads stand in each, unless they are ignored."""
+        shelf = Shelf(self.folder)
+        try:
+            made = [example(turns, self.where) for turns in self.read(shelf, asking)]
+        except DataError as error:
+            yield Problem(self.where, str(error), mild=isinstance(error, LeftOut))
+            return
+        unread = () if unknown_keys == "ignore" else tuple(dict.fromkeys(shelf.unread))
+        yield from (replace(one, unread=unread) for one in made)
+
+
+def refusal(unread: Iterable[str]) -> str:
+    """Why a record with keys that nothing reads is not learnt from."""
+    keys = list(unread)
+    them = "it" if len(keys) == 1 else "them"
+    return (
+        f"nothing reads the key{'' if len(keys) == 1 else 's'} {', '.join(keys[:12])}: rename {them} to what is read, "
+        f"remove {them}, or pass over such keys with unknown_keys: ignore (on the command line --unknown-keys ignore)."
+    )
+
+
+def is_base64(text: str) -> bool:
+    """Whether a text is a picture in base64, by how it begins and by its letters."""
+    if len(text) < 60:
+        return False
+    try:
+        head = base64.b64decode(text[:16], validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    begins = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+    return (head.startswith(begins) or head[4:8] == b"ftyp") and _BASE64.fullmatch(text) is not None
+
+
+def of_base64(text: str, what: str) -> bytes:
+    """The bytes, of base64 or of a data address (RFC 2397: `data:image/png;base64,…`). Raises `DataError`."""
+    if text.startswith("data:"):
+        head, comma, text = text.partition(",")
+        if not comma or not head.endswith(";base64"):
+            raise DataError(f"{what} is a data address that is not in base64: give the picture's path.")
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise DataError(f"{what} does not hold valid base64.") from None
 
 
 def words(value: object, what: str) -> str:
@@ -90,13 +182,6 @@ def listed(value: object, what: str) -> list[Any]:
     return value
 
 
-def only(value: Mapping[str, Any], what: str, known: tuple[str, ...]) -> None:
-    """Refuse a key that is not read: what it asks for would be passed over in silence."""
-    for key, given in value.items():
-        if key not in known and given is not None:
-            raise DataError(f"{what} has the unknown key {shown(key)}: only {', '.join(map(repr, known))} are read.")
-
-
 def turn(role: Role, parts: Iterable[str | StoredPicture]) -> Turn:
     """A turn whose neighbouring words are one text, and which holds no empty one."""
     joined: Parts = []
@@ -106,6 +191,22 @@ def turn(role: Role, parts: Iterable[str | StoredPicture]) -> Turn:
         elif part != "":
             joined.append(part)
     return Turn(role, tuple(joined))
+
+
+def with_system(record: Mapping[str, Any], turns: Iterable[Turn]) -> list[Turn]:
+    """The turns, before them the text under the record's key `system`, where there is one.
+
+    Raises `DataError` where another system text is among the turns.
+    """
+    made = list(turns)
+    if empty(record.get("system")):
+        return made
+    system = turn("system", [words(record["system"], "'system'")])
+    if made and made[0].role == "system":
+        if made[0] != system:
+            raise DataError("one system text is under 'system' and another among the turns: keep one of them.")
+        return made
+    return [system, *made]
 
 
 def example(turns: Iterable[Turn], where: Where) -> Example:
@@ -138,22 +239,9 @@ def example(turns: Iterable[Turn], where: Where) -> Example:
     return Example(made, where)
 
 
-def attempt(where: Where, turns: Callable[..., Iterable[Turn]], *arguments: Any) -> Example | Problem:
-    """The example of the turns that `turns(*arguments)` gives, or what is wrong with it."""
-    try:
-        return example(turns(*arguments), where)
-    except DataError as error:
-        return Problem(where, str(error))
-
-
 def kind(value: object) -> str:
     """What a JSON value is, for a person."""
     if value is None:
         return "missing"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return kinds.get(type(value), type(value).__name__)
-
-
-def shown(value: object) -> str:
-    """A value in a sentence: at most a few words of it."""
-    return repr(value if not isinstance(value, str) or len(value) <= 80 else value[:77] + "...")

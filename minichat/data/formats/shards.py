@@ -4,7 +4,7 @@ Only headers are read to find the records; a text is read when its record's turn
 a tar of any size costs no memory, and any record of it can be passed over.
 
 Source: WebDataset's own description of its format. A name ends at its first dot; several pictures of one name
-(`000.0.jpg`, `000.1.jpg`) are shown in their order.
+(`000.0.jpg`, `000.1.jpg`) are shown in their order, and several texts (`000.0.txt`, `000.1.txt`) are captions of them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from minichat.data.example import Example, Member, Problem, StoredPicture, Turn, Where
+from minichat.data.example import Member, Problem, StoredPicture, Turn, Where
+from minichat.data.formats import beside
 from minichat.data.formats.asking import Asking
-from minichat.data.formats.columns import TEXT
+from minichat.data.formats.columns import Columns
 from minichat.data.formats.lines import decoded, parse
-from minichat.data.formats.record import attempt, words
-from minichat.errors import DataError
+from minichat.data.formats.record import Entry, Shelf, words
+from minichat.disk import open_file
+from minichat.errors import DataError, listing, shown
 from minichat.images import MAX_BYTES, SUFFIXES
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -31,71 +34,71 @@ _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")  # gzip, bzip2, xz, 
 
 
 @dataclass(frozen=True)
-class Record:
-    """The files of one name in a tar, by what follows the name's first dot; `where` counts records from 1."""
+class _Record:
+    """The files of one name in a tar, by what follows the name's first dot."""
 
     key: str
     where: Where
     files: tuple[tuple[str, Member], ...]
 
-    def example(self, asking: Asking) -> Example | Problem:
-        """The picture or pictures and their text; reads the text alone."""
-        return attempt(self.where, self._turns, asking)
-
-    def _turns(self, asking: Asking) -> list[Turn]:
-        name = f"{self.key!r}"
+    def samples(self, columns: Columns, shelf: Shelf, asking: Asking) -> Iterator[list[Turn]]:
+        """The picture or pictures with what stands beside them; reads texts and JSON alone."""
         endings = [ending for ending, _ in self.files]
         for ending in endings:
             if endings.count(ending) > 1:
-                raise DataError(f"the tar holds {f'{self.key}.{ending}'!r} twice: it must be there once.")
-        pictures = [
-            StoredPicture(f"{self.key}.{ending}", member)
-            for ending, member in self.files
-            if f".{ending}".lower().endswith(SUFFIXES)
-        ]
+                raise DataError(f"the tar holds {shown(f'{self.key}.{ending}')} twice: it must be there once.")
+        pictures, texts, notes = list[StoredPicture](), list[str](), None
+        for ending, member in self.files:
+            if f".{ending}".endswith(SUFFIXES):
+                pictures.append(StoredPicture(f"{self.key}.{ending}", member))
+            elif beside.is_text(ending):
+                texts.append(words(self._decoded(member).strip(), f"the text of {shown(self.key)}"))
+            elif f".{ending}" == beside.NOTES:
+                notes = self._notes(member)
+            elif not beside.is_silent(ending):
+                shelf.unread.append(f"{'.' + ending!r} of a tar")
         if not pictures:
-            raise DataError(f"{name} has no picture ({', '.join(endings)}): it needs one of {', '.join(SUFFIXES)}.")
-        return asking.turns(self.key, pictures, self._text(dict(self.files)))
+            known = ", ".join(SUFFIXES)
+            raise DataError(f"{shown(self.key)} has no picture ({listing(endings)}): it needs one of {known}.")
+        if not texts and notes is None:
+            raise DataError(f"{shown(self.key)} has no text: it needs a .txt, or a .json with a caption.")
+        yield from beside.samples(self.key, pictures, texts, notes, columns, shelf, asking)
 
-    def _text(self, files: dict[str, Member]) -> str:
-        if "txt" in files:
-            return words(self._decoded(files["txt"]).strip(), f"the text of {self.key!r}")
-        if "json" not in files:
-            raise DataError(f"{self.key!r} has no text: it needs a .txt, or a .json with a caption.")
-        value = parse(self._decoded(files["json"]), self.where)
+    def _notes(self, member: Member) -> Any:
+        value = parse(self._decoded(member), self.where)
         if isinstance(value, Problem):
-            raise DataError(f"the .json of {self.key!r}: {value.text}")
-        for key in TEXT if isinstance(value, dict) else ():
-            if value.get(key) is not None:
-                return words(value[key], f"{key!r} in the .json of {self.key!r}")
-        raise DataError(f"the .json of {self.key!r} has no text: it must be an object with a 'caption'.")
+            raise DataError(f"the .json of {shown(self.key)}: {value.text}")
+        return [] if value is None else value
 
     def _decoded(self, member: Member) -> str:
         if member.size > MAX_BYTES:
-            raise DataError(f"the text of {self.key!r} has {member.size:,} bytes: at most {MAX_BYTES:,}.")
+            raise DataError(f"the text of {shown(self.key)} has {member.size:,} bytes: at most {MAX_BYTES:,}.")
         data = StoredPicture(self.key, member).read()
         text = decoded(data, self.where)
         if isinstance(text, Problem):
-            raise DataError(f"the text of {self.key!r}: {text.text}")
+            raise DataError(f"the text of {shown(self.key)}: {text.text}")
         return text
 
 
 def expand(pattern: str) -> list[str]:
-    """The shards that a pattern names: `{00000..00012}` counts with leading zeros, `*` and `?` stand for what is there.
+    """The files that a pattern names: `{00000..00012}` counts with leading zeros, `*` and `?` stand for what is there.
 
-    A folder stands for the tars in it. Raises `DataError` where that is none.
+    A folder stands for itself. Nothing where no file is of the pattern.
     """
     names = [pattern]
     while any(_RANGE.search(name) for name in names):
         names = [spelled for name in names for spelled in _counted(name)]
     found: list[str] = []
     for name in names:
-        if os.path.isdir(name):
-            found += sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
-        elif glob.has_magic(name) and not os.path.exists(name):
-            found += sorted(glob.glob(name))
-        else:
-            found.append(name)
+        found += sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+    return found
+
+
+def tars(pattern: str) -> list[str]:
+    """The tars that a pattern names; a folder stands for those in it. Raises `DataError` where that is none."""
+    found: list[str] = []
+    for name in expand(pattern):
+        found += sorted(glob.glob(os.path.join(glob.escape(name), "*.tar"))) if os.path.isdir(name) else [name]
     if not found:
         raise DataError(f"There is no tar at {pattern!r}: check the path.")
     return found
@@ -107,25 +110,33 @@ def _counted(name: str) -> list[str]:
         return [name]
     first, last = found[1], found[2]
     if int(last) < int(first):
-        raise DataError(f"The range {found[0]} in {name!r} counts down: write the smaller number first.")
+        raise DataError(f"The range {found[0]} in {shown(name)} counts down: write the smaller number first.")
     width = len(first) if first.startswith("0") else 0
     return [
         f"{name[: found.start()]}{number:0{width}d}{name[found.end() :]}" for number in range(int(first), int(last) + 1)
     ]
 
 
-def records(path: Path, file: str) -> Iterator[Record | Problem]:
+def entries(path: Path, file: str, columns: Columns) -> Iterator[Entry | Problem]:
     """The records of one tar, in order; a `Problem` where it is damaged, or holds what is no file.
 
     Raises `DataError` for a file that is missing or no tar.
     """
     key, files, count = "", list[tuple[str, Member]](), 0
     seen: set[str] = set()
+
+    def entry() -> Entry | Problem:
+        where = Where(file, count)
+        if key in seen:
+            return Problem(where, f"the name {shown(key)} was there before: the files of a record must stand together.")
+        seen.add(key)
+        return Entry(where, path.parent, partial(_Record(key, where, tuple(files)).samples, columns))
+
     for member in _members(path, file):
         stem, ending = ("", "") if isinstance(member, Problem) else _split(member[0])
         if files and stem != key:
             count += 1
-            yield _record(key, files, Where(file, count), seen)
+            yield entry()
             files = []
         if isinstance(member, Problem):
             count += 1
@@ -135,16 +146,9 @@ def records(path: Path, file: str) -> Iterator[Record | Problem]:
         files.append((ending, member[1]))
     if files:
         count += 1
-        yield _record(key, files, Where(file, count), seen)
+        yield entry()
     if count == 0:
         yield Problem(Where(file, 1), "the tar is empty: there is no record in it.")
-
-
-def _record(key: str, files: list[tuple[str, Member]], where: Where, seen: set[str]) -> Record | Problem:
-    if key in seen:
-        return Problem(where, f"the name {key!r} was there before: the files of a record must stand together.")
-    seen.add(key)
-    return Record(key, where, tuple(files))
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -156,7 +160,7 @@ def _split(name: str) -> tuple[str, str]:
 def _members(path: Path, file: str) -> Iterator[tuple[str, Member] | Problem]:
     """The files of a tar by their headers, and what is damaged."""
     try:
-        with open(path, "rb") as opened:
+        with open_file(path) as opened:
             start = opened.read(6)
             if start.startswith(_PACKED):
                 raise DataError(f"{file}: the tar is compressed, so that nothing in it can be found: unpack it.")
@@ -177,14 +181,14 @@ def _headers(tar: tarfile.TarFile, opened: IO[bytes], path: Path) -> Iterator[tu
         tar.members.clear()  # type: ignore[attr-defined]  # a million files would otherwise be remembered
         name = info.name.removeprefix("./")
         if info.size < 0:
-            yield Problem(_NOWHERE, f"the header of {name!r} states a negative size: the tar is damaged here.")
+            yield Problem(_NOWHERE, f"the header of {shown(name)} states a negative size: the tar is damaged here.")
             return
         if info.isdir() or name.startswith("__"):  # WebDataset's own notes are named so
             continue
         if not info.isreg() or info.issparse():
-            yield Problem(_NOWHERE, f"{name!r} is a link or no ordinary file: put the file itself into the tar.")
+            yield Problem(_NOWHERE, f"{shown(name)} is a link or no ordinary file: put the file itself into the tar.")
         elif info.offset_data + info.size > whole:
-            yield Problem(_NOWHERE, f"the tar ends within {name!r}: it was cut off; fetch it again.")
+            yield Problem(_NOWHERE, f"the tar ends within {shown(name)}: it was cut off; fetch it again.")
             return
         else:
             yield name, Member(path, info.offset_data, info.size)

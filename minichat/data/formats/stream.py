@@ -1,4 +1,6 @@
-"""Tars of several sources as one stream: shuffled, mixed, divided over processes, and entered at any record.
+"""Data sets as one stream: shuffled, mixed, divided over processes, and entered at any record.
+
+Tars and tables are read shard by shard; the records of any other format are those of its one file.
 
 MiniGPT-4's first stage draws from LAION and CC/SBU by 115 : 14 (train_configs/minigpt4_stage1_pretrain.yaml), shuffling
 within the last thousand records. So does this, save that the order is the same for the same seed, that a source is
@@ -12,12 +14,14 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from minichat.data.example import Example, Problem
-from minichat.data.formats.asking import Asking, read_instructions
-from minichat.data.formats.shards import Record, expand, records
+from minichat.data.formats import entries, form_for
+from minichat.data.formats.asking import Asking
+from minichat.data.formats.reading import Options, options_of, tables_of
+from minichat.data.formats.record import Entry, refusal
+from minichat.data.formats.shards import tars
 from minichat.errors import DataError, SettingsError
 
 Divide = Literal["records", "shards"]
@@ -25,19 +29,47 @@ Divide = Literal["records", "shards"]
 
 @dataclass(frozen=True)
 class Source:
-    """Shards, and how much of the stream comes of them: 115 and 14 are 115 : 14."""
+    """Data sets of one format, and how much of the stream comes of them: 115 and 14 are 115 : 14."""
 
     shards: str | os.PathLike[str] | Sequence[str]
     ratio: float = 1.0
+    form: str | None = None
 
-    def files(self) -> list[str]:
-        """Every shard. Raises `DataError` where there is none."""
+    def open(self, options: dict[str, Any]) -> _Opened:
+        """Every shard. Raises `DataError` where there is none, `SettingsError` for an option that it has not."""
         named = [os.fspath(self.shards)] if isinstance(self.shards, str | os.PathLike) else list(self.shards)
-        files = [file for pattern in named for file in expand(pattern)]
+        form = form_for(named[0], self.form, options) if named else "webdataset"
+        told = options_of(form, options)
+        listed = {"webdataset": tars, "arrow": tables_of}
+        files = [file for name in named for file in (listed[form](name) if form in listed else [name])]
         for file in files:
-            if not os.path.isfile(file):
+            if form in listed and not os.path.exists(file):
                 raise DataError(f"{file} was not found: check the path.")
-        return files
+        return _Opened(tuple(files), form, self.form is not None, told, told.asking(form))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    files: tuple[str, ...]
+    form: str
+    strict: bool
+    options: Options
+    asking: Asking
+
+    def entries(self, file: str) -> Iterator[Entry | Problem]:
+        return entries(file, self.form, self.options, strict=self.strict)
+
+    def sample(self, entry: Entry, epoch: int) -> Example | Problem:
+        """The one sample of a record. Raises `DataError` for what concerns the data set as a whole."""
+        made = list(entry.examples(replace(self.asking, epoch=epoch), self.options.unknown_keys))
+        if len(made) > 1:
+            raise DataError(
+                f"{entry.where}: the picture has {len(made)} texts, and a stream takes one of each record: say which "
+                "by several_captions: first, or random."
+            )
+        if isinstance(made[0], Example) and made[0].unread:
+            raise DataError(f"{entry.where}: {refusal(made[0].unread)}")
+        return made[0]
 
 
 @dataclass(frozen=True)
@@ -68,10 +100,9 @@ class Stream:
         seed: the same seed gives the same order.
         shuffle: how many records are held back to draw the next from; 1: in the order of the shards.
         passes: how often each source is read; None: without end.
-        instructions: a file of instructions to draw from; None: the picture is shown without a word.
-        captions: how texts are changed, "verbatim" or "blip" (`minichat.data.formats.captions`).
+        options: fields of `minichat.data.formats.reading.Options`, such as `instructions` and `captions`.
 
-    Raises `DataError` for a source without a tar, `SettingsError` for a value out of range.
+    Raises `DataError` for a source without a file, `SettingsError` for a value out of range.
     """
 
     def __init__(
@@ -81,8 +112,7 @@ class Stream:
         seed: int = 0,
         shuffle: int = 1000,
         passes: int | None = None,
-        instructions: str | os.PathLike[str] | None = None,
-        captions: str = "verbatim",
+        **options: Any,
     ) -> None:
         if not sources:
             raise SettingsError("sources is empty: name one at least.")
@@ -93,26 +123,26 @@ class Stream:
             raise SettingsError(f"shuffle is {shuffle!r}: it must be a whole number, 1 or more.")
         if passes is not None and passes < 1:
             raise SettingsError(f"passes is {passes}: it must be at least 1.")
-        self._files = [source.files() for source in sources]
+        self._sources = [source.open({**options, "seed": seed}) for source in sources]
         self._ratios = [source.ratio for source in sources]
         self._seed = seed
         self._shuffle = shuffle
         self._passes = passes
-        self._asking = Asking(() if instructions is None else read_instructions(instructions), captions, seed)
 
     def scan(self, part: Part = Part(), skip: int = 0) -> Iterator[Example | Problem]:
         """The part's records from number `skip` on; a `Problem` in place of one that is wrong, which counts too.
 
-        What is skipped costs the headers of its shards, no more.
+        What is skipped is passed over without being read: of tars it costs the headers, no more.
+
+        Raises `DataError` at a record with a key that nothing reads, or with several texts of which none is chosen.
         """
         stride = part.count if part.by == "records" else 1
         first = part.index if part.by == "records" else 0
         chosen = itertools.islice(self._mixed(part), first + skip * stride, None, stride)
-        for epoch, record in chosen:
-            asking = replace(self._asking, epoch=epoch)
-            yield record if isinstance(record, Problem) else record.example(asking)
+        for source, epoch, record in chosen:
+            yield record if isinstance(record, Problem) else source.sample(record, epoch)
 
-    def _mixed(self, part: Part) -> Iterator[tuple[int, Record | Problem]]:
+    def _mixed(self, part: Part) -> Iterator[tuple[_Opened, int, Entry | Problem]]:
         draw = random.Random(f"mix {self._seed}" + (f" {part.index}" if part.by == "shards" else ""))
         open_ = [(self._source(number, part), ratio) for number, ratio in enumerate(self._ratios)]
         while open_:
@@ -123,30 +153,31 @@ class Stream:
             else:
                 yield item
 
-    def _source(self, number: int, part: Part) -> Iterator[tuple[int, Record | Problem]]:
+    def _source(self, number: int, part: Part) -> Iterator[tuple[_Opened, int, Entry | Problem]]:
         """A source's records, pass by pass: its shards in a new order, its records shuffled."""
+        source = self._sources[number]
         for epoch in itertools.count() if self._passes is None else range(self._passes):
             draw = random.Random(f"order {self._seed} {number} {epoch}")
-            files = list(self._files[number])
+            files = list(source.files)
             if self._shuffle > 1:
                 draw.shuffle(files)
-            for item in _shuffled(_divided(files, part), self._shuffle, draw):
-                yield epoch, item
+            for item in _shuffled(_divided(source, files, part), self._shuffle, draw):
+                yield source, epoch, item
 
 
-def _divided(files: list[str], part: Part) -> Iterator[Record | Problem]:
+def _divided(source: _Opened, files: list[str], part: Part) -> Iterator[Entry | Problem]:
     """The records of the part's shards, in order; of all shards where it is records that are divided."""
     if part.by == "records" or len(files) >= part.count:
         own = files if part.by == "records" else files[part.index :: part.count]
         for file in own:
-            yield from records(Path(file), file)
+            yield from source.entries(file)
         return
     shard, place = part.index % len(files), part.index // len(files)
     sharing = len(range(shard, part.count, len(files)))
-    yield from itertools.islice(records(Path(files[shard]), files[shard]), place, None, sharing)
+    yield from itertools.islice(source.entries(files[shard]), place, None, sharing)
 
 
-def _shuffled(items: Iterator[Record | Problem], held: int, draw: random.Random) -> Iterator[Record | Problem]:
+def _shuffled(items: Iterator[Entry | Problem], held: int, draw: random.Random) -> Iterator[Entry | Problem]:
     """Each item once, drawn from the `held` that came last."""
     waiting = list(itertools.islice(items, held))
     for item in items:
