@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from PIL import Image
 
@@ -28,6 +30,7 @@ from minichat.scenes.draw import Style, draw
 from minichat.scenes.outside import OUTSIDE, REQUESTS, outside_picture
 from minichat.scenes.pairs import pair_questions, questions_of_sides, random_pair
 from minichat.scenes.questions import ALL_KINDS, questions
+from minichat.scenes.speech.lessons import LESSONS, NOISE, hastily
 from minichat.scenes.wanted import nearly, wanted
 from minichat.scenes.world import Scene, Thing, random_scene
 
@@ -188,7 +191,9 @@ KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
     "tellings": _telling,
     "hard tellings": partial(_telling, draw=_alike),
     "outside": _outside,
+    **LESSONS,  # in people's words
 }
+CURRICULUM = "curriculum"  # the source whose kinds and ratios its stages say
 
 
 class DrawnStream:
@@ -200,8 +205,11 @@ class DrawnStream:
         seed: the same seed gives the same examples.
         easy: so many at the beginning show three things at most.
         examples: the first so many come again and again; none: there is no end of new ones.
+        stages: of the one source "curriculum": ratios for each stretch of the stream, `[{until: 20000, kinds: {asked:
+            3, talks: 1}}, {kinds: {…}}]`; `until` counts examples from the first, and the last stage has none.
+        noise: the share of questions in people's words (`minichat.scenes.speech`) that are typed hastily.
 
-    Raises `SettingsError` for a kind that does not exist, and for less than one example.
+    Raises `SettingsError` for a kind that does not exist, for less than one example, and for stages out of order.
     """
 
     def __init__(
@@ -212,18 +220,23 @@ class DrawnStream:
         seed: int = 0,
         easy: int = 0,
         examples: int | None = None,
+        stages: Sequence[Mapping[str, Any]] | None = None,
+        noise: float = NOISE,
     ) -> None:
-        if unknown := sorted(ratios.keys() - KINDS.keys()):
-            raise SettingsError(
-                f"data.train: nothing is drawn of the kind {unknown[0]!r}; there are {', '.join(KINDS)}."
-            )
+        self._stages = [(None, ratios)] if stages is None and CURRICULUM not in ratios else _stages(stages, ratios)
+        for _, shares in self._stages:
+            if unknown := sorted(shares.keys() - KINDS.keys()):
+                raise SettingsError(
+                    f"data.train: nothing is drawn of the kind {unknown[0]!r}; there are {', '.join(KINDS)}."
+                )
+        if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise <= 1:
+            raise SettingsError(f"data.train: noise is {noise!r}; it must be from 0 to 1.")
         if examples is not None and (not isinstance(examples, int) or examples < 1):
             raise SettingsError(f"data.train: examples is {examples!r}; it must be a whole number, 1 or more.")
         if isinstance(easy, bool) or not isinstance(easy, int) or easy < 0:
             raise SettingsError(f"data.train: easy is {easy!r}; it must be a whole number, 0 or more.")
-        self._kinds, self._ratios = list(ratios), list(ratios.values())
         self._batch_size, self._seed, self._easy = batch_size, seed, easy
-        self._examples = examples
+        self._examples, self._noise = examples, noise
 
     def scan(self, part: Part = _WHOLE, skip: int = 0) -> Iterator[Example]:
         """The part's examples from number `skip` on; what is skipped costs nothing."""
@@ -244,15 +257,49 @@ class DrawnStream:
         """Example number `index`, before any sorting."""
         index = index if self._examples is None else index % self._examples
         rng = random.Random(f"drawn {self._seed} {index}")
-        (kind,) = rng.choices(self._kinds, self._ratios)
+        shares = next(shares for until, shares in self._stages if until is None or index < until)
+        (kind,) = rng.choices(list(shares), list(shares.values()))
         if kind == "searched":  # two that follow one another are of one scene, as it is and changed
             both = random.Random(f"searched {self._seed} {index // 2}")
             said, scenes = _searched(both, index < self._easy, second=index % 2 == 1)
         else:
             said, scenes = KINDS[kind](rng, index < self._easy)
+            said = hastily(said, rng, self._noise) if kind in LESSONS else said
         where = Where(f"drawn {kind}", 0, index + 1)
         turns = []
         for turn in said:
             shown = [DrawnPicture(f"drawn {index}", b"", scenes[n], rng.getrandbits(32)) for n in turn.pictures]
             turns += [Turn("user", (*shown, turn.question)), Turn("assistant", (turn.reply,))]
         return Example(tuple(turns), where)
+
+
+Stage = tuple[int | None, Mapping[str, float]]  # up to which example, and what is drawn how often
+
+
+def _stages(stages: Any, ratios: Mapping[str, float]) -> list[Stage]:
+    """The stages of a curriculum, checked. Raises `SettingsError`."""
+    if stages is None or list(ratios) != [CURRICULUM]:
+        raise SettingsError(
+            f"data.train: the stages of a stream belong to one source that is called {CURRICULUM!r}, and it needs them."
+        )
+    if not isinstance(stages, list) or not stages:
+        raise SettingsError("data.train: stages is not a list of stages, each with its kinds.")
+    found: list[Stage] = []
+    for number, stage in enumerate(stages, 1):
+        last = number == len(stages)
+        given = stage if isinstance(stage, dict) else {}
+        kinds, until = given.get("kinds"), given.get("until")
+        if set(given) - {"kinds", "until"} or not isinstance(kinds, dict) or not kinds:
+            raise SettingsError(
+                f"data.train: stage {number} must have kinds with their ratios, and until, nothing else."
+            )
+        if any(isinstance(r, bool) or not isinstance(r, int | float) or not 0 < r < math.inf for r in kinds.values()):
+            raise SettingsError(f"data.train: stage {number}: a ratio must be a number above 0.")
+        before = (found[-1][0] or 0) if found else 0
+        if last != (until is None) or (until is not None and (type(until) is not int or until <= before)):
+            raise SettingsError(
+                f"data.train: stage {number}: until is {until!r}; each stage but the last has a whole number of "
+                "examples there, above that of the stage before."
+            )
+        found.append((until, kinds))
+    return found

@@ -163,7 +163,7 @@ def _mixed(config: Config) -> Examples:
     drawn = {source.form == DRAWN for source in sources}
     if len(drawn) > 1:
         raise SettingsError(f"data.train: what is {DRAWN} and what is read cannot be mixed: use one or the other.")
-    known = ("easy", "examples") if drawn == {True} else ("shuffle", *OPTIONS)
+    known = ("easy", "examples", "noise", "stages") if drawn == {True} else ("shuffle", *OPTIONS)
     if unknown := sorted(set(options) - set(known)):
         raise SettingsError(f"data.train: a stream has no option {unknown[0]!r}; it has {' and '.join(known)}.")
     if drawn == {True}:

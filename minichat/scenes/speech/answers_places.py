@@ -246,7 +246,8 @@ def _anything_beside(program: Program, look: Look) -> Answer | None:
     if found is None:
         return None
     verb = "are" if len(found) > 1 and named(found[0]) == named(found[1]) else "is"
-    return confirm(bool(found), f"there {verb} {listed(found)}" if found else "", "there is nothing")
+    nothing = f"there is nothing {toward(program.words[0])} {the(things)}"
+    return confirm(bool(found), f"there {verb} {listed(found)}" if found else "", nothing)
 
 
 def _count_beside(program: Program, look: Look) -> Answer | None:

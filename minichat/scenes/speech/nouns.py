@@ -108,10 +108,13 @@ def article(text: str) -> str:
 
 
 class Nouns:
-    """Draws phrases. `manners` gathers what was unusual about them: a part of what a form is."""
+    """Draws phrases. `manners` gathers what was unusual about them: a part of what a form is.
 
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
+    `which`: of several pictures the one that is meant, such as "first" or "new".
+    """
+
+    def __init__(self, rng: random.Random, which: str | None = None) -> None:
+        self.rng, self.which = rng, which
         self.manners: set[str] = set()
 
     # --- words
@@ -141,7 +144,8 @@ class Nouns:
         return self.rng.choices(HEADS, _HEAD_WEIGHTS)[0]
 
     def picture(self) -> str:
-        return self.rng.choices(PICTURES, _PICTURE_WEIGHTS)[0]
+        noun = self.rng.choices(PICTURES, _PICTURE_WEIGHTS)[0]
+        return f"{self.which} {noun}" if self.which else noun
 
     # --- phrases
 
@@ -210,8 +214,10 @@ class Nouns:
             noun = self.shape(word)
             n_t = rng.choice(("are not", "aren't")) if many else rng.choice(("is not", "isn't"))
             some = plural(noun) if many else article(noun)
-            return rng.choice((f"that {n_t} {some}", f"other than {plural(noun)}", f"besides {plural(noun)}",
-                               f"apart from {plural(noun)}", f"which {n_t} {some}"))  # fmt: skip
+            return rng.choice((
+                f"that {n_t} {some}", f"other than {plural(noun)}", f"besides {plural(noun)}",
+                f"apart from {plural(noun)}", f"which {n_t} {some}",
+            ))  # fmt: skip
         said = self.word(word)
         n_t = rng.choice(("are not", "aren't")) if many else rng.choice(("is not", "isn't"))
         return rng.choice((f"that {n_t} {said}", f"which {n_t} {said}", f"other than {said} ones", f"not {said}"))
@@ -242,8 +248,8 @@ class Nouns:
         self.manners.add("whose")
         return "the " + " ".join(word for word in (*words, head) if word) + ("'" if head.endswith("s") else "'s")
 
-    def anything(self, things: Things) -> str:
-        """ "anything red", "anything that is not a star"; of a shape there is no such phrase."""
+    def adj(self, things: Things) -> str:
+        """What comes after "anything": "red", "that is not a star"; of a shape there is no such phrase."""
         if things.shape or things.also or not (things.colour or things.size or things.without):
             raise Unsayable
         words = [self.size(things.size) if things.size else "", self.colour(things.colour) if things.colour else ""]
@@ -292,5 +298,9 @@ class Nouns:
     def here(self) -> str:
         """ "in the picture", "here"."""
         pic = self.picture()
-        return self.rng.choice((f"in the {pic}", f"in this {pic}", "here", f"in the {pic}", f"on the {pic}",
-                                f"on this {pic}", f"in that {pic}"))  # fmt: skip
+        if self.which:
+            return self.rng.choice((f"in the {pic}", f"in the {self.which} one", f"on the {pic}"))
+        return self.rng.choice((
+            f"in the {pic}", f"in this {pic}", "here", f"in the {pic}", f"on the {pic}", f"on this {pic}",
+            f"in that {pic}",
+        ))  # fmt: skip

@@ -165,7 +165,7 @@ class Slots(dict[str, str]):
         return self.nouns.side(self.program.words[0])
 
 
-_PHRASES = ("the", "a", "many", "bare", "whose", "anything")
+_PHRASES = ("the", "a", "many", "bare", "whose", "adj")
 _WORDS: dict[str, Callable[[Slots], str]] = {
     "pic": lambda slots: slots.nouns.picture(),
     "a_pic": lambda slots: article(slots.nouns.picture()),

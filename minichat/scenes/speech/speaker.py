@@ -34,17 +34,22 @@ _TOPICS: dict[str, tuple[str, ...]] = {
     "colour": ("query colour", "choose colour"),
     "shape": ("query shape", "choose shape", "tell"),
     "size": ("query size", "bigger", "is bigger"),
-    "count": ("count", "number is", "number is one", "more", "as many", "which more", "how many more", "kinds",
-    "common",
-              "count beside"),
-    "position": ("query place", "verify place", "verify half", "choose half", "at", "at what", "anything at",
-    "empty at",
-                 "first", "first what", "first place", "is first", "order"),
-    "relation": ("beside", "choose beside", "where from", "what beside", "what beside what", "anything beside",
-    "nearest",
-                 "nearest what", "next to", "between", "is between", "further"),
-    "background": ("ground", "ground colour", "ground kind", "ground is kind", "ground is colour",
-                   "ground choose colour", "ground choose kind"),
+    "count": (
+        "count", "number is", "number is one", "more", "as many", "which more", "how many more", "kinds", "common",
+        "count beside",
+    ),
+    "position": (
+        "query place", "verify place", "verify half", "choose half", "at", "at what", "anything at", "empty at",
+        "first", "first what", "first place", "is first", "order",
+    ),
+    "relation": (
+        "beside", "choose beside", "where from", "what beside", "what beside what", "anything beside", "nearest",
+        "nearest what", "next to", "between", "is between", "further",
+    ),
+    "background": (
+        "ground", "ground colour", "ground kind", "ground is kind", "ground is colour", "ground choose colour",
+        "ground choose kind",
+    ),
     "caption": ("names", "caption", "describe", "story"),
     "listing": ("list", "values"),
 }  # fmt: skip
@@ -57,7 +62,7 @@ _PLACED = {
     "verify half", "choose half", "tell",
 }  # fmt: skip
 _TRIES = 60
-_NAMING = re.compile(r"\{(the|a|many|bare|whose|anything|are1|is1|others|first)\}")
+_NAMING = re.compile(r"\{(the|a|many|bare|whose|adj|are1|is1|others|first)\}")
 
 
 @dataclass(frozen=True)
@@ -100,27 +105,48 @@ def topic(program: Program) -> str:
     return _TOPIC[key]
 
 
-def speak(program: Program, rng: random.Random, *, held_out: bool | None = False, it: str | None = None) -> Utterance:
+def speak(
+    program: Program,
+    rng: random.Random,
+    *,
+    held_out: bool | None = False,
+    it: str | None = None,
+    which: str | None = None,
+) -> Utterance:
     """Word a program.
 
     Args:
         held_out: whether to speak in combinations that are kept from training; None: in any.
         it: a pronoun ("it", "that one") in the place of the first thing's phrase.
+        which: of several pictures the one that is meant ("first", "new"); the text then says so.
 
     Raises `Unsayable` where there is no such wording.
     """
     key = meaning(program)
     wording = WORDINGS[key]
     for _ in range(_TRIES):
-        nouns = Nouns(rng)
+        nouns = Nouns(rng, which)
         try:
             text, manner = _worded(key, wording, Slots(program, nouns, it), rng)
+            text = text if which is None else in_picture(text, which, rng)
         except Unsayable:
             continue
         said = Utterance(written(text, rng), key, manner, frozenset(nouns.manners))
         if held_out is None or said.held_out == held_out:
             return said
     raise Unsayable(key)
+
+
+def in_picture(text: str, which: str, rng: random.Random) -> str:
+    """The text, saying of which picture it speaks. Raises `Unsayable` for "this first picture" and the like."""
+    if re.search(rf"\b(this|that|a|an) {which}|\b(the|this) (picture|image|photo)\b", text):
+        raise Unsayable
+    if re.search(rf"\b{which} (\w+)", text):
+        return text
+    pic = rng.choice(("picture", "picture", "image", "one", "pic"))
+    if text[-1:] in "?." and "," not in text and rng.random() < 0.4:
+        return f"{text[:-1]} in the {which} {pic}{text[-1]}"
+    return drawn(f"(in|on|for|about) the {which} {pic}(,|:) ", rng) + " " + text
 
 
 def _worded(key: str, wording: Wording, slots: Slots, rng: random.Random) -> tuple[str, str]:
