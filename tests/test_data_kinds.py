@@ -10,16 +10,22 @@ import os
 import re
 import socket
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minichat.data.example import Example, Problem
+from minichat.data.drawn import DrawnPicture
+from minichat.data.encoding import _share
+from minichat.data.example import Example, Problem, StoredPicture
 from minichat.data.formats import examples, read
 from minichat.data.formats.stream import Source, Stream
+from minichat.data.tables import Cell
 from minichat.data.write import write
 from minichat.errors import DataError, SettingsError
+from minichat.evaluate.files import Files
+from minichat.train.config import read_config
 from tests.found_data import ASKED, BASE64, BLUE, RED, file, folder_with_pictures, said, told
 
 
@@ -428,3 +434,48 @@ def test_devices_and_sockets_are_refused(home: Path) -> None:
     os.mkfifo("ask.txt")
     with pytest.raises(DataError, match=r"ask\.txt.*named pipe"):
         examples(file("x.csv", "image,caption\na.png,x\n"), instructions="ask.txt")
+
+
+# --- elsewhere
+
+
+def test_captions_to_measure_by_are_read_as_those_to_learn_from(home: Path) -> None:
+    """Also COCO's pictures in their own folder, and keys that nothing reads."""
+    rows = [{"image": "a.png", "caption": "One."}, {"image": "b.png", "error": "It is damaged."}]
+    left_out: list[Problem] = []
+    for name in ("x.jsonl", "x.json"):
+        (found,) = Files((Path(file(name, rows)),), left_out=left_out.append).captions()
+        assert (found.name, found.references) == ("a.png", ("One.",))
+    assert [str(problem) for problem in left_out] == [
+        "x.jsonl:2: the row holds an error: 'It is damaged.'.",
+        "x.json:1 (record 2): the row holds an error: 'It is damaged.'.",
+    ]
+    (home / "val2014").mkdir()
+    (home / "a.png").rename(home / "val2014" / "a.png")
+    document = Path(file("captions_val2014.json", coco()))
+    assert [item.references for item in Files((document,)).captions()] == [("One star.",)]
+    with pytest.raises(DataError, match=r"'gone\.png' is missing: say with --images"):
+        Files((Path(file("captions_val2014.json", coco("gone.png"))),)).captions()
+    table = Path(file("x.csv", "image,caption,hint\nb.png,Two.,Look.\n"))
+    with pytest.raises(DataError, match="nothing reads the key 'hint'"):
+        Files((table,)).captions()
+    assert len(Files((table,), unknown_keys="ignore").captions()) == 1
+    os.mkfifo("pipe.json")
+    with pytest.raises(DataError, match=r"'pipe\.json' cannot be read \(it is a named pipe"):
+        Files((Path("pipe.json"),)).captions()
+    with pytest.raises(SettingsError, match=r"'pipe\.json' cannot be read as text \(it is a named pipe"):
+        read_config("pipe.json")
+
+
+def test_pictures_without_a_name_are_shared_evenly() -> None:
+    """Whatever they are called, each comes to one process, and the same one again."""
+    made = [StoredPicture("a picture", f"content {number}".encode()) for number in range(400)]
+    shares = [_share(picture, 4) for picture in made]
+    assert shares == [_share(picture, 4) for picture in made]
+    assert all(60 < shares.count(number) < 140 for number in range(4))
+    cells = [StoredPicture("a picture", Cell(Path("x.parquet"), number, "image", (), 900)) for number in range(400)]
+    counts = Counter(_share(picture, 4) for picture in cells)
+    assert all(60 < counts[number] < 140 for number in range(4))
+    drawn = [DrawnPicture("drawn", seed=number) for number in range(400)]
+    counts = Counter(_share(picture, 4) for picture in drawn)
+    assert all(60 < counts[number] < 140 for number in range(4))

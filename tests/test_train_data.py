@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -289,3 +290,82 @@ def test_what_a_stream_cannot_is_said(desk: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"a stream has no option 'text'"):
         source = f"{{source: {desk}/other-0.tar, options: {{text: x}}}}"
         data_of(desk, *stream_of(desk), f"data.train={source}")
+
+
+# --- kinds of records
+
+
+def write_table(file: Path, numbers: range) -> None:
+    """A Parquet file of pictures, all of one name, and their captions."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = []
+    for number in numbers:
+        written = io.BytesIO()
+        noise_picture(number).save(written, "PNG")
+        rows.append({"image": {"bytes": written.getvalue(), "path": "x.png"}, "caption": [f"{number} stars", "A star"]})
+    parquet.write_table(pa.Table.from_pylist(rows), file, row_group_size=3)
+
+
+def test_tables_are_streamed(desk: Path, tmp_path: Path) -> None:
+    for shard in range(2):
+        write_table(tmp_path / f"train-{shard:05d}-of-00002.parquet", range(10 * shard, 10 * shard + 10))
+    source = f"data.train={{source: {tmp_path}, options: {{shuffle: 5}}}}"
+    settings = stream_of(desk, source, "data.several_captions=random")
+    whole = tokens(list(data_of(desk, *settings)[1].feed.load()))
+    assert all(len(step) == 4 for step in whole)
+    assert tokens(list(data_of(desk, *settings)[1].feed.load(0, 2))) == whole
+    assert tokens(list(data_of(desk, *settings)[1].feed.load(7))) == whole[7:]
+    shared = [tokens(list(data_of(desk, *settings, rank=rank, count=2)[1].feed.load())) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*shared, strict=True)] == whole
+    for workers in (0, 2):  # a worker's error is a sentence, too
+        with pytest.raises(DataError, match=r"has 2 texts, and a stream takes one") as raised:
+            list(data_of(desk, *stream_of(desk, source))[1].feed.load(0, workers))
+        assert "Traceback" not in str(raised.value)
+
+
+def test_lines_are_streamed(desk: Path) -> None:
+    _, data = data_of(desk, *stream_of(desk, f"data.train={{source: {desk}/talks.jsonl}}"))
+    steps = list(data.feed.load())
+    assert len(steps) == 12
+    assert all(len(batch["input_ids"]) == 4 for batches in steps for batch in batches)
+
+
+def test_one_of_several_captions_is_drawn_in_each_epoch(desk: Path, tmp_path: Path) -> None:
+    write_table(tmp_path / "x.parquet", range(8))
+    samples = {}
+    for several in ("each", "first", "random"):
+        settings = [f"data.train={tmp_path}/x.parquet", f"data.several_captions={several}", "run.epochs=3"]
+        _, data = data_of(desk, *settings)
+        samples[several] = [[row.ids.tolist() for row in data.feed.epoch(number).rows] for number in (0, 1, 0)]
+    assert [len(epoch) for epoch in (samples[several][0] for several in samples)] == [16, 8, 8]
+    assert samples["first"][0] == samples["first"][1] == samples["each"][0][::2]
+    first, second, again = samples["random"]
+    assert first == again != second
+    assert all(one in samples["each"][0] for one in first)
+
+
+def test_keys_that_nothing_reads_are_refused_unless_they_are_ignored(desk: Path, tmp_path: Path) -> None:
+    noise_picture(1).save(tmp_path / "a.png")
+    (tmp_path / "x.csv").write_text("image,caption,hint\na.png,A star.,Look.\n")
+    write_table(tmp_path / "x.parquet", range(1))
+    with pytest.raises(DataError, match=r"x\.csv:2: nothing reads the key 'hint'"):
+        data_of(desk, f"data.train={tmp_path}/x.csv")
+    _, data = data_of(desk, f"data.train={tmp_path}/x.csv", "data.unknown_keys=ignore")
+    assert data.feed.facts()["samples"] == 1
+    with pytest.raises(DataError, match="nothing reads the key 'hint'"):
+        list(data_of(desk, *stream_of(desk, f"data.train={{source: {tmp_path}/x.csv}}"))[1].feed.load())
+
+
+def test_rows_that_hold_an_error_are_left_out_and_said(desk: Path, tmp_path: Path) -> None:
+    noise_picture(1).save(tmp_path / "a.png")
+    rows = [
+        {"image": "a.png", "caption": "A star."},
+        *({"image": "b.png", "error": "It is damaged."} for _ in range(3)),
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said: list[str] = []
+    config = config_of(desk, f"data.train={tmp_path}/x.jsonl")
+    data = read_data(config, Replies(config, torch.device("cpu")), Together(0, 1), said.append)
+    assert data.feed.facts()["samples"] == 1
+    (line,) = said
+    assert re.fullmatch(r"Left out: .*x\.jsonl:2: the row holds an error .*: 'It is damaged\.'\. \(and 2 more\)", line)

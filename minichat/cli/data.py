@@ -16,6 +16,7 @@ from minichat.cli.shared import (
     SOME_FAILED,
     Device,
     Dtype,
+    Keys,
     Model,
     Precision,
     commands,
@@ -41,11 +42,6 @@ class Several(StrEnum):
     each = "each"
     first = "first"
     random = "random"
-
-
-class Keys(StrEnum):
-    refuse = "refuse"
-    ignore = "ignore"
 
 
 class Talk(StrEnum):

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from minichat.cli.shared import DEFAULT_MODEL, Device, Dtype, Model, Precision, commands, given, load_bot
+from minichat.cli.shared import DEFAULT_MODEL, Device, Dtype, Keys, Model, Precision, commands, given, load_bot
 
 if TYPE_CHECKING:
+    from minichat.data.example import Problem
+    from minichat.evaluate.files import Files
     from minichat.evaluate.report import Report
     from minichat.evaluate.run import Plan
 
@@ -46,6 +48,10 @@ def evaluate(
         list[Path] | None, typer.Option("--data", help="Your own file instead of scenes: COCO, VQAv2, POPE, JSONL.")
     ] = None,
     images: Annotated[Path | None, typer.Option("--images", help="Where its pictures are; default: beside it.")] = None,
+    unknown_keys: Annotated[
+        Keys | None,
+        typer.Option("--unknown-keys", help="Of --data: refuse keys that nothing reads, or ignore them."),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="How your captions or questions are asked for: '... {question}'.")
     ] = None,
@@ -82,6 +88,7 @@ def evaluate(
     for option, is_given, applies, use in (
         ("--data", data, task is not Task.all, "for one task: name it"),
         ("--images", images is not None, pictures, "for --data that names pictures: their folder"),
+        ("--unknown-keys", unknown_keys is not None, data, "for --data"),
         ("--prompt", prompt is not None, data and asks, "for captions and questions of your own: with --data"),
         ("--seed", seed is not None, not data, "of the held-out scenes: leave out --data"),
         ("--redrawn", redrawn is not None, not data and task in (Task.questions, Task.all), "for questions on scenes"),
@@ -94,14 +101,15 @@ def evaluate(
     tasks = CHAT_TASKS if task in (Task.all, None) else (task.value,)
     options = given(count=count, batch_size=batch_size, prompt=prompt, seed=seed, reranked=rerank, redrawn=redrawn)
     plan = Plan(tasks, blank=blank, **options)
+    files = _files(data, images, plan, unknown_keys)
     if out is None:
-        report = _measure(model, plan, tuple(data or ()), images, device, dtype)
+        report = _measure(model, plan, files, device, dtype)
     else:
         from minichat.disk import new_folder
         from minichat.errors import DataError
 
         with new_folder(out, DataError) as folder:  # made first: what stands in its way is told before hours of work
-            report = _measure(model, plan, tuple(data or ()), images, device, dtype)
+            report = _measure(model, plan, files, device, dtype)
             report.write_into(folder)
     typer.echo(report.to_markdown(), nl=False)
     for line in report.blind:
@@ -112,12 +120,23 @@ def evaluate(
         )
 
 
-def _measure(model: str, plan: Plan, data: tuple[Path, ...], images: Path | None, device: str, dtype: Dtype) -> Report:
+def _files(data: list[Path] | None, images: Path | None, plan: Plan, unknown_keys: Keys | None) -> Files | None:
+    if not data:
+        return None
     from minichat.evaluate.files import Files
+
+    told = given(unknown_keys=None if unknown_keys is None else unknown_keys.value)
+    return Files(tuple(data), images, plan.count, left_out=_left_out, **told)
+
+
+def _left_out(row: Problem) -> None:
+    typer.echo(f"Left out: {row}", err=True)
+
+
+def _measure(model: str, plan: Plan, files: Files | None, device: str, dtype: Dtype) -> Report:
     from minichat.evaluate.retrieval import can_retrieve, load_finder
     from minichat.evaluate.run import CHAT_TASKS, evaluate, search
 
-    files = Files(data, images, plan.count) if data else None
     if plan.tasks == ("retrieval",) or (plan.tasks == CHAT_TASKS and can_retrieve(model)):
         return search(load_finder(model, device, dtype.value, plan.batch_size), model, plan, files)
     return evaluate(load_bot(model, device, dtype), plan, files, source=model, progress=_progress)

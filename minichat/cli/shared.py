@@ -53,6 +53,13 @@ class Bits(StrEnum):
     four = "4bit"
 
 
+class Keys(StrEnum):
+    """What is done with keys of a record that nothing reads."""
+
+    refuse = "refuse"
+    ignore = "ignore"
+
+
 class Dtype(StrEnum):
     auto = "auto"
     float32 = "float32"

@@ -31,7 +31,7 @@ from minichat.data.features import (
     shard_file,
 )
 from minichat.disk import locked
-from minichat.errors import DataError, MiniChatError, SettingsError
+from minichat.errors import DataError, MiniChatError, SettingsError, shown
 from minichat.hardware.exhaustion import memory_told
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ def _parts(pictures: Iterable[tuple[Where, StoredPicture]], rank: int, processes
 
 def _share(picture: StoredPicture, processes: int) -> int:
     """Which process a picture is for: the same wherever it is asked."""
-    source = picture.source
-    held = source if isinstance(source, bytes) else repr(source).encode("utf-8", "surrogateescape")
-    return zlib.crc32(held) % processes
+    # One in memory is known by its content alone: its name may be every other's, too.
+    said = picture.key() if isinstance(picture.source, bytes) else repr(picture.source)
+    return zlib.crc32(said.encode("utf-8", "surrogateescape")) % processes
 
 
 def _opened(
@@ -158,8 +158,8 @@ class _Reader(Dataset[_Opened | MiniChatError]):
         key = hashlib.sha256(data).digest()
         if self.known.find(key) is not None:
             return _Opened(picture.name, place, key, None)
-        shown = StoredPicture(picture.name, data).open()
-        return _Opened(picture.name, place, key, self.processor.image_processor([shown])["pixel_values"])
+        opened = StoredPicture(picture.name, data).open()
+        return _Opened(picture.name, place, key, self.processor.image_processor([opened])["pixel_values"])
 
 
 class _Encoder:
@@ -190,7 +190,7 @@ class _Encoder:
         for found, one in zip(waiting, features, strict=True):
             if not one.isfinite().all():
                 raise DataError(
-                    f"The model sees something that is no number in the picture {found.name!r}: try another dtype."
+                    f"The model sees something that is no number in the picture {shown(found.name)}: try another dtype."
                 )
             self._shard.add(found.key, one)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from minichat.data.example import Member, StoredPicture
 from minichat.data.tables import Cell
 from minichat.disk import replace_file
-from minichat.errors import DataError
+from minichat.errors import DataError, shown
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration
@@ -120,15 +120,15 @@ class FeatureCache:
         entry = self.find(self.key(picture))
         if entry is None:
             raise DataError(
-                f"the picture {picture.name!r} is not among the features in {self.folder.name!r}: it is new or has "
-                "changed; compute them again, which only adds what is missing."
+                f"the picture {shown(picture.name)} is not among the features in {self.folder.name!r}: it is new or "
+                "has changed; compute them again, which only adds what is missing."
             )
         shard, record = self._homes[entry]
         data = bytearray(self._records[shard][record].tobytes())
         if zlib.crc32(data).to_bytes(SUM, "little") != self._entries[entry, KEY:].tobytes():
             raise DataError(
-                f"the features of the picture {picture.name!r} in {self.folder.name!r} are damaged: remove that folder "
-                "and compute them again."
+                f"the features of the picture {shown(picture.name)} in {self.folder.name!r} are damaged: remove that "
+                "folder and compute them again."
             )
         return torch.frombuffer(data, dtype=getattr(torch, self.origin.dtype)).view(self.origin.shape)
 

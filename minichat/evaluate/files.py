@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minichat.data import formats
 from minichat.data.example import Example, Problem, StoredPicture, Where
+from minichat.data.formats import coco
 from minichat.data.formats.lines import records
 from minichat.data.formats.record import Shelf, words
-from minichat.errors import DataError
+from minichat.disk import open_file
+from minichat.errors import DataError, shown
 from minichat.evaluate.captions import OwnCaption
 from minichat.evaluate.dialogue import OwnDialogue
 from minichat.evaluate.hallucination import SETTINGS, Poll
@@ -37,11 +39,17 @@ Record = tuple[Where, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Files:
-    """What a user gave: files, the folder of their pictures, and how many records to take (None: all)."""
+    """What a user gave: files, the folder of their pictures, and how many records to take (None: all).
+
+    `unknown_keys` is as `minichat.data.formats.read` takes it; `left_out` is told of rows that hold an error in place
+    of a caption.
+    """
 
     data: tuple[Path, ...]
     images: Path | None = None
     count: int | None = None
+    unknown_keys: str = "refuse"
+    left_out: Callable[[Problem], None] = lambda problem: None
 
     def captions(self) -> tuple[OwnCaption, ...]:
         """Pictures with all the captions that the files have for them."""
@@ -53,20 +61,18 @@ class Files:
         return tuple(OwnCaption(picture, tuple(texts), picture.name) for picture, texts in told.items())
 
     def _captions(self, path: Path) -> Iterator[tuple[StoredPicture, list[str]]]:
-        document = _document(path, ("images", "annotations"))
-        if document is not None:
-            where = Where(path.name)
-            names = {_id(where, image, "id"): _field(where, image, "file_name") for image in document["images"]}
-            for note in document["annotations"]:
-                picture = names.get(_id(where, note, "image_id"))
-                if picture is None:
-                    raise DataError(f"{where}: a caption is of the image {note['image_id']!r}, which is not listed.")
-                yield self._picture(where, path, picture), [_text(where, note, "caption")]
+        if coco.is_document(_document(path, ())):
+            for example in self._examples(path):
+                picture, texts = _pair(example)
+                yield _there(example.where, picture), texts
         elif path.is_dir() or path.suffix.lower() not in (".json", ".jsonl") or _talks(path):
             for example in self._examples(path):
                 yield _pair(example)
         else:
             for where, record in _records(path):
+                if record.get("error") and "caption" not in record:  # of `minichat caption`
+                    self.left_out(Problem(where, f"the row holds an error: {shown(record['error'])}."))
+                    continue
                 key = next((key for key in ("captions", "references", "caption") if key in record), "text")
                 yield self._picture(where, path, _field(where, record, "image")), _texts(where, record, key)
 
@@ -132,7 +138,8 @@ class Files:
         return tuple((path.name, StoredPicture(path.name, path)) for path in find_pictures(self.data)[: self.count])
 
     def _examples(self, path: Path) -> Iterator[Example]:
-        return formats.read(path) if self.images is None else formats.read(path, pictures=self.images)
+        options: dict[str, Any] = {} if self.images is None else {"pictures": self.images}
+        return formats.read(path, left_out=self.left_out, unknown_keys=self.unknown_keys, **options)
 
     def _room(self, taken: int) -> bool:
         return self.count is None or taken < self.count
@@ -143,9 +150,14 @@ class Files:
             picture = Shelf(folder).picture(name)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
-        if not os.path.isfile(folder / picture.name):
-            raise DataError(f"{where}: the picture {picture.name!r} is missing: say with --images where pictures are.")
-        return picture
+        return _there(where, picture)
+
+
+def _there(where: Where, picture: StoredPicture) -> StoredPicture:
+    """The picture. Raises `DataError` where it is a file that is missing."""
+    if isinstance(picture.source, Path) and not os.path.isfile(picture.source):
+        raise DataError(f"{where}: the picture {shown(picture.name)} is missing: say with --images where pictures are.")
+    return picture
 
 
 def _document(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
@@ -153,7 +165,8 @@ def _document(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
     if path.is_dir():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        with open_file(path) as file:
+            content = json.loads(file.read().decode("utf-8-sig"))
     except FileNotFoundError:
         raise DataError(f"{path.name!r} was not found: check the path.") from None
     except OSError as error:

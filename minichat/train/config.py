@@ -13,6 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from minichat.disk import open_file
 from minichat.errors import SettingsError
 from minichat.train.new_parts import NewLanguage, NewVision
 from minichat.train.pretraining_options import NewQFormer, PretrainingOptions
@@ -310,11 +311,15 @@ def read_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
     """A YAML file with overrides, checked. Raises `SettingsError`, naming the field, for anything that is not right."""
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8")
+        with open_file(file) as opened:
+            text = opened.read().decode("utf-8")
     except FileNotFoundError:
         raise SettingsError(f"There is no configuration {os.fspath(path)!r}: check the path.") from None
-    except (OSError, UnicodeDecodeError):
-        raise SettingsError(f"The configuration {file.name!r} cannot be read as text: check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise SettingsError(
+            f"The configuration {file.name!r} cannot be read as text ({reason}): check the path."
+        ) from None
     content = read_yaml(text, file.name)
     if content is None:
         content = {}
