@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from PIL import Image
@@ -24,10 +24,21 @@ if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration
     from minichat.prompt.processing import MiniChatProcessor
 
-__all__ = ["ChatSession", "MiniChat"]
+__all__ = ["Caption", "ChatSession", "MiniChat"]
 
 CAPTION_PROMPT = "Describe this image in detail."
 _PICTURES_AT_ONCE = 8
+
+
+class Caption(str):
+    """What was said of a picture. `finish` is "stop", or "length" where the limit of tokens cut it off."""
+
+    finish: Literal["stop", "length"]
+
+    def __new__(cls, text: str, finish: Literal["stop", "length"] = "stop") -> Self:
+        made = super().__new__(cls, text)
+        made.finish = finish
+        return made
 
 
 class MiniChat:
@@ -71,17 +82,17 @@ class MiniChat:
         self,
         images: Sequence[Source | Sequence[Source]],
         prompt: str | Sequence[str] | None = None,
-        max_new_tokens: int = 60,
+        max_new_tokens: int = GenerationSettings.max_new_tokens,
         batch_size: int = 8,
         **settings: Any,
-    ) -> list[str]:
-        """Describe each picture; `batch_size` of them at a time.
+    ) -> list[Caption]:
+        """Describe each picture; `batch_size` of them at a time. A caption is a string that says how it ended.
 
         Args:
             images: what `minichat.images.load` takes, one or several pictures for each caption.
             prompt: the question, or one for each caption; by default a request for a detailed description. "" for a
                 model that learnt from pictures and texts without a question.
-            max_new_tokens: a caption is cut after so many.
+            max_new_tokens: a caption is cut after so many, and its `finish` is then "length".
             settings: as for `GenerationSettings`.
 
         Raises:
@@ -98,14 +109,14 @@ class MiniChat:
         prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(rows):
             raise PromptError(f"There are {len(prompts)} prompts for {len(rows)} captions: give one, or one for each.")
-        captions: list[str] = []
+        captions: list[Caption] = []
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
             asked = [Conversation().user(text, row) for text, row in zip(prompts[part], rows[part], strict=True)]
             captions += self._answer_all(asked, chosen)
         return captions
 
-    def _answer_all(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[str]:
+    def _answer_all(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[Caption]:
         rendered = [self.processor.render(c, add_generation_prompt=True) for c in conversations]
         for conversation, prompt in zip(conversations, rendered, strict=True):
             check_fits(conversation, len(prompt.ids), settings.max_new_tokens, self.context)
@@ -121,7 +132,7 @@ class MiniChat:
             self.stops,
             turnstile=self.turnstile,
         )
-        return [reply.text for reply in replies]
+        return [Caption(reply.text, "stop" if reply.finished else "length") for reply in replies]
 
     def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Pictures → their features (I, n, D) before the projection, a few at a time."""

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from minichat import cli, images
-from minichat.caption import Row, append_row, caption_paths
+from minichat.caption import Row, append_row, caption_paths, named_from
 from minichat.errors import ContextError, DataError, ImageError, SettingsError
 
 
@@ -198,6 +198,30 @@ def test_a_row_is_one_line_of_json_whatever_its_name():
             assert record.pop("image") == name
             assert record == ({"caption": row.caption} if row.caption else {"error": row.error})
     assert "码" in Row("码.png", caption="c").to_json()
+    assert json.loads(Row("a.png", caption="A red", cut=True).to_json())["finish"] == "length"
+
+
+def test_on_another_drive_paths_are_absolute(monkeypatch):
+    def refused(path, start):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", refused)
+    assert named_from("a.png", "out") == os.path.abspath("a.png")
+
+
+def test_a_line_that_is_interrupted_is_taken_back(tmp_path):
+    class Interrupted(io.FileIO):
+        parts = 0
+
+        def write(self, data) -> int:
+            self.parts += 1
+            if self.parts == 2:
+                raise KeyboardInterrupt
+            return super().write(bytes(data)[:9])
+
+    with Interrupted(tmp_path / "out.jsonl", "xb") as file, pytest.raises(KeyboardInterrupt):
+        append_row(file, Row("a.png", caption="red"))
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
 class FullDisk(io.FileIO):

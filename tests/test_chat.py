@@ -19,6 +19,7 @@ from minichat.history import as_published, fit, without_oldest
 from minichat.prompt.conversation import Conversation, Picture, Text
 from minichat.prompt.template import TEMPLATES
 from minichat.session import ChatSession
+from minichat.stopping import Stops
 from tests.tiny import counting, noise_picture, saying, spell, tensor_bytes, tiny_bot
 
 QUESTIONS = ("What is it?", "And the boat?", "How many stars are there?", "Which is larger?", "Is it red?")
@@ -643,6 +644,17 @@ def test_captions_in_batches_are_one_by_one(bot: MiniChat, settings: dict[str, A
     ]
     assert sessions == alone
     assert len(set(alone)) > 4
+
+
+def test_a_caption_says_whether_it_was_cut_off(bot: MiniChat) -> None:
+    picture = noise_picture(1)
+    (cut,) = bot.caption([picture], max_new_tokens=3)
+    assert cut.finish == "length"
+    said = bot.chat(max_new_tokens=3).ask("Describe this image in detail.", [picture])
+    assert cut == said and type(said) is str
+    other = tiny_bot()
+    other.stops = Stops((), tuple((token,) for token in range(other.model.config.text_config.vocab_size)))
+    assert other.caption([picture], max_new_tokens=3)[0].finish == "stop"  # whatever comes first ends it
 
 
 def test_a_caption_may_be_asked_for_without_a_word(bot: MiniChat) -> None:

@@ -176,7 +176,8 @@ def test_caption_writes_a_line_for_each_picture(bot, folder):
     assert result.exit_code == 3
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row.get("caption") for row in rows] == ["3 wide", "4 wide", None]
-    assert [Path(row["image"]) for row in rows] == [folder / "3.png", folder / "4.png", folder / "broken.jpg"]
+    assert [Path(row["image"]).resolve() for row in rows] == [folder / n for n in ("3.png", "4.png", "broken.jpg")]
+    assert not any(os.path.isabs(row["image"]) for row in rows)  # as seen from the current folder
     assert "not a picture" in rows[2]["error"]
     assert result.stderr == "3 pictures: 2 captioned, 1 failed.\n"
 
@@ -191,7 +192,7 @@ def test_caption_to_a_file(bot, folder, tmp_path):
     out = tmp_path / "captions.jsonl"
     assert run("caption", folder / "4.png", "--out", out).stdout == ""
     before = out.read_bytes()
-    assert json.loads(before) == {"image": str(folder / "4.png"), "caption": "4 wide"}
+    assert json.loads(before) == {"image": os.path.join("shots", "4.png"), "caption": "4 wide"}
     again = run("caption", folder, "--out", out)
     assert again.exit_code == 1
     assert again.stderr == f"minichat: '{out}' exists already: remove it, or name another file.\n"
@@ -248,7 +249,66 @@ def test_stopping_leaves_whole_lines(folder, tmp_path, number, code):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == [str(folder / "3.png")]
+    assert [json.loads(line)["image"] for line in out.read_text().splitlines()] == ["shots/3.png"]
+    assert f"1 of 3 pictures have their rows in '{out}', which is kept; the next is '{folder / '4.png'}'." in errors
+    assert errors.count("\n") <= 4, errors
+
+
+def test_stopping_before_the_first_caption_leaves_nothing(folder, tmp_path):
+    out = tmp_path / "captions.jsonl"
+    process = start("caption", folder, "--out", out, SLOW="9")
+    assert process.stderr.readline() == "captioning\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "minichat: Stopped: nothing was written." in errors
+    assert not out.exists()
+
+
+def test_paths_are_seen_from_the_outputs_folder(bot, folder, tmp_path, monkeypatch):
+    """So every reader of ours, which looks beside the file, takes it as it is; also where folders are links."""
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    (tmp_path / "shown").symlink_to(folder)
+    odd = ["two\nlines.png", "码.png", os.fsdecode(b"not\xffutf8.png")]
+    for name in odd:
+        Image.new("RGB", (5, 2)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    inputs = ["shots/3.png", "shown/4.png", "link/../../shots/4.png", tmp_path / "shots" / "broken.jpg", *odd]
+    for out in ("far/a.jsonl", "link/b.jsonl", "c.jsonl"):
+        assert run("caption", *inputs, "--out", out).exit_code == 3
+        rows = [json.loads(line) for line in Path(out).read_text().splitlines()]
+        assert len(rows) == len(inputs)
+        for row, given in zip(rows, inputs, strict=True):
+            assert not os.path.isabs(row["image"])
+            assert os.path.samefile(Path(out).parent / row["image"], given)
+    assert [json.loads(line)["image"] for line in Path("c.jsonl").read_text().splitlines()][:2] == [
+        os.path.join("shots", "3.png"),
+        os.path.join("shown", "4.png"),
+    ]
+    (row,) = map(json.loads, run("caption", "shots/3.png", "--absolute").stdout.splitlines())
+    assert row["image"] == str(folder / "3.png")
+
+
+def test_data_takes_what_caption_wrote(bot, folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    run("caption", folder / "3.png", folder / "4.png", "--out", tmp_path / "out" / "captions.jsonl")
+    checked = run("data", "check", tmp_path / "out" / "captions.jsonl")
+    assert checked.exit_code == 0, checked.output
+    assert "Records: 2. Good: 2." in checked.stdout
+
+
+def test_a_caption_that_is_cut_off_is_marked_and_counted(bot, folder, monkeypatch):
+    from minichat.chat import Caption
+
+    said = iter((Caption("It is red and", "length"), Caption("It is red.")))
+    monkeypatch.setattr(bot, "caption", lambda pictures, **settings: [next(said) for _ in pictures])
+    result = run("caption", folder / "3.png", folder / "4.png", "--max-new-tokens", "4")
+    assert result.exit_code == 0
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row.get("finish") for row in rows] == ["length", None]
+    summary = 'Cut off after 4 tokens, and marked "finish": "length": 1. --max-new-tokens allows more.'
+    assert result.stderr.startswith("2 pictures: 2 captioned, 0 failed.\n" + summary)
 
 
 def test_a_reader_that_leaves_is_no_traceback(folder):

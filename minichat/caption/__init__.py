@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minichat.caption.rows import Row, append_row, caption_paths
+from minichat.caption.rows import Row, append_row, caption_paths, named_from
 from minichat.folders import Skipped, find_pictures
 
-__all__ = ["Row", "Skipped", "append_row", "caption_paths", "find_pictures"]
+__all__ = ["Row", "Skipped", "append_row", "caption_paths", "find_pictures", "named_from"]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from minichat import images
@@ -22,16 +23,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture's outcome: a caption, or the error that stands in its place."""
+    """One picture's outcome: a caption, or the error that stands in its place.
+
+    `cut` says that the limit of tokens cut the caption off.
+    """
 
     image: str
     caption: str | None = None
     error: str | None = None
+    cut: bool = False
 
     def to_json(self) -> str:
-        """`{"image": …, "caption": …}` or `{"image": …, "error": …}`, in one line without its end."""
+        """`{"image": …, "caption": …}` or `{"image": …, "error": …}`, in one line without its end.
+
+        A caption that was cut off has `"finish": "length"`, too.
+        """
         outcome = {"caption": self.caption} if self.error is None else {"error": self.error}
-        return json_line({"image": self.image, **outcome})
+        return json_line({"image": self.image, **outcome, **({"finish": "length"} if self.cut else {})})
+
+
+def named_from(path: str, folder: str | os.PathLike[str] | None) -> str:
+    """The path as seen from `folder`, wherever links lead; None, or a folder on another drive: the absolute one."""
+    whole = os.path.join(os.getcwd(), path)
+    if os.pardir in Path(path).parts:  # after a link it leads to where the link does
+        whole = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
+    if folder is None:
+        return os.path.abspath(whole)
+    try:
+        return os.path.relpath(whole, os.path.realpath(folder))
+    except ValueError:  # on Windows there is no way from one drive to another
+        return os.path.abspath(whole)
 
 
 def append_row(file: IO[bytes], row: Row) -> None:
@@ -46,12 +67,12 @@ def append_row(file: IO[bytes], row: Row) -> None:
         while line:
             line = line[file.write(line) :]  # a full disk takes a part first, and raises next time
         file.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if start is not None:
+    except BaseException as error:  # also Ctrl-C, between two parts of a line
+        if start is not None and line:
             with suppress(OSError):  # a device has no end to cut
                 file.truncate(start)
+        if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+            raise
         raise DataError(f"The captions cannot be written ({error.strerror}): those so far are kept.") from None
 
 
@@ -146,7 +167,8 @@ class _Captioner:
             raise
         except Exception as error:  # also torch's OutOfMemoryError, which is a RuntimeError
             return error.with_traceback(None)
-        rows += [Row(path, caption=caption) for (path, _), caption in zip(part, captions, strict=True)]
+        for (path, _), caption in zip(part, captions, strict=True):
+            rows.append(Row(path, caption=caption, cut=getattr(caption, "finish", "stop") == "length"))
         return None
 
 
