@@ -19,8 +19,9 @@ from minichat.errors import DataError, SettingsError
 from minichat.load import load
 from minichat.model.pretraining import QFormerPretraining
 from minichat.prompt.wordpiece import read_wordpiece
-from minichat.scenes.description import NONE, TOKENS, WORDS, description
+from minichat.scenes.description import LEVELS, NONE, SYMBOLS, TOKENS, WORDS, description
 from minichat.train.config import Config, read_config
+from minichat.train.described import word_vectors
 from minichat.train.loop import train
 from minichat.train.naming import KINDS, Naming
 from minichat.train.stage import Batch
@@ -176,12 +177,12 @@ def test_a_run_from_a_runs_folder_keeps_its_own_record(begun: Path, tmp_path: Pa
         assert (first / name).read_bytes() != (second / name).read_bytes(), name
 
 
-def test_a_model_without_the_words_is_refused(begun: Path, tmp_path: Path) -> None:
+def test_a_model_with_other_image_tokens_is_refused(begun: Path, tmp_path: Path) -> None:
     llm = str(begun.parent / "llm")
     joined = convert(
         tmp_path / "joined", blip2=str(begun.parent / "qformer"), no_qformer=True, llm=llm, template="minigpt-v2"
     )
-    with pytest.raises(SettingsError, match=r"has no words for 32 places.*stage language"):
+    with pytest.raises(SettingsError, match=r"has 1 tokens .* for 32 places"):
         Naming(config(joined, tmp_path / "out"), CPU)
 
 
@@ -192,3 +193,28 @@ def test_what_is_not_drawn_is_refused(stage: Naming) -> None:
     turns = (Turn("user", ("What?",)), Turn("assistant", ("A star.",)))
     with pytest.raises(DataError, match=r"a.jsonl:1: there is no picture"):
         stage.collate([stage.render(Example(turns, Where("a.jsonl", 1)))])
+
+
+class Words:
+    """A tokenizer of another LLM: a piece for each letter."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+def test_another_llm_names_things_in_its_own_words() -> None:
+    """Words are the mean of their pieces; neighbouring places are alike; symbols are as long as a word, and fixed."""
+    torch.manual_seed(0)
+    embeddings = torch.randn(128, 64)
+    vectors = dict(zip(WORDS, word_vectors(Words(), embeddings), strict=True))  # type: ignore[arg-type]
+    torch.testing.assert_close(vectors["red"], embeddings[[ord(letter) for letter in " red"]].mean(0))
+    assert torch.equal(vectors["<x3>"], word_vectors(Words(), embeddings)[WORDS.index("<x3>")])  # type: ignore[arg-type]
+    length = torch.stack([vectors[word] for word in WORDS if word not in SYMBOLS]).norm(dim=-1).mean()
+    torch.testing.assert_close(
+        torch.stack([vectors[word] for word in SYMBOLS]).norm(dim=-1), length.expand(len(SYMBOLS))
+    )
+    for axis in "xy":
+        row = torch.stack([vectors[f"<{axis}{level}>"] for level in range(LEVELS)])
+        apart = torch.cdist(row, row)
+        assert all(apart[level, level + 1] < apart[level, level + 8] for level in range(LEVELS - 8))
+        assert apart[~torch.eye(LEVELS, dtype=torch.bool)].min() > 0.1 * length  # and no two are the same

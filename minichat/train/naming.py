@@ -2,12 +2,12 @@
 
 The LLaMA of the stage `language` has read descriptions where a picture's tokens will be. Where what is drawn is known,
 Q-Former and projection can be told place by place what to write there, before the replies' loss asks for it through the
-whole LLM. No LLM runs here, its embeddings alone are read.
+whole LLM. For an LLM that others trained, it is a beginning in its own words (`described.word_vectors`). No LLM runs
+here, its embeddings alone are read.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,17 +19,15 @@ from torch.nn.functional import cross_entropy
 
 from minichat.data.rows import Row
 from minichat.errors import DataError, SettingsError
-from minichat.prompt.tokenizer import SentencePieceTokenizer
 from minichat.scenes.description import LEVELS, NONE, OUTSIDE, PLACES, TOKENS, WORDS, description, outside_description
 from minichat.scenes.truth import NUMBERS
 from minichat.scenes.world import BACKGROUNDS, COLOURS, MAX_THINGS, SHAPES, SIZES
 from minichat.train.config import Config
-from minichat.train.described import drawn, in_numbers, summed
+from minichat.train.described import drawn, in_numbers, summed, word_vectors
 from minichat.train.network import open_bot
 from minichat.train.optimizer import trained
 from minichat.train.result import write_result
 from minichat.train.stage import Batch, Stage
-from minichat.train.vocabulary import word_ids
 
 if TYPE_CHECKING:
     from minichat.data.example import Example
@@ -50,7 +48,7 @@ _NUMBER = {word: number for number, word in enumerate(WORDS)}
 
 
 class Naming(Stage):
-    """What each of the 32 places of a drawn picture should come to mean, in the embeddings of a LLaMA of `language`."""
+    """What each of the 32 places of a drawn picture should come to mean, in the embeddings of an LLM."""
 
     trainable: ClassVar[tuple[str, ...]] = ("bridge", "projection")
     unused: ClassVar[tuple[str, ...]] = (
@@ -62,13 +60,17 @@ class Naming(Stage):
     )
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        """Raises what loading raises, and `SettingsError` for a model that has no words for scenes."""
+        """Raises what loading raises, and `SettingsError` for a model with another number of image tokens."""
         self.bot = open_bot(config.model, config.trainable or self.trainable, device)
         self.model: Any = self.bot.model
         self._processor = self.bot.processor
-        ids = self._ids(config.model.name)
-        weight = self.model.get_input_embeddings().weight.detach().float()
-        self._words = weight[torch.tensor([ids[word] for word in WORDS], device=device)]  # (W, H)
+        if (tokens := self.model.config.num_image_tokens) != TOKENS:
+            raise SettingsError(
+                f"A picture has {tokens} tokens in the model {config.model.name!r}, but the stage naming has words for "
+                f"{TOKENS} places of one: use a model with a Q-Former of so many queries."
+            )
+        embeddings = self.model.get_input_embeddings().weight.detach().float()
+        self._words = word_vectors(self._processor.content_tokenizer, embeddings)  # (W, H)
         self._apart = torch.cdist(self._words, self._words).square()  # (W, W)
         self._unit = _SPREAD * self._words.square().sum(-1).mean()
         alike = torch.zeros(len(WORDS), len(WORDS), dtype=torch.bool)
@@ -77,17 +79,6 @@ class Naming(Stage):
             alike[of[:, None], of] = True
         self._other_kind = ~alike.to(device)
         self.longest = TOKENS
-
-    def _ids(self, name: str) -> dict[str, int]:
-        """Of `WORDS`, in the model's tokenizer."""
-        tokenizer = self._processor.content_tokenizer
-        if isinstance(tokenizer, SentencePieceTokenizer) and self.model.config.num_image_tokens == TOKENS:
-            with contextlib.suppress(KeyError):
-                return word_ids(tokenizer)
-        raise SettingsError(
-            f"The model {name!r} has no words for {TOKENS} places of a drawn picture: the stage naming needs an LLM of "
-            "the stage language."
-        )
 
     def render(self, example: Example) -> Row:
         """Its pictures alone."""
