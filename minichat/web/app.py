@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import secrets
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from minichat import images
 from minichat.web import settings
 from minichat.web.examples import EXAMPLES
-from minichat.web.handlers import IDLE, Handlers
+from minichat.web.handlers import BUSY, IDLE, TEXT, Handlers
 from minichat.web.limits import Limits
 from minichat.web.store import Sessions, Uploads
+from minichat.web.waiting import Waiting
 
 TINY = "minichat-tiny"
 
@@ -32,6 +35,7 @@ class Page(gr.Blocks):
 
     sessions: Sessions
     uploads: Uploads
+    waiting: Waiting
     limits: Limits
 
 
@@ -57,12 +61,13 @@ def build_app(bot: Any, limits: Limits = Limits()) -> Page:  # noqa: B008 (froze
     page.sessions, page.limits = Sessions(bot.chat, limits), limits
     # Gradio serves and reads files below its own folder only.
     page.uploads = Uploads(Path(get_upload_folder()) / f"minichat-{secrets.token_hex(8)}", limits)
-    listeners = Handlers(page.sessions, page.uploads, fields, limits)
+    page.waiting = Waiting(page)
+    listeners = Handlers(page.sessions, page.uploads, page.waiting, fields, limits)
     with page:
         new = _head(bot.name)
         with gr.Row(elem_id="mc-body"):
             with gr.Column(elem_id="mc-main"):
-                chat, box = _conversation(limits)
+                chat, box = _conversation()
             with gr.Column(elem_id="mc-side"):
                 scenes = _scenes()
                 if bot.name == TINY:
@@ -84,7 +89,7 @@ def _head(name: str) -> gr.Button:
         return gr.Button("New chat", size="sm", variant="secondary", elem_id="mc-new")
 
 
-def _conversation(limits: Limits) -> tuple[gr.Chatbot, gr.MultimodalTextbox]:
+def _conversation() -> tuple[gr.Chatbot, gr.MultimodalTextbox]:
     chat = gr.Chatbot(
         label="Conversation",
         show_label=False,
@@ -108,10 +113,10 @@ def _conversation(limits: Limits) -> tuple[gr.Chatbot, gr.MultimodalTextbox]:
         show_label=False,
         placeholder="Ask about a picture…",
         elem_id="mc-box",
-        file_types=["image"],
+        file_types=["image", *images.SUFFIXES, TEXT],  # browsers do not know all of the endings for pictures
         file_count="multiple",
         sources=["upload"],
-        max_plain_text_length=limits.characters,
+        max_plain_text_length=2**31 - 1,  # never a file; how long a message may be, the listener says
         max_lines=8,
         html_attributes=gr.InputHTMLAttributes(spellcheck=True),
         autofocus=False,
@@ -161,13 +166,22 @@ def _connect(
         "api_visibility": "private",
     }
     direct = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    box.submit(listeners.submit, [box, *controls], **answer)
-    for scene, example in zip(scenes, EXAMPLES, strict=True):
-        scene.click(listeners.example(example), controls, **answer)
-    chat.retry(listeners.retry, controls, **answer)
-    chat.edit(listeners.edit, controls, **answer)
+    asking = [
+        (box.submit, listeners.submit, [box, *controls]),
+        *((scene.click, listeners.example(example), controls) for scene, example in zip(scenes, EXAMPLES, strict=True)),
+        (chat.retry, listeners.retry, controls),
+        (chat.edit, listeners.edit, controls),
+    ]
+    for event, listener, inputs in asking:
+        # The browser itself shows the button to stop, since the message may have to wait for its turn.
+        event(None, None, box, js=_buttons(BUSY), **direct)
+        event(listener, inputs, **answer).failure(None, None, box, js=_buttons(IDLE), **direct)
     chat.undo(listeners.undo, None, [chat, box], **direct)
-    box.stop(listeners.stop, None, None, **direct)
+    box.stop(listeners.stop, None, box, **direct)
     for cleared in (chat.clear, new.click):
         cleared(listeners.clear, None, [chat, box], **direct)
-    page.unload(listeners.leave)
+
+
+def _buttons(shown: dict[str, bool]) -> str:
+    """JavaScript that shows the message box's buttons so."""
+    return f"() => ({json.dumps({'__type__': 'update', **shown})})"

@@ -4,15 +4,21 @@ Gradio serves any cached file to anyone who knows its address, and takes a sessi
 gets a secret cookie, and behind the door
 - a session id is replaced by one made of the cookie and the id: another visitor's id names nothing here;
 - an uploaded file can be fetched, or used in a message, only by the visitor who uploaded it;
-- only the routes that the page itself uses exist, bodies have a bound, and the page may load nothing from elsewhere.
+- only the routes that the page itself uses exist, bodies have a bound, and the page may load nothing from elsewhere;
+- a message names a listener of the page and has a value for each of its inputs, so that whatever else is wrong with it
+  reaches the listener, which names the field;
+- a visitor, and an address, has a share of the queue.
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import re
 import secrets
+from collections import Counter
+from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -25,11 +31,12 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minichat.web.limits import Limits
-from minichat.web.store import Uploads
+from minichat.web.store import Sessions, Uploads, share_of_address
+from minichat.web.waiting import Waiting
 
 COOKIE = "minichat_visitor"
 API = "/gradio_api"
-MAX_JSON = 2**20
+JOINED = "minichat.joined"  # in a request's scope: when it came, on the clock of `Sessions`
 
 _VISITOR = re.compile(r"[A-Za-z0-9_-]{43}")
 _GET = re.compile(
@@ -69,18 +76,50 @@ def visitor_of(headers: Headers | Any) -> str | None:
     return cookie.value if cookie is not None and _VISITOR.fullmatch(cookie.value) else None
 
 
+def address_of(client: tuple[str, int] | None) -> str:
+    """The address to count a visitor by; "" for loopback, behind which may be everyone whom a proxy lets in.
+
+    Of IPv6 the first 64 bits, since a single customer gets all addresses that share them.
+    """
+    try:
+        address = ipaddress.ip_address(client[0] if client else "")
+    except ValueError:  # no address: a Unix socket, a test's client
+        return ""
+    if address.is_loopback:
+        return ""
+    return str(address) if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
 def private_id(visitor: str, name: str) -> str:
     """The id behind the door of what a visitor calls `name`: unguessable, and different for every visitor."""
-    return hashlib.sha256(f"{visitor}/{name}".encode()).hexdigest()[:40]
+    return hashlib.sha256(f"{visitor}/{name}".encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 
 class Guard:
-    """ASGI middleware around Gradio's application."""
+    """ASGI middleware around Gradio's application.
 
-    def __init__(self, app: ASGIApp, uploads: Uploads, limits: Limits) -> None:
+    Args:
+        inputs: how many values each listener of the page takes, by the listener's number.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        sessions: Sessions,
+        uploads: Uploads,
+        waiting: Waiting,
+        inputs: Mapping[int, int],
+        limits: Limits,
+    ) -> None:
         self._app = app
+        self._sessions = sessions
         self._uploads = uploads
+        self._waiting = waiting
+        self._inputs = inputs
         self._limits = limits
+        self._max_json = 2**16 + 7 * limits.characters  # a character is 6 bytes at most, save for rare ones
+        self._joining: Counter[str] = Counter()  # requests on their way into the queue, by visitor and by address
+        self._uploading: Counter[str] = Counter()  # bytes on their way, by visitor
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -113,25 +152,68 @@ class Guard:
         if visitor is None:
             raise Refusal(403, "Open the page first, with cookies allowed.")
         scope = dict(scope)
-        if route.startswith("/heartbeat/"):
-            key = private_id(visitor, route.removeprefix("/heartbeat/"))
-            scope["path"] = f"{API}/heartbeat/{key}"
-            scope["raw_path"] = scope["path"].encode()
-        elif route.startswith("/file="):
-            if not self._uploads.owns(route.removeprefix("/file="), visitor):
-                raise Refusal(404, "There is no such file here.")
-            send = _with_headers(send, {"Cache-Control": "private, no-store"})
-        elif method == "POST" and route != "/upload":
-            receive = await self._private_body(scope, receive, visitor)
         scope["query_string"] = _private_query(scope["query_string"], visitor)
         if route == "/upload":
             await self._take_upload(scope, receive, send, visitor)
+        elif route.startswith("/heartbeat/"):
+            await self._stay(scope, receive, send, visitor, private_id(visitor, route.removeprefix("/heartbeat/")))
+        elif route.startswith("/file="):
+            if not self._uploads.owns(route.removeprefix("/file="), visitor):
+                raise Refusal(404, "There is no such file here.")
+            await self._app(scope, receive, _with_headers(send, {"Cache-Control": "private, no-store"}))
+        elif method == "POST":
+            await self._take_message(scope, receive, send, visitor, waits=route == "/queue/join")
         else:
             await self._app(scope, receive, send)
 
-    async def _private_body(self, scope: Scope, receive: Receive, visitor: str) -> Receive:
-        """Read a JSON body, check the files it names, put in the private session id, and hand it on."""
-        body = b""
+    async def _stay(self, scope: Scope, receive: Receive, send: Send, visitor: str, key: str) -> None:
+        """The connection that a page holds for as long as it is open."""
+        scope["path"] = f"{API}/heartbeat/{key}"
+        scope["raw_path"] = scope["path"].encode()
+        self._sessions.enter(key)
+        self._uploads.enter(visitor)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._uploads.leave(visitor)
+            self._sessions.leave(key)
+
+    async def _take_message(self, scope: Scope, receive: Receive, send: Send, visitor: str, waits: bool) -> None:
+        """Hand a message on as Gradio expects it, into the queue where it waits for its turn."""
+        scope[JOINED] = self._sessions.now()
+        content = await self._read_json(receive)
+        if not all(self._uploads.owns(path, visitor) for path in _paths(content)):
+            raise Refusal(403, "A picture of this message is no longer here: take it out and upload it again.")
+        content["session_hash"] = private_id(visitor, content["session_hash"])
+        body = json.dumps(content).encode()
+        others = [(key, value) for key, value in scope["headers"] if key != b"content-length"]
+        scope["headers"] = [*others, (b"content-length", str(len(body)).encode())]
+        receive = _replay(body, receive)
+        if not waits:
+            await self._app(scope, receive, send)
+            return
+        address = address_of(scope.get("client"))
+        self._check_queue(visitor, address)
+        self._joining.update((visitor, address))
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._joining.subtract((visitor, address))
+            self._joining += Counter()  # forgets what is at 0
+
+    def _check_queue(self, visitor: str, address: str) -> None:
+        """Refuse a message of someone whose share of the queue is full."""
+        mine = self._waiting.count(lambda request: visitor_of(request.headers) == visitor) + self._joining[visitor]
+        if mine >= self._limits.queue_per_visitor:
+            raise Refusal(429, f"You have {mine} messages that wait for a reply: wait for one of them.")
+        if address:
+            near = self._waiting.count(lambda request: address_of(request.client) == address) + self._joining[address]
+            if near >= share_of_address(self._limits.queue):
+                raise Refusal(429, f"{near} messages from your network wait for a reply: try again in a minute.")
+
+    async def _read_json(self, receive: Receive) -> dict[str, Any]:
+        """The body of a message: a listener's number, a value for each of its inputs, and whose they are."""
+        body = bytearray()
         more = True
         while more:
             message = await receive()
@@ -139,21 +221,26 @@ class Guard:
                 raise Refusal(400, "The request broke off.")
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > MAX_JSON:
-                raise Refusal(413, f"A message may have at most {MAX_JSON} bytes.")
+            if len(body) > self._max_json:
+                raise Refusal(413, f"A message may have at most {self._limits.characters} characters; this is longer.")
         try:
-            content = json.loads(body)
+            content = json.loads(body, parse_int=_number)
         except (ValueError, RecursionError):
             raise Refusal(400, "The request is no valid JSON.") from None
         if not isinstance(content, dict) or not isinstance(content.get("session_hash"), str):
-            raise Refusal(400, "The request has no session_hash.")
-        if not all(self._uploads.owns(path, visitor) for path in _paths(content)):
-            raise Refusal(403, "A picture of this message is no longer here: upload it again.")
-        content["session_hash"] = private_id(visitor, content["session_hash"])
-        body = json.dumps(content).encode()
-        others = [(key, value) for key, value in scope["headers"] if key != b"content-length"]
-        scope["headers"] = [*others, (b"content-length", str(len(body)).encode())]
-        return _replay(body, receive)
+            raise Refusal(400, "The request has no session_hash, which must be a text.")
+        listener, data, event = content.get("fn_index"), content.get("data"), content.get("event_data")
+        if isinstance(listener, bool) or not isinstance(listener, int) or listener not in self._inputs:
+            raise Refusal(400, "fn_index must be the number of a listener of this page.")
+        if not isinstance(data, list) or len(data) != self._inputs[listener]:
+            raise Refusal(400, f"data must be a list of {self._inputs[listener]} values.")
+        given = event if isinstance(event, dict) else {}
+        return {
+            "data": data,
+            "event_data": {name: given.get(name) for name in ("index", "value", "previous_value")},
+            "fn_index": listener,
+            "session_hash": content["session_hash"],
+        }
 
     async def _take_upload(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
         """Take pictures in, in Gradio's stead: its own parser leaves files behind when an upload is broken off."""
@@ -161,24 +248,36 @@ class Guard:
         most, each = limits.pictures_per_message, limits.upload_bytes
         sentence = f"Upload at most {most} pictures of {each / 2**20:.3g} MB at a time."
         too_large = Refusal(413, sentence)
-        if not self._uploads.has_room():
-            raise Refusal(503, "Too many pictures are waiting on this server: try again in a few minutes.")
-        length = Headers(scope=scope).get("content-length", "")
-        if not length.isdecimal():
+        stated = Headers(scope=scope).get("content-length", "")
+        if not stated.isdecimal() or len(stated) > 20:
             raise Refusal(411, "An upload must state its length.")
-        if int(length) > each * most + MAX_JSON:
+        length = int(stated)
+        if length > each * most + 2**20:
             raise too_large
+        if self._uploading[visitor] and self._uploading[visitor] + length > each * most:
+            raise Refusal(429, "Your other pictures are still on their way: wait until they have arrived.")
         request = Request(scope, receive)
+        self._uploading[visitor] += length
         try:
             async with request.form(max_files=most, max_fields=8) as form:
                 files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
                 if any((file.size or 0) > each for file in files):
                     raise too_large
-                add = self._uploads.add
-                paths = [await run_in_threadpool(add, file.file, file.filename or "", visitor) for file in files]
+                add, address = self._uploads.add, address_of(scope.get("client"))
+                paths = [
+                    await run_in_threadpool(add, file.file, file.filename or "", visitor, address) for file in files
+                ]
         except (HTTPException, ClientDisconnect):
             raise Refusal(400, f"The upload cannot be read. {sentence}") from None
+        finally:
+            self._uploading[visitor] -= length
+            self._uploading += Counter()
         await JSONResponse(paths)(scope, receive, send)
+
+
+def _number(digits: str) -> int | float:
+    """A whole number of JSON. No field takes one of more than 19 digits, and Python's own have no bound."""
+    return int(digits) if len(digits) < 20 else float(digits)
 
 
 def _paths(value: Any) -> list[str]:

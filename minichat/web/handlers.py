@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,9 +18,10 @@ from minichat.errors import ImageError, MiniChatError, PromptError
 from minichat.hardware.exhaustion import out_of_memory
 from minichat.web import bubbles, settings
 from minichat.web.examples import Example
-from minichat.web.guard import COOKIE
+from minichat.web.guard import COOKIE, JOINED, address_of
 from minichat.web.limits import Limits
 from minichat.web.store import Session, Sessions, Uploads
+from minichat.web.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -40,102 +43,123 @@ THINKING = {
     ],
 }
 FAILED, NOTE = "That did not work", "Please note"  # above the sentences
+HALF = "The text holds half of a surrogate pair, which is no character: it has been taken out: send the rest."
+GONE = "A picture of this message is no longer here: take it out and upload it again."
 LOST = "Something went wrong while answering: try again, or start a new chat."
+TEXT = ".txt"  # files of this ending are text, as if it had been typed
 NO_MEMORY = "There was not enough memory for this answer: try a shorter reply, fewer pictures, or a new chat."
 
 
 class Handlers:
     """The page's event listeners, bound to the open chats."""
 
-    def __init__(self, sessions: Sessions, uploads: Uploads, fields: Sequence[settings.Field], limits: Limits) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        uploads: Uploads,
+        waiting: Waiting,
+        fields: Sequence[settings.Field],
+        limits: Limits,
+    ) -> None:
         self._sessions = sessions
         self._uploads = uploads
+        self._waiting = waiting
         self._fields = fields
         self._limits = limits
 
-    def submit(self, request: gr.Request, message: dict[str, Any] | None, *values: Any) -> Iterator[Update]:
+    def submit(self, request: gr.Request, message: Any, *values: Any) -> Iterator[Update]:
         """A message from the box: words, pictures, or both."""
-        message = message or {}
         try:
             session = self._session(request)
-            text, pictures = self._read(session, message)
+            box = _box(message)
+            whole = _without_halves(box["text"])
+            if whole != box["text"]:
+                gr.Warning(HALF, title=FAILED)
+                yield gr.skip(), gr.update(value={**box, "text": whole}, **IDLE)
+                return
+            text, pictures = self._read(session, box)
             if text:
-                yield from self._answer(session, text, pictures, values, box=message)
+                yield from self._answer(request, session, text, pictures, values, box=box)
             else:
-                yield gr.skip(), gr.skip()
+                yield gr.skip(), gr.update(**IDLE)
         except MiniChatError as error:
             gr.Warning(str(error), title=FAILED)
-            yield gr.skip(), gr.skip()
+            yield gr.skip(), gr.update(**IDLE)
 
     def example(self, example: Example) -> Callable[..., Iterator[Update]]:
         """The listener that puts this scene and its question into the chat."""
 
         def listener(request: gr.Request, *values: Any) -> Iterator[Update]:
             try:
-                yield from self._answer(self._session(request), example.question, [example.picture()], values)
+                session = self._session(request)
+                yield from self._answer(request, session, example.question, [example.picture()], values)
             except MiniChatError as error:
                 gr.Warning(str(error), title=FAILED)
-                yield gr.skip(), gr.skip()
+                yield gr.skip(), gr.update(**IDLE)
 
         return listener
 
     def retry(self, request: gr.Request, *values: Any) -> Iterator[Update]:
         """Answer the last question anew."""
-        yield from self._again(request, None, None, values)
+        yield from self._again(request, values)
 
     def edit(self, request: gr.Request, event: gr.EditData, *values: Any) -> Iterator[Update]:
         """Change a question; what followed it goes, and it is answered anew."""
-        index = event.index if isinstance(event.index, int) else event.index[0]
-        yield from self._again(request, index, bubbles.unescape(str(event.value)), values)
+        yield from self._again(request, values, edited=(event.index, event.value))
 
     def undo(self, request: gr.Request) -> Update:
         """Take back the last question and its reply."""
         session = self._sessions.find(request.session_hash or "")
         if session is None:
             return [], gr.update()
-        if session.answering.locked():
+        if not session.answering.acquire(blocking=False):
             gr.Info("Stop the reply before you undo it.", title=NOTE)
             return gr.skip(), gr.skip()
-        if len(session.chat.conversation):
-            session.chat.undo()
-        return self._shown(session), gr.update()
+        try:
+            if len(session.chat.conversation):
+                session.chat.undo()
+            return self._shown(session), gr.update()
+        finally:
+            session.answering.release()
 
-    def stop(self, request: gr.Request) -> None:
-        """End the reply at its next step; what was said so far stays."""
-        session = self._sessions.find(request.session_hash or "")
-        if session is not None:
-            session.stopping.set()
+    async def stop(self, request: gr.Request) -> Any:
+        """End the reply at its next step; what was said so far stays. What waits for its turn is not answered."""
+        key = request.session_hash or ""
+        self._sessions.stop(key)
+        await self._waiting.withdraw(key)
+        session = self._sessions.find(key)
+        return gr.skip() if session is not None and session.answering.locked() else gr.update(**IDLE)
 
-    def clear(self, request: gr.Request) -> Update:
-        """Forget the chat and start anew."""
-        session = self._sessions.find(request.session_hash or "")
+    async def clear(self, request: gr.Request) -> Update:
+        """Forget the chat, and what waits for its turn, and start anew."""
+        key = request.session_hash or ""
+        self._sessions.stop(key)
+        await self._waiting.withdraw(key)
+        session = self._sessions.find(key)
         if session is not None:
             self._sessions.clear(session)
         return [], gr.update(**IDLE)
 
-    def leave(self, request: gr.Request) -> None:
-        """The page was closed, or its connection broke."""
-        visitor = request.cookies.get(COOKIE, "")
-        self._sessions.leave(request.session_hash or "")
-        if visitor not in self._sessions.visitors():
-            self._uploads.release_all(visitor)
-
     def _session(self, request: gr.Request) -> Session:
-        session = self._sessions.get(request.session_hash or "", request.cookies.get(COOKIE, ""))
+        visitor, address = request.cookies.get(COOKIE, ""), address_of(request.client)
+        session = self._sessions.get(request.session_hash or "", visitor, address)
         if session.notice:
             gr.Info(session.notice, title=NOTE)
             session.notice = ""
         return session
 
-    def _read(self, session: Session, message: dict[str, Any]) -> tuple[str, list[Image.Image]]:
+    def _read(self, session: Session, box: dict[str, Any]) -> tuple[str, list[Image.Image]]:
         """The words and pictures of a message. Empty words mean that there is nothing to answer.
 
         Raises:
-            ImageError, PromptError: a picture cannot be used, or a limit is passed.
+            ImageError, PromptError: a file cannot be used, or a limit is passed.
         """
-        paths = _paths(message)
         limits = self._limits
-        text = (message.get("text") or "").strip()
+        if not all(self._uploads.owns(path, session.visitor) for path in box["files"]):
+            raise ImageError(GONE)
+        texts = [path for path in box["files"] if path.lower().endswith(TEXT)]
+        paths = [path for path in box["files"] if path not in texts]
+        text = "\n\n".join(filter(None, (_trimmed(part) for part in (box["text"], *map(_text_of, texts)))))
         if len(text) > limits.characters:
             raise PromptError(f"A message may have at most {limits.characters} characters; this has {len(text)}.")
         if len(paths) > limits.pictures_per_message:
@@ -144,8 +168,6 @@ class Handlers:
             raise PromptError(f"A chat may hold at most {limits.pictures_per_chat} pictures: start a new chat.")
         pictures = []
         for path in paths:
-            if not self._uploads.owns(path, session.visitor):
-                raise ImageError("A picture of this message is no longer here: upload it again.")
             picture = images.load(path)
             picture.thumbnail((limits.picture_side, limits.picture_side), Image.Resampling.BICUBIC)
             pictures.append(picture)
@@ -154,26 +176,31 @@ class Handlers:
         return text, pictures
 
     def _again(
-        self, request: gr.Request, index: int | None, text: str | None, values: Sequence[Any]
+        self, request: gr.Request, values: Sequence[Any], edited: tuple[Any, Any] | None = None
     ) -> Iterator[Update]:
-        """Answer anew the user's message at `index` in the chat (None: the last one), with `text` in its place."""
+        """Answer the last question anew, or the one that was edited: its place in the chat, and its new words."""
+        session = None
         try:
             session = self._session(request)
             asked = [message for message in session.chat.conversation if message.role == "user"]
-            turn = len(asked) - 1 if index is None else _turn(session.chat.conversation, index)
+            turn, question = len(asked) - 1, ""
+            if edited is not None:
+                turn, question = _turn(session.chat.conversation, edited[0]), _edited(edited[1])
             if not 0 <= turn < len(asked):
-                yield self._shown(session), gr.update()
+                yield self._shown(session), gr.update(**IDLE)
                 return
-            question = asked[turn].text if text is None else text.strip()
+            question = asked[turn].text if edited is None else question
             if not question or len(question) > self._limits.characters:
                 raise PromptError(f"A message must have 1 to {self._limits.characters} characters.")
-            yield from self._answer(session, question, list(asked[turn].pictures), values, drop=len(asked) - turn)
+            pictures = list(asked[turn].pictures)
+            yield from self._answer(request, session, question, pictures, values, drop=len(asked) - turn)
         except MiniChatError as error:
             gr.Warning(str(error), title=FAILED)
-            yield self._shown(session), gr.update()
+            yield gr.skip() if session is None else self._shown(session), gr.update(**IDLE)
 
     def _answer(
         self,
+        request: gr.Request,
         session: Session,
         text: str,
         pictures: list[Image.Image],
@@ -186,7 +213,7 @@ class Handlers:
 
         Args:
             box: the message box's content when the question came from it: emptied now, given back if the answer fails.
-            drop: how many of the last turns to take back first.
+            drop: how many of the last turns to take back first. They come back if there is no answer.
 
         Raises:
             SettingsError: a setting is out of range.
@@ -197,30 +224,36 @@ class Handlers:
             yield gr.skip(), gr.skip()
             return
         failure, answered = "", False
+        chat, before, told = session.chat, session.chat.conversation, set(session.chat.notices)
+        start = before
         try:
             session.stopping.clear()
-            chat, before, told = session.chat, session.chat.conversation, set(session.chat.notices)
+            if self._sessions.stopped_since(session.key, _joined(request)):  # while this message waited for its turn
+                yield self._shown(session), gr.update(**IDLE)
+                return
             for _ in range(drop):
                 chat.undo()
             start = chat.conversation
             shown = [*self._shown(session), bubbles.user_bubble(self._parts(session, pictures), text)]
             yield [*shown, THINKING], gr.update(**BUSY) if box is None else gr.update(value=None, **BUSY)
             try:
-                for reply in _growing(chat.stream(text, pictures or None, cancel=session.stopping, **chosen)):
-                    yield [*shown, bubbles.reply_bubble(reply)], gr.skip()
+                stream = chat.stream(text, pictures or None, cancel=session.stopping, **chosen)
+                with contextlib.closing(_growing(stream)) as growing:
+                    for reply in growing:
+                        yield [*shown, bubbles.reply_bubble(reply)], gr.skip()
             except MiniChatError as error:
                 failure = str(error)
             except Exception as error:
                 log.exception("a reply failed")
                 failure = NO_MEMORY if out_of_memory(error) else LOST
+        finally:  # also where the visitor leaves at any of these steps
             answered = chat.conversation is not start
-            if drop and not answered and session.chat is chat:
+            if not answered and start is not before and session.chat is chat:
                 session.chat = self._sessions.new_chat(conversation=before)
-            for notice in chat.notices:
-                if notice not in told:
-                    gr.Info(notice, title=NOTE)
-        finally:
             session.answering.release()
+        for notice in chat.notices:
+            if notice not in told:
+                gr.Info(notice, title=NOTE)
         if failure:
             gr.Warning(failure, title=FAILED)
         if answered and box is not None:
@@ -228,9 +261,9 @@ class Handlers:
         back = {} if answered or box is None else {"value": box}
         yield self._shown(session), gr.update(**back, **IDLE)
 
-    def _release(self, session: Session, message: dict[str, Any]) -> None:
+    def _release(self, session: Session, box: dict[str, Any]) -> None:
         """The uploads of a message that has been answered are needed no more."""
-        for path in _paths(message):
+        for path in box["files"]:
             self._uploads.release(path, session.visitor)
 
     def _parts(self, session: Session, pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
@@ -254,11 +287,75 @@ class Handlers:
         ]
 
 
-def _paths(message: dict[str, Any]) -> list[str]:
-    return [file["path"] for file in message.get("files") or []]
+def _box(message: Any) -> dict[str, Any]:
+    """The message box's content as a listener may give it back: {"text": str, "files": [path, …]}.
+
+    Raises:
+        PromptError: naming the field that is not what a message box sends.
+    """
+    message = {} if message is None else message
+    if not isinstance(message, dict):
+        raise PromptError(f"The message must be an object with “text” and “files”, not {_kind(message)}.")
+    text, files = message.get("text"), message.get("files")
+    text, files = "" if text is None else text, [] if files is None else files
+    if not isinstance(text, str):
+        raise PromptError(f"The message's text must be a text, not {_kind(text)}.")
+    if not isinstance(files, list) or not all(
+        isinstance(file, dict) and isinstance(file.get("path"), str) for file in files
+    ):
+        raise PromptError("The message's files must be a list of uploaded files, each an object with its “path”.")
+    return {"text": text, "files": [file["path"] for file in files]}
 
 
-def _growing(stream: Iterator[str]) -> Iterator[str]:
+def _kind(value: Any) -> str:
+    """What JSON calls it."""
+    names = {bool: "true or false", str: "a text", list: "a list", dict: "an object", type(None): "nothing"}
+    return names.get(type(value), "a number")
+
+
+def _without_halves(text: str) -> str:
+    """The text without halves of surrogate pairs, which no encoding has."""
+    return re.sub("[\ud800-\udfff]", "", text)
+
+
+def _trimmed(text: str) -> str:
+    """The text without blanks, and without a byte order mark, before and after it."""
+    return text.strip().removeprefix("\ufeff").strip()
+
+
+def _text_of(path: str) -> str:
+    """The words of a text file.
+
+    Raises:
+        PromptError: naming the file, if it is no text in UTF-8.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except OSError:
+        raise PromptError(GONE) from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise PromptError(f"“{Path(path).name}” is no text in UTF-8: save it as that, or paste its words.")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _edited(text: Any) -> str:
+    """The new words of an edited question. Raises `PromptError` where they are no text."""
+    if not isinstance(text, str):
+        raise PromptError(f"The edited text must be a text, not {_kind(text)}.")
+    if _without_halves(text) != text:
+        raise PromptError("The edited text holds half of a surrogate pair, which is no character: write it anew.")
+    return _trimmed(bubbles.unescape(text))
+
+
+def _joined(request: gr.Request) -> float:
+    """When the request came; since then it may have waited for its turn."""
+    inner: Any = request.request
+    return float(inner.scope[JOINED])
+
+
+def _growing(stream: Iterator[str]) -> Generator[str]:
     """The reply as it grows, at a pace for the eye. Closing this closes the stream."""
     reply, last = "", 0.0
     with contextlib.closing(stream):  # type: ignore[type-var]
@@ -269,8 +366,15 @@ def _growing(stream: Iterator[str]) -> Iterator[str]:
                 yield reply
 
 
-def _turn(conversation: Any, index: int) -> int:
-    """Which turn the chat's message at `index` asks; −1 when it is not a user's."""
+def _turn(conversation: Any, index: Any) -> int:
+    """Which turn the chat's message at `index` asks; −1 when it is not a user's.
+
+    Raises:
+        PromptError: when the index is no number, or a list that begins with one.
+    """
+    index = index[0] if isinstance(index, list) and index else index
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise PromptError(f"The edited message's index must be a whole number, not {_kind(index)}.")
     shown = [message for message in conversation if message.role != "system"]
     if not 0 <= index < len(shown) or shown[index].role != "user":
         return -1

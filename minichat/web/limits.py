@@ -1,4 +1,4 @@
-"""What one page may cost its host: sizes, counts and lifetimes."""
+"""What one page may cost its host, and what one visitor may take of that: sizes, counts and lifetimes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ class Limits:
     pictures_per_message: int = 6
     pictures_per_chat: int = 24
     picture_side: int = 1024  # pictures are kept no larger than this; no model here sees more
-    characters: int = 4000  # of one message
+    characters: int = 250_000  # of one message, some 60,000 tokens; the model's context is mostly the closer bound
     new_tokens: int = 1000  # the longest reply that can be asked for
     sessions: int = 64  # open chats; the one idle longest goes first
+    sessions_per_visitor: int = 8  # of them; beyond, the visitor's own oldest goes
     session_life: float = 30 * 60  # seconds without a sign of life
     queue: int = 32  # messages that wait for an answer
+    queue_per_visitor: int = 4  # messages of one visitor that wait or are being answered
     concurrent: int = 4  # answers at a time; more wait in the queue
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from minichat.web.guard import Guard
 from minichat.web.theme import JS, css, theme
 
 PORT = 7860
-SWEEP = 15.0  # seconds between two looks for chats and uploads whose time is over
+SWEEP = 5.0  # seconds between two looks for chats and uploads whose time is over
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,15 @@ def launch(page: Page, host: str = "127.0.0.1", port: int | None = None) -> Runn
     """
     chosen = _free_port(host, port)
     limits = page.limits
+    page.uploads.start()
+    door = Middleware(
+        Guard,
+        sessions=page.sessions,
+        uploads=page.uploads,
+        waiting=page.waiting,
+        inputs={number: len(listener.inputs) for number, listener in page.fns.items() if listener.fn is not None},
+        limits=limits,
+    )
     _, url, _ = page.launch(
         server_name=host,
         server_port=chosen,
@@ -76,7 +85,7 @@ def launch(page: Page, host: str = "127.0.0.1", port: int | None = None) -> Runn
         max_file_size=limits.upload_bytes,
         state_session_capacity=2 * limits.sessions,
         app_kwargs={
-            "middleware": [Middleware(Guard, uploads=page.uploads, limits=limits)],
+            "middleware": [door],
             "lifespan": _sweeping(page),
             "docs_url": None,
             "redoc_url": None,

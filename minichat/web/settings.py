@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +39,9 @@ class Field:
         rule = f"{self.name} must be {kind} from {self.low:g} to {self.high:g}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise SettingsError(f"{rule}, not {str(value)[:40]!r}.")
-        if not math.isfinite(value) or not self.low <= value <= self.high or (whole and value != int(value)):
-            raise SettingsError(f"{rule}, not {value:.12g}.")
+        if not self.low <= value <= self.high or (whole and value != int(value)):  # NaN compares as false
+            shown = f"{value:.12g}" if isinstance(value, float) or abs(value) < 10**12 else "a number of so many digits"
+            raise SettingsError(f"{rule}, not {shown}.")
         return int(value) if whole else float(value)
 
 

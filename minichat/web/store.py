@@ -1,5 +1,8 @@
 """What the server keeps for its visitors: open chats and waiting uploads, both bounded in number and in time.
 
+Each visitor has a share of both, and so has each address, for visitors who come anew with every request. Who wants more
+than their share gives up what they used longest ago.
+
 A chat lives here and not in Gradio's state, which is copied, and kept for an hour after its page is closed.
 """
 
@@ -11,11 +14,13 @@ import secrets
 import shutil
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from minichat.errors import MiniChatError
 from minichat.web.limits import Limits
@@ -23,10 +28,17 @@ from minichat.web.limits import Limits
 _UNSAFE = re.compile(r"[^\w.-]")
 
 GRACE = 60.0  # seconds that a chat outlives its page: a connection may break and come back
+UPLOAD_GRACE = 10.0  # the same for pictures that were not sent
+IN_USE = 5 * 60.0  # seconds for which a chat with an open page is not closed for the sake of other visitors
+
+IDLE = "Your earlier chat was idle for more than {minutes:.3g} minutes and has been closed; this is a new one."
+LEFT = "The connection to your earlier chat was lost, so it has been closed; this is a new one."
+OWN = "You opened more chats than a visitor may have, so this one, your oldest, has been closed; this is a new one."
+ROOM = "The server needed room for others, so your earlier chat, idle the longest, has been closed; this is a new one."
 
 
 class BusyError(MiniChatError):
-    """There is no room for another chat or upload at the moment."""
+    """There is no room for another chat at the moment."""
 
 
 @dataclass
@@ -35,8 +47,10 @@ class Session:
 
     key: str
     visitor: str
+    address: str  # "": no address to count by
     chat: Any  # ChatSession; replaced by a fresh one when the visitor clears the chat
     last_used: float
+    left: float | None = None  # since when its page is gone
     notice: str = ""  # to tell the visitor with the next answer
     shown: dict[int, tuple[Any, dict[str, Any]]] = field(default_factory=dict)  # id(picture) -> it, as shown
     answering: threading.Lock = field(default_factory=threading.Lock)
@@ -54,7 +68,9 @@ class Sessions:
         self._clock = clock
         self._lock = threading.RLock()
         self._open: OrderedDict[str, Session] = OrderedDict()  # the one idle longest first
-        self._dropped: OrderedDict[str, None] = OrderedDict()  # keys whose visitor does not know yet
+        self._pages: Counter[str] = Counter()  # open connections that keep a page alive, by session key
+        self._dropped: OrderedDict[str, str] = OrderedDict()  # key -> what to tell its visitor, who does not know yet
+        self._stopped: OrderedDict[str, float] = OrderedDict()  # key -> when its visitor last said stop
         self.on_close: list[Callable[[str], None]] = []
 
     def __len__(self) -> int:
@@ -68,24 +84,21 @@ class Sessions:
     def __contains__(self, key: object) -> bool:
         return key in self._open
 
-    def get(self, key: str, visitor: str) -> Session:
+    def get(self, key: str, visitor: str, address: str = "") -> Session:
         """The session of this key, opened if need be.
 
         Raises:
-            BusyError: when the server is full of chats that are all being answered.
+            BusyError: where the visitor, their address or the server has no room and no chat that may be closed.
         """
         self.sweep()
         with self._lock:
             session = self._open.get(key)
             if session is None:
-                while len(self._open) >= self._limits.sessions:
-                    self._make_room()
-                session = Session(key, visitor, self.new_chat(), self._clock())
-                if key in self._dropped:
-                    del self._dropped[key]
-                    session.notice = "Your earlier chat was idle for long and has been closed; this is a new one."
+                self._make_room(visitor, address)
+                session = Session(key, visitor, address, self.new_chat(), self._clock())
+                session.notice = self._dropped.pop(key, "")
                 self._open[key] = session
-            session.last_used = self._clock()
+            session.last_used, session.left = self._clock(), None
             self._open.move_to_end(key)
             return session
 
@@ -100,14 +113,41 @@ class Sessions:
         session.shown = {}
         session.notice = ""
 
+    def stop(self, key: str) -> None:
+        """Stop what is being answered, and what was asked before now and waits to be answered."""
+        with self._lock:
+            _remember(self._stopped, key, self._clock(), 4 * self._limits.sessions)
+            session = self._open.get(key)
+        if session is not None:
+            session.stopping.set()
+
+    def stopped_since(self, key: str, when: float) -> bool:
+        """Whether `stop` was called at this time (of the clock) or later."""
+        return self._stopped.get(key, float("-inf")) >= when
+
+    def now(self) -> float:
+        """The time on the clock."""
+        return self._clock()
+
+    def enter(self, key: str) -> None:
+        """A page is open, as its connection shows; several connections of one page count as one."""
+        with self._lock:
+            self._pages[key] += 1
+            session = self._open.get(key)
+            if session is not None and session.left is not None:
+                session.last_used, session.left = self._clock(), None
+
     def leave(self, key: str) -> None:
         """The page is gone: stop what is being answered now, and close the chat soon unless the page comes back."""
         with self._lock:
+            self._pages[key] -= 1
+            if self._pages[key] > 0:
+                return
+            del self._pages[key]
             session = self._open.get(key)
             if session is not None:
                 session.stopping.set()
-                session.last_used = self._clock() - self._limits.session_life + GRACE
-                self._open.move_to_end(key, last=False)
+                session.left = self._clock()
         self.sweep()
 
     def close(self, key: str) -> None:
@@ -120,34 +160,61 @@ class Sessions:
             listener(key)
 
     def sweep(self) -> None:
-        """Close the sessions that showed no sign of life for longer than their life."""
-        oldest = self._clock() - self._limits.session_life
+        """Close the sessions that showed no sign of life for longer than their life, or whose page is gone."""
+        now, life = self._clock(), self._limits.session_life
         with self._lock:
-            stale = [key for key, session in self._open.items() if session.last_used < oldest]
-            for key in stale:
-                self._drop(key)
+            for key, session in list(self._open.items()):
+                if session.left is not None and session.left < now - GRACE:
+                    self._drop(key, LEFT)
+                elif session.last_used < now - life:
+                    self._drop(key, IDLE.format(minutes=life / 60))
 
-    def visitors(self) -> set[str]:
-        """Who has a chat open."""
-        with self._lock:
-            return {session.visitor for session in self._open.values()}
+    def _make_room(self, visitor: str, address: str) -> None:
+        """Close one chat where the visitor, the address or the server has its full number: the visitor's own first."""
+        chats, most = list(self._open.values()), self._limits.sessions
+        full = len(chats) >= most
+        mine = [chat for chat in chats if chat.visitor == visitor]
+        near = [chat for chat in chats if address and chat.address == address]
+        if mine and (full or len(mine) >= self._limits.sessions_per_visitor):
+            idle = [chat for chat in mine if not chat.answering.locked()]
+            if not idle:
+                raise BusyError(f"You have {len(mine)} chats that are being answered: wait for one of the replies.")
+            self._drop(min(idle, key=self._importance).key, OWN)
+        elif full or len(near) >= share_of_address(most):
+            idle = [chat for chat in (chats if full else near) if not chat.answering.locked()]
+            spare = min(idle, key=self._importance, default=None)
+            if spare is None:
+                raise BusyError("The server is busy answering others: try again in a minute.")
+            if spare.key in self._pages and spare.last_used > self._clock() - IN_USE:
+                raise BusyError("All chats that this server can keep are in use: try again in a few minutes.")
+            self._drop(spare.key, ROOM)
 
-    def _make_room(self) -> None:
-        idle = next((key for key, session in self._open.items() if not session.answering.locked()), None)
-        if idle is None:
-            raise BusyError("The server is busy answering others: try again in a minute.")
-        self._drop(idle)
+    def _importance(self, session: Session) -> tuple[bool, bool, float]:
+        """What is closed first: a chat whose page is gone, then one that never had a page, then the longest idle."""
+        return session.key in self._pages, session.left is None, session.last_used
 
-    def _drop(self, key: str) -> None:
-        self._dropped[key] = None
-        while len(self._dropped) > 4 * self._limits.sessions:
-            self._dropped.popitem(last=False)
+    def _drop(self, key: str, why: str) -> None:
+        _remember(self._dropped, key, why, 4 * self._limits.sessions)
         self.close(key)
+
+
+def share_of_address(most: int) -> int:
+    """How much of what all visitors may have together those of one address may have: half."""
+    return max(1, most // 2)
+
+
+def _remember(table: OrderedDict[str, Any], key: str, value: Any, most: int) -> None:
+    """Put this into the table, which keeps its newest `most` entries."""
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > most:
+        table.popitem(last=False)
 
 
 @dataclass(frozen=True)
 class _File:
     visitor: str
+    address: str
     size: int
     since: float
 
@@ -155,27 +222,50 @@ class _File:
 class Uploads:
     """Files that visitors have uploaded and not used yet: who may use which, and when they are deleted.
 
-    Each file lies in a folder of its own with a random name, so no two visitors ever share one.
+    Each file lies in a folder of its own with a random name, so no two visitors ever share one. Where room is needed,
+    the oldest file of whoever keeps most bytes goes.
     """
 
     def __init__(self, folder: Path, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._limits = limits
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._files: dict[str, _File] = {}  # by path, the oldest first
+        self._pages: Counter[str] = Counter()  # open connections that keep pages alive, by visitor
+        self._left: dict[str, float] = {}  # when the last page of a visitor who has files was closed
+        self._alive = FileLock(f"{folder}.lock", blocking=False, thread_local=False)
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def has_room(self) -> bool:
-        """Whether another upload may be taken now."""
-        self.sweep()
-        with self._lock:
-            return sum(file.size for file in self._files.values()) < self._limits.waiting_bytes
+    def start(self) -> None:
+        """Delete what servers that were killed have left beside this folder, and show others that this one lives.
 
-    def add(self, content: BinaryIO, name: str, visitor: str) -> str:
-        """Store a visitor's file and return its path. Beyond a few messages' worth, their oldest goes."""
+        Raises:
+            MiniChatError: where nothing can be written.
+        """
+        try:
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            self._alive.acquire()
+        except OSError as error:
+            raise MiniChatError(
+                f"Uploads cannot be kept in {self._folder.parent.name!r} ({error.strerror}): "
+                "let the environment variable GRADIO_TEMP_DIR name a folder that can be written."
+            ) from None
+        for lock in self._folder.parent.glob("minichat-*.lock"):
+            folder = lock.with_suffix("")
+            if folder == self._folder:
+                continue
+            try:
+                with FileLock(lock, blocking=False):  # its server has ended, or it would hold the lock
+                    shutil.rmtree(folder, ignore_errors=True)
+                    lock.unlink(missing_ok=True)
+            except (Timeout, OSError):  # it lives, or is another user's
+                continue
+
+    def add(self, content: BinaryIO, name: str, visitor: str, address: str = "") -> str:
+        """Store a visitor's file and return its path. Where that is more than their share, their oldest goes."""
         place = self._folder / secrets.token_hex(16)
         place.mkdir(parents=True)
         path = place / (_UNSAFE.sub("_", name)[-60:].lstrip(".") or "picture")
@@ -183,10 +273,8 @@ class Uploads:
             shutil.copyfileobj(content, file)
             size = file.tell()
         with self._lock:
-            self._files[str(path)] = _File(visitor, size, self._clock())
-            mine = [path for path, file in self._files.items() if file.visitor == visitor]
-        for old in mine[: -4 * self._limits.pictures_per_message]:
-            self.release(old, visitor)
+            self._files[str(path)] = _File(visitor, address, size, self._clock())
+        self._make_room(visitor, address)
         return str(path)
 
     def owns(self, path: str, visitor: str) -> bool:
@@ -202,21 +290,67 @@ class Uploads:
             del self._files[path]
         shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
-    def release_all(self, visitor: str) -> None:
-        """Let go of everything that one visitor has uploaded."""
-        for path, file in list(self._files.items()):
-            if file.visitor == visitor:
-                self.release(path, visitor)
+    def enter(self, visitor: str) -> None:
+        """A page of this visitor is open, as its connection shows."""
+        with self._lock:
+            self._pages[visitor] += 1
+
+    def leave(self, visitor: str) -> None:
+        """A page of this visitor is gone. What was not sent goes soon after the last of them."""
+        with self._lock:
+            self._pages[visitor] -= 1
+            if self._pages[visitor] <= 0:
+                del self._pages[visitor]
+                if any(file.visitor == visitor for file in self._files.values()):
+                    self._left[visitor] = self._clock()
 
     def sweep(self) -> None:
-        """Delete what has been waiting for longer than a session's life."""
-        oldest = self._clock() - self._limits.session_life
-        for path, file in list(self._files.items()):
-            if file.since < oldest:
-                self.release(path, file.visitor)
+        """Delete what has been waiting for longer than a session's life, and what pages that are gone did not send."""
+        now = self._clock()
+        with self._lock:
+            gone = {
+                visitor: left
+                for visitor, left in self._left.items()
+                if left < now - UPLOAD_GRACE and visitor not in self._pages
+            }
+            stale = [
+                (path, file.visitor)
+                for path, file in self._files.items()
+                if file.since < now - self._limits.session_life or file.since <= gone.get(file.visitor, float("-inf"))
+            ]
+            for path, visitor in stale:
+                self.release(path, visitor)
+            waiting = {file.visitor for file in self._files.values()}
+            self._left = {visitor: left for visitor, left in self._left.items() if visitor in waiting - gone.keys()}
 
     def close(self) -> None:
         """Delete everything."""
         with self._lock:
             self._files.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._alive.is_locked:
+            self._alive.release()
+            Path(self._alive.lock_file).unlink(missing_ok=True)
+
+    def _make_room(self, visitor: str, address: str) -> None:
+        limits = self._limits
+        message = limits.pictures_per_message
+        bytes_, files = limits.waiting_bytes, 4 * message * limits.sessions
+        self._shrink(lambda file: file.visitor == visitor, message * limits.upload_bytes, 4 * message)
+        if address:
+            self._shrink(lambda file: file.address == address, share_of_address(bytes_), share_of_address(files))
+        self._shrink(lambda file: True, bytes_, files)
+
+    def _shrink(self, counted: Callable[[_File], bool], most_bytes: int, most_files: int) -> None:
+        """Delete files until those that count are no more than this; of whoever has most bytes the oldest first."""
+        while True:
+            with self._lock:
+                held = {path: file for path, file in self._files.items() if counted(file)}
+                sizes: Counter[str] = Counter()
+                for file in held.values():
+                    sizes[file.visitor] += file.size
+                if sizes.total() <= most_bytes and len(held) <= most_files:
+                    return
+                largest = max(sizes, key=lambda visitor: sizes[visitor])  # of equal ones, who has been waiting longest
+                oldest = next(path for path, file in held.items() if file.visitor == largest)
+            self.release(oldest, largest)

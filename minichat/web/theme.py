@@ -134,8 +134,21 @@ button:focus-visible { outline: 2px solid var(--color-accent) !important; outlin
 """
 
 
-# Gradio gives the message box a visible label or none; a screen reader needs one.
-JS = "() => document.querySelector('#mc-box textarea')?.setAttribute('aria-label', 'Your message')"
+# Gradio gives the message box a visible label or none; a screen reader needs one. And where a picture is pasted with a
+# text, or a text is dropped, Gradio leaves the text out: it is put where the cursor is.
+JS = """() => {
+  const box = () => document.querySelector('#mc-box textarea');
+  const insert = text => { box().focus(); document.execCommand('insertText', false, text); };
+  box()?.setAttribute('aria-label', 'Your message');
+  document.addEventListener('paste', event => {
+    const text = event.clipboardData?.getData('text');
+    if (text && event.target === box() && event.defaultPrevented) insert(text);
+  });
+  document.addEventListener('drop', event => {
+    const text = event.dataTransfer?.getData('text');
+    if (text && event.target.closest?.('#mc-box') && !event.dataTransfer.files.length) insert(text);
+  });
+}"""
 
 
 def css(examples: tuple[Example, ...]) -> str:
