@@ -392,6 +392,18 @@ def test_the_oldest_words_go_and_the_pictures_stay() -> None:
         chat.undo()
 
 
+def test_a_notice_goes_with_the_turns_that_it_is_about() -> None:
+    chat = tiny_bot(context=200).chat(max_new_tokens=8)
+    for turn in range(12):
+        chat.ask(QUESTIONS[turn % 5])
+    assert chat._forgotten > 1
+    for left in range(11, 0, -1):
+        chat.undo()
+        assert chat._forgotten < left  # the last question is always taken into account
+    assert len(chat.conversation) == 2
+    assert chat.notices == ()
+
+
 def cache_bytes(bot: MiniChat) -> int:
     """A key–value cache of the whole context; within that, memory goes up and down with the prompt's length."""
     llm = bot.model.config.text_config

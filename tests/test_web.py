@@ -8,6 +8,7 @@ import gc
 import io
 import json
 import logging
+import re
 import signal
 import socket
 import subprocess
@@ -23,8 +24,10 @@ from PIL import Image
 
 from minichat.errors import MiniChatError, PromptError
 from minichat.web import Limits, Running, build_app, launch
+from minichat.web.handlers import HALF
+from minichat.web.store import OWN
 from tests.fake_bot import FakeBot
-from tests.web_visitor import API, DEFAULTS, Visitor, png, words
+from tests.web_visitor import API, DEFAULTS, Reply, Visitor, png, words
 
 LONG_REPLY = " ".join(str(n) for n in range(500))
 
@@ -104,8 +107,6 @@ def test_pictures_in_any_turn_and_replies_streamed(bot, visitor):
 
 
 def test_an_example_is_one_click_away(bot, visitor):
-    from tests.web_visitor import Reply
-
     visitor.join("mc-scene-1", "click", DEFAULTS).raise_for_status()
     assert Reply(list(visitor.messages())).texts == [
         "[picture] What colour is the star?",
@@ -239,6 +240,11 @@ def test_a_failed_retry_or_edit_leaves_the_chat_as_it_was(bot, visitor):
         (4, [1], "seed"),
         (4, "lucky", "seed"),
         (4, "9" * 5000, "seed"),
+        (0, 10**400, "temperature"),
+        (1, {"value": 1}, "top_p"),
+        (2, 10**400, "max_new_tokens"),
+        (3, "\ud800", "repetition_penalty"),
+        (4, "\ud800", "seed"),
     ],
 )
 def test_a_setting_out_of_range_is_named(position, value, name, bot, visitor):
@@ -251,6 +257,95 @@ def test_a_setting_out_of_range_is_named(position, value, name, bot, visitor):
     assert bot.settings == [
         {"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 7, "repetition_penalty": 1.1, "seed": 3}
     ]
+
+
+SHAPES = [
+    ([], "message"),
+    ("hello", "message"),
+    (7, "message"),
+    ({"text": {"a": 1}}, "text"),
+    ({"text": ["hello"], "files": []}, "text"),
+    ({"text": 10**400}, "text"),
+    ({"text": "hello", "files": "a.png"}, "files"),
+    ({"text": "hello", "files": {"0": {}}}, "files"),
+    ({"text": "hello", "files": [None]}, "files"),
+    ({"text": "hello", "files": [{"url": "http://127.0.0.1:1/x.png"}]}, "files"),
+]
+
+
+def test_a_message_of_another_shape_is_refused_and_the_field_named(bot, visitor):
+    for message, field in SHAPES:
+        visitor.join("mc-box", "submit", [message, *DEFAULTS]).raise_for_status()
+        (toast,) = Reply(list(visitor.messages())).toasts
+        assert toast.startswith("The message")
+        assert field in toast
+        assert toast.endswith(".")
+    for empty in (None, {}, {"text": None, "files": None}):
+        visitor.join("mc-box", "submit", [empty, *DEFAULTS]).raise_for_status()
+        assert Reply(list(visitor.messages())).toasts == []
+    assert bot.settings == []
+    assert visitor.ask("hello").toasts == []
+
+
+def test_an_edit_of_another_shape_is_refused_and_the_field_named(bot, visitor):
+    before = visitor.ask("hello").texts
+    places = [None, [], {}, {"index": None}, {"index": 10**400}, {"index": True}, {"index": []}]
+    words = [{"index": 0, "value": 5}, {"index": 0, "value": None}, {"index": [0, 0], "value": "\ud83d"}]
+    for event, field in [(event, "index") for event in places] + [(event, "text") for event in words]:
+        visitor.join("mc-chat", "edit", DEFAULTS, event).raise_for_status()
+        reply = Reply(list(visitor.messages()))
+        assert field in reply.toasts[0]
+        assert reply.texts == before
+
+
+def test_half_a_surrogate_pair_is_refused_once_and_the_rest_given_back(bot, visitor):
+    path = visitor.upload(png())
+    for text, rest in (("\ud83d", ""), ("a\ud83d", "a"), ("\ude00b", "b"), ("a\ude00\ud83d 😀 b", "a 😀 b")):
+        refused = visitor.ask(text, [path])
+        assert refused.toasts == [HALF]
+        assert refused.box["value"]["text"] == rest
+        assert [file["path"] for file in refused.box["value"]["files"]] == [path]
+    assert visitor.ask(rest, [path]).texts[0] == f"[picture] {rest}"
+
+
+# --- long texts, and text files
+
+
+@pytest.mark.parametrize("size", [4_001, 20_000, 200_000])
+def test_a_long_text_arrives_whole(size, bot, visitor, page):
+    text = ("Zeile \t ü😀 <b>\n" * size)[: size - 1] + "."
+    bot.enqueue("Long.")
+    assert visitor.ask(text).toasts == []
+    session = page.page.sessions.find(_private(page, visitor))
+    assert session.chat.conversation.messages[0].text == text
+
+
+def test_a_text_that_does_not_fit_into_the_context_is_said_so(files):
+    from tests.tiny import tiny_bot
+
+    with serving(tiny_bot(context=200)) as page:
+        visitor = Visitor(page.url)
+        reply = visitor.ask("Please look at this. " * 1000, settings=[*DEFAULTS[:2], 5, *DEFAULTS[3:]])
+        assert re.match(r"The question takes \d+ tokens .* context holds 200", reply.toasts[0])
+        assert reply.box["value"]["text"].startswith("Please look")
+        visitor.close()
+
+
+def test_a_text_file_is_what_it_says(bot, visitor, page):
+    parts = ["\ufeffErste\r\nZeile\t<b>\n".encode(), b"second"]
+    paths = [visitor.upload(part, f"{n}.TXT") for n, part in enumerate(parts)]
+    visitor.ask("Read:", [paths[0], visitor.upload(png()), paths[1]])
+    session = page.page.sessions.find(_private(page, visitor))
+    assert session.chat.conversation.messages[0].text == "Read:\n\nErste\nZeile\t<b>\n\nsecond"
+    assert len(session.chat.conversation.pictures) == 1
+    assert not any(Path(path).exists() for path in paths)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfeh\0i\0", b"caf\xe9", b"a\0b", png()])
+def test_a_text_file_that_is_no_text_is_refused_by_name(data, bot, visitor):
+    (toast,) = visitor.ask("Read this.", [visitor.upload(data, "notes.txt")]).toasts
+    assert toast.startswith("“notes.txt” is no text in UTF-8")
+    assert bot.settings == []
 
 
 def _svg() -> bytes:
@@ -379,8 +474,136 @@ def test_requests_that_make_no_sense(visitor):
     assert visitor.http.post(join, content=b"{").status_code == 400
     assert visitor.http.post(join, content=b"[" * 100_000).status_code == 400
     assert visitor.http.post(join, json={"data": []}).status_code == 400
+    known = {"session_hash": "a", "fn_index": visitor.functions[("mc-box", "submit")], "data": [None, *DEFAULTS]}
+    wrong = [{"data": []}, {"data": {}}, {"data": None}, {"data": [None] * 7}, {"fn_index": 10**6}, {"fn_index": "0"}]
+    for change in [*wrong, {"fn_index": True}, {"fn_index": None}, {"session_hash": 5}]:
+        (field,) = change
+        answer = visitor.http.post(join, json={**known, **change})
+        assert answer.status_code == 400
+        assert field in answer.json()["detail"]
+    odd = {"trigger_id": "x", "event_id": [], "batched": True, "event_data": "\ud800", "session_hash": "\ud800"}
+    kind = {"content-type": "application/json"}
+    assert visitor.http.post(join, content=json.dumps({**known, **odd}), headers=kind).status_code == 200
     visitor.http.cookies.clear()
     assert visitor.send("?").status_code == 403
+
+
+# --- shares
+
+
+def test_one_visitor_with_many_chats_ends_nobody_elses(files):
+    with serving(FakeBot(), Limits(sessions=6, sessions_per_visitor=3)) as page:
+        other, greedy = Visitor(page.url), Visitor(page.url)
+        other.ask("remember me")
+        pages = [Visitor(page.url, like=greedy) for _ in range(8)]
+        for each in pages:
+            assert each.ask("more").toasts == []
+        assert len(page.page.sessions) == 4
+        assert other.ask("and now?").texts[0] == "remember me"
+        assert pages[0].ask("still there?").toasts == [OWN]
+        for visitor in (other, greedy, *pages):
+            visitor.close()
+
+
+def test_uploads_of_two_visitors_stop_nobody_elses(files):
+    with serving(FakeBot(), Limits(pictures_per_message=2, upload_bytes=10_000, waiting_bytes=40_000)) as page:
+        greedy, other = [Visitor(page.url) for _ in range(2)], Visitor(page.url)
+        mine = other.upload(png())
+        paths = [visitor.upload(b"x" * 10_000) for _ in range(4) for visitor in greedy]
+        assert [Path(path).exists() for path in paths] == [False] * 5 + [True] * 3
+        assert other.ask("Mine?", [mine, other.upload(png("blue"))]).texts[0] == "[picture] [picture] Mine?"
+        gone = greedy[0].send("?", [paths[0]])
+        assert gone.status_code == 403
+        assert "picture" in gone.json()["detail"]
+        for visitor in (*greedy, other):
+            visitor.close()
+
+
+def test_one_visitor_cannot_fill_the_queue_nor_can_one_address(files):
+    bot = FakeBot(pause=0.05)
+    bot.enqueue(LONG_REPLY)
+    with serving(bot, Limits(concurrent=1, queue=8, queue_per_visitor=2)) as page:
+        greedy = [Visitor(page.url) for _ in range(3)]
+        for visitor in greedy:
+            visitor.http.headers["x-forwarded-for"] = "203.0.113.7"  # believed, since it comes from this machine
+        codes = [greedy[0].send(f"{n}").status_code for n in range(3)]
+        assert until(lambda: bot.running == 1)
+        refused = greedy[0].send("again")
+        assert "2 messages" in refused.json()["detail"]
+        assert (codes, refused.status_code) == ([200, 200, 429], 429)
+        codes = [visitor.send("hello").status_code for visitor in greedy[1:] for _ in range(2)]
+        assert codes == [200, 200, 429, 429]  # four of eight places are the most for one address
+        other = Visitor(page.url)
+        assert other.send("hello").status_code == 200
+        page.close()
+        for visitor in (*greedy, other):
+            visitor.close()
+
+
+def test_where_the_server_is_full_it_says_so(files):
+    bot = FakeBot(pause=0.05)
+    bot.enqueue(LONG_REPLY)
+    with serving(bot, Limits(sessions=1)) as page:
+        first, second = Visitor(page.url), Visitor(page.url)
+        first.send("hello").raise_for_status()
+        assert until(lambda: bot.running == 1)
+        for reply in (second.ask("hello"), second.retry(), second.edit(0, "hello")):
+            assert reply.toasts == ["The server is busy answering others: try again in a minute."]
+            assert (reply.box["submit_btn"], reply.box["stop_btn"]) == (True, False)
+        first.close()
+        second.close()
+
+
+# --- while a message waits for its turn, and before its first word
+
+
+@pytest.mark.parametrize("how", [("mc-box", "stop"), ("mc-new", "click")])
+def test_stop_and_new_chat_reach_a_message_that_waits(how, files):
+    bot = FakeBot(pause=0.02)
+    bot.enqueue(LONG_REPLY, "one", "two")
+    with serving(bot, Limits(concurrent=1)) as page:
+        first, second = Visitor(page.url), Visitor(page.url)
+        first.send("go on").raise_for_status()
+        assert until(lambda: bot.running == 1)
+        second.send("waits").raise_for_status()
+        second.direct(*how)
+        reply = Reply(list(second.messages()))  # at once, though the reply to the first goes on
+        assert bot.running == 1
+        assert (reply.chat, reply.toasts) == ({"__type__": "update"}, [])
+        first.direct("mc-box", "stop")
+        assert second.ask("and this?").texts == ["and this?", "one"]
+        first.close()
+        second.close()
+
+
+def test_what_was_stopped_before_its_turn_is_not_answered(bot, visitor, page):
+    """Also where it has left the queue in just that moment."""
+    page.page.sessions.stop(_private(page, visitor))
+    now = page.page.sessions.now
+    page.page.sessions.now = lambda: now() - 60  # as if it had come earlier
+    try:
+        reply = visitor.ask("never mind")
+    finally:
+        del page.page.sessions.now
+    assert (reply.chat, bot.settings) == ([], [])
+    assert visitor.ask("hello").texts[0] == "hello"
+
+
+@pytest.mark.parametrize("again", ["retry", "edit"])
+def test_a_retry_or_edit_left_before_its_first_word_loses_nothing(again, bot, visitor, page):
+    before = visitor.ask("first").texts
+    bot.pause = 30.0
+    visitor.join("mc-chat", again, DEFAULTS, {"index": 0, "value": "other", "previous_value": ""}).raise_for_status()
+    with visitor.http.stream("GET", f"{API}/queue/data", params={"session_hash": visitor.session}) as answer:
+        lines = answer.iter_lines()
+        assert until(lambda: "mc-thinking" in next(lines))
+        assert until(lambda: bot.running == 1)
+        page.page.sessions.leave(_private(page, visitor))
+    assert until(lambda: bot.running == 0)
+    bot.pause = 0.0
+    session = page.page.sessions.find(_private(page, visitor))
+    assert until(lambda: not session.answering.locked())
+    assert [message.text for message in session.chat.conversation] == before
 
 
 def _crowd(page: Running, bot: FakeBot, size: int) -> None:
@@ -477,6 +700,30 @@ def test_a_broken_connection_may_come_back(page, bot, visitor):
     with visitor.http.stream("GET", f"{API}/heartbeat/{visitor.session}") as beat:
         next(beat.iter_raw())
     assert visitor.ask("and now?").texts[0] == "remember me"
+
+
+def test_a_tab_that_closes_takes_no_other_tabs_picture_with_it(page, bot, visitor, monkeypatch):
+    monkeypatch.setattr("minichat.web.store.UPLOAD_GRACE", 0.0)
+    tab = Visitor(page.url, like=visitor)
+    with contextlib.ExitStack() as connections:
+
+        def stay(of: Visitor) -> contextlib.AbstractContextManager:
+            beat = connections.enter_context(of.http.stream("GET", f"{API}/heartbeat/{of.session}"))
+            next(beats := beat.iter_raw())
+            return beat, beats
+
+        kept, _ = stay(visitor), stay(tab)
+        path = visitor.upload(png())
+        tab.close()
+        pages = page.page.uploads._pages
+        assert until(lambda: list(pages.values()) == [1])
+        page.page.uploads.sweep()
+        assert Path(path).exists()
+        assert visitor.ask("?", [path]).texts[0] == "[picture] ?"
+        unsent = visitor.upload(png())
+        kept[0].close()
+        assert until(lambda: not pages)
+        assert until(lambda: (page.page.uploads.sweep(), Path(unsent).exists())[1] is False)
 
 
 def test_the_oldest_chat_goes_and_its_visitor_is_told(files):

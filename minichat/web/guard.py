@@ -5,8 +5,8 @@ gets a secret cookie, and behind the door
 - a session id is replaced by one made of the cookie and the id: another visitor's id names nothing here;
 - an uploaded file can be fetched, or used in a message, only by the visitor who uploaded it;
 - only the routes that the page itself uses exist, bodies have a bound, and the page may load nothing from elsewhere;
-- a message names a listener of the page and has a value for each of its inputs, so that whatever else is wrong with it
-  reaches the listener, which names the field;
+- a message names a listener of the page and has a value for each of its inputs. The listener gets the values with the
+  request, unseen by Gradio, whose own checks answer with an empty error: so it can name the field that is wrong;
 - a visitor, and an address, has a share of the queue.
 """
 
@@ -19,6 +19,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -36,7 +37,8 @@ from minichat.web.waiting import Waiting
 
 COOKIE = "minichat_visitor"
 API = "/gradio_api"
-JOINED = "minichat.joined"  # in a request's scope: when it came, on the clock of `Sessions`
+GONE = "A picture of this message is no longer here: take it out and upload it again."
+SENT = "minichat.sent"  # in a request's scope: its `Sent`
 
 _VISITOR = re.compile(r"[A-Za-z0-9_-]{43}")
 _GET = re.compile(
@@ -56,6 +58,15 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a page has sent to a listener, any JSON, and when it came, on the clock of `Sessions`."""
+
+    values: list[Any]  # one for each input
+    event: Any
+    when: float
 
 
 class Refusal(Exception):
@@ -179,13 +190,19 @@ class Guard:
             self._sessions.leave(key)
 
     async def _take_message(self, scope: Scope, receive: Receive, send: Send, visitor: str, waits: bool) -> None:
-        """Hand a message on as Gradio expects it, into the queue where it waits for its turn."""
-        scope[JOINED] = self._sessions.now()
+        """Hand a message on, into the queue where it waits for its turn."""
+        when = self._sessions.now()
         content = await self._read_json(receive)
-        if not all(self._uploads.owns(path, visitor) for path in _paths(content)):
-            raise Refusal(403, "A picture of this message is no longer here: take it out and upload it again.")
-        content["session_hash"] = private_id(visitor, content["session_hash"])
-        body = json.dumps(content).encode()
+        if not all(self._uploads.owns(path, visitor) for path in _paths(content["data"])):
+            raise Refusal(403, GONE)
+        scope[SENT] = Sent(content["data"], content.get("event_data"), when)
+        body = json.dumps(
+            {
+                "data": [None] * len(content["data"]),
+                "fn_index": content["fn_index"],
+                "session_hash": private_id(visitor, content["session_hash"]),
+            }
+        ).encode()
         others = [(key, value) for key, value in scope["headers"] if key != b"content-length"]
         scope["headers"] = [*others, (b"content-length", str(len(body)).encode())]
         receive = _replay(body, receive)
@@ -212,7 +229,7 @@ class Guard:
                 raise Refusal(429, f"{near} messages from your network wait for a reply: try again in a minute.")
 
     async def _read_json(self, receive: Receive) -> dict[str, Any]:
-        """The body of a message: a listener's number, a value for each of its inputs, and whose they are."""
+        """The body of a message, whose `fn_index`, `data` and `session_hash` have been checked."""
         body = bytearray()
         more = True
         while more:
@@ -229,18 +246,12 @@ class Guard:
             raise Refusal(400, "The request is no valid JSON.") from None
         if not isinstance(content, dict) or not isinstance(content.get("session_hash"), str):
             raise Refusal(400, "The request has no session_hash, which must be a text.")
-        listener, data, event = content.get("fn_index"), content.get("data"), content.get("event_data")
+        listener, data = content.get("fn_index"), content.get("data")
         if isinstance(listener, bool) or not isinstance(listener, int) or listener not in self._inputs:
             raise Refusal(400, "fn_index must be the number of a listener of this page.")
         if not isinstance(data, list) or len(data) != self._inputs[listener]:
             raise Refusal(400, f"data must be a list of {self._inputs[listener]} values.")
-        given = event if isinstance(event, dict) else {}
-        return {
-            "data": data,
-            "event_data": {name: given.get(name) for name in ("index", "value", "previous_value")},
-            "fn_index": listener,
-            "session_hash": content["session_hash"],
-        }
+        return content
 
     async def _take_upload(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
         """Take pictures in, in Gradio's stead: its own parser leaves files behind when an upload is broken off."""

@@ -18,7 +18,7 @@ from minichat.errors import ImageError, MiniChatError, PromptError
 from minichat.hardware.exhaustion import out_of_memory
 from minichat.web import bubbles, settings
 from minichat.web.examples import Example
-from minichat.web.guard import COOKIE, JOINED, address_of
+from minichat.web.guard import COOKIE, GONE, SENT, Sent, address_of
 from minichat.web.limits import Limits
 from minichat.web.store import Session, Sessions, Uploads
 from minichat.web.waiting import Waiting
@@ -44,14 +44,13 @@ THINKING = {
 }
 FAILED, NOTE = "That did not work", "Please note"  # above the sentences
 HALF = "The text holds half of a surrogate pair, which is no character: it has been taken out: send the rest."
-GONE = "A picture of this message is no longer here: take it out and upload it again."
 LOST = "Something went wrong while answering: try again, or start a new chat."
 TEXT = ".txt"  # files of this ending are text, as if it had been typed
 NO_MEMORY = "There was not enough memory for this answer: try a shorter reply, fewer pictures, or a new chat."
 
 
 class Handlers:
-    """The page's event listeners, bound to the open chats."""
+    """The page's event listeners, bound to the open chats. They take what was sent from the request (`Sent`)."""
 
     def __init__(
         self,
@@ -67,45 +66,46 @@ class Handlers:
         self._fields = fields
         self._limits = limits
 
-    def submit(self, request: gr.Request, message: Any, *values: Any) -> Iterator[Update]:
+    def submit(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """A message from the box: words, pictures, or both."""
+        sent = _sent(request)
         try:
             session = self._session(request)
-            box = _box(message)
+            box = _box(sent.values[0])
             whole = _without_halves(box["text"])
             if whole != box["text"]:
-                gr.Warning(HALF, title=FAILED)
+                _warn(HALF)
                 yield gr.skip(), gr.update(value={**box, "text": whole}, **IDLE)
                 return
             text, pictures = self._read(session, box)
             if text:
-                yield from self._answer(request, session, text, pictures, values, box=box)
+                yield from self._answer(session, sent, text, pictures, box=box)
             else:
                 yield gr.skip(), gr.update(**IDLE)
         except MiniChatError as error:
-            gr.Warning(str(error), title=FAILED)
+            _warn(str(error))
             yield gr.skip(), gr.update(**IDLE)
 
     def example(self, example: Example) -> Callable[..., Iterator[Update]]:
         """The listener that puts this scene and its question into the chat."""
 
-        def listener(request: gr.Request, *values: Any) -> Iterator[Update]:
+        def listener(request: gr.Request, *_: None) -> Iterator[Update]:
             try:
                 session = self._session(request)
-                yield from self._answer(request, session, example.question, [example.picture()], values)
+                yield from self._answer(session, _sent(request), example.question, [example.picture()])
             except MiniChatError as error:
-                gr.Warning(str(error), title=FAILED)
+                _warn(str(error))
                 yield gr.skip(), gr.update(**IDLE)
 
         return listener
 
-    def retry(self, request: gr.Request, *values: Any) -> Iterator[Update]:
+    def retry(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """Answer the last question anew."""
-        yield from self._again(request, values)
+        yield from self._again(request, edited=False)
 
-    def edit(self, request: gr.Request, event: gr.EditData, *values: Any) -> Iterator[Update]:
+    def edit(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """Change a question; what followed it goes, and it is answered anew."""
-        yield from self._again(request, values, edited=(event.index, event.value))
+        yield from self._again(request, edited=True)
 
     def undo(self, request: gr.Request) -> Update:
         """Take back the last question and its reply."""
@@ -175,36 +175,32 @@ class Handlers:
             text = "Describe the picture." if len(pictures) == 1 else "Describe the pictures."
         return text, pictures
 
-    def _again(
-        self, request: gr.Request, values: Sequence[Any], edited: tuple[Any, Any] | None = None
-    ) -> Iterator[Update]:
-        """Answer the last question anew, or the one that was edited: its place in the chat, and its new words."""
-        session = None
+    def _again(self, request: gr.Request, *, edited: bool) -> Iterator[Update]:
+        """Answer the last question anew, or the one that was edited, in its new words."""
+        session, sent = None, _sent(request)
         try:
             session = self._session(request)
             asked = [message for message in session.chat.conversation if message.role == "user"]
-            turn, question = len(asked) - 1, ""
-            if edited is not None:
-                turn, question = _turn(session.chat.conversation, edited[0]), _edited(edited[1])
+            index, words = _edit(sent.event) if edited else (0, "")
+            turn = _turn(session.chat.conversation, index) if edited else len(asked) - 1
             if not 0 <= turn < len(asked):
                 yield self._shown(session), gr.update(**IDLE)
                 return
-            question = asked[turn].text if edited is None else question
+            question = words if edited else asked[turn].text
             if not question or len(question) > self._limits.characters:
                 raise PromptError(f"A message must have 1 to {self._limits.characters} characters.")
             pictures = list(asked[turn].pictures)
-            yield from self._answer(request, session, question, pictures, values, drop=len(asked) - turn)
+            yield from self._answer(session, sent, question, pictures, drop=len(asked) - turn)
         except MiniChatError as error:
-            gr.Warning(str(error), title=FAILED)
+            _warn(str(error))
             yield gr.skip() if session is None else self._shown(session), gr.update(**IDLE)
 
     def _answer(
         self,
-        request: gr.Request,
         session: Session,
+        sent: Sent,
         text: str,
         pictures: list[Image.Image],
-        values: Sequence[Any],
         *,
         box: dict[str, Any] | None = None,
         drop: int = 0,
@@ -218,7 +214,7 @@ class Handlers:
         Raises:
             SettingsError: a setting is out of range.
         """
-        chosen = settings.read(self._fields, values)
+        chosen = settings.read(self._fields, sent.values[-len(self._fields) :])
         if not session.answering.acquire(blocking=False):
             gr.Info("Wait for the reply, or stop it, before you go on.", title=NOTE)
             yield gr.skip(), gr.skip()
@@ -228,7 +224,7 @@ class Handlers:
         start = before
         try:
             session.stopping.clear()
-            if self._sessions.stopped_since(session.key, _joined(request)):  # while this message waited for its turn
+            if self._sessions.stopped_since(session.key, sent.when):  # while this message waited for its turn
                 yield self._shown(session), gr.update(**IDLE)
                 return
             for _ in range(drop):
@@ -255,7 +251,7 @@ class Handlers:
             if notice not in told:
                 gr.Info(notice, title=NOTE)
         if failure:
-            gr.Warning(failure, title=FAILED)
+            _warn(failure)
         if answered and box is not None:
             self._release(session, box)
         back = {} if answered or box is None else {"value": box}
@@ -285,6 +281,11 @@ class Handlers:
             for message in conversation
             if message.role != "system"
         ]
+
+
+def _warn(sentence: str) -> None:
+    """Show the sentence, which may quote what somebody typed, above the page: Gradio would take it for HTML."""
+    gr.Warning(bubbles.escape(sentence), title=FAILED)
 
 
 def _box(message: Any) -> dict[str, Any]:
@@ -340,19 +341,29 @@ def _text_of(path: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _edited(text: Any) -> str:
-    """The new words of an edited question. Raises `PromptError` where they are no text."""
+def _edit(event: Any) -> tuple[int, str]:
+    """The place of an edited message in the chat, and its new words.
+
+    Raises:
+        PromptError: naming the field that is not what a chat sends.
+    """
+    event = event if isinstance(event, dict) else {}
+    index, text = event.get("index"), event.get("value")
+    index = index[0] if isinstance(index, list) and index else index
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise PromptError(f"The edited message's index must be a whole number, not {_kind(index)}.")
     if not isinstance(text, str):
         raise PromptError(f"The edited text must be a text, not {_kind(text)}.")
     if _without_halves(text) != text:
         raise PromptError("The edited text holds half of a surrogate pair, which is no character: write it anew.")
-    return _trimmed(bubbles.unescape(text))
+    return index, _trimmed(bubbles.unescape(text))
 
 
-def _joined(request: gr.Request) -> float:
-    """When the request came; since then it may have waited for its turn."""
+def _sent(request: gr.Request) -> Sent:
+    """What came with the request."""
     inner: Any = request.request
-    return float(inner.scope[JOINED])
+    sent: Sent = inner.scope[SENT]
+    return sent
 
 
 def _growing(stream: Iterator[str]) -> Generator[str]:
@@ -366,15 +377,8 @@ def _growing(stream: Iterator[str]) -> Generator[str]:
                 yield reply
 
 
-def _turn(conversation: Any, index: Any) -> int:
-    """Which turn the chat's message at `index` asks; −1 when it is not a user's.
-
-    Raises:
-        PromptError: when the index is no number, or a list that begins with one.
-    """
-    index = index[0] if isinstance(index, list) and index else index
-    if isinstance(index, bool) or not isinstance(index, int):
-        raise PromptError(f"The edited message's index must be a whole number, not {_kind(index)}.")
+def _turn(conversation: Any, index: int) -> int:
+    """Which turn the chat's message at `index` asks; −1 when it is not a user's."""
     shown = [message for message in conversation if message.role != "system"]
     if not 0 <= index < len(shown) or shown[index].role != "user":
         return -1
