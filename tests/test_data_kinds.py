@@ -19,7 +19,8 @@ import pytest
 from minichat.data.drawn import DrawnPicture
 from minichat.data.encoding import _share
 from minichat.data.example import Example, Problem, StoredPicture
-from minichat.data.formats import examples, read
+from minichat.data.formats import FORMS, examples, read
+from minichat.data.formats.columns import PICTURE, QUESTION, TEXT
 from minichat.data.formats.stream import Source, Stream
 from minichat.data.tables import Cell
 from minichat.data.write import write
@@ -259,6 +260,9 @@ def test_of_several_captions_each_or_the_first_or_one_is_learnt(home: Path) -> N
     for kind, source in several(home).items():
         each = [one.replies[0] for one in read(source)]
         assert each == ["One star.", "A star.", "A grey star."], kind
+        written = home / f"{kind}.jsonl"
+        write(read(source), written)
+        assert [said(one) for one in read(written)] == [said(one) for one in read(source)], kind
         assert [one.replies[0] for one in read(source, several_captions="first")] == each[:1], kind
         drawn = [[one.replies[0] for one in read(source, several_captions="random", epoch=n)] for n in range(30)]
         assert drawn == [
@@ -303,6 +307,29 @@ def test_kohya_s_captions_and_img2dataset_s_notes(home: Path) -> None:
         examples("set")
     (home / "set" / "a.txt").write_text("star, grey")
     assert any("two texts, 'a.txt' and 'a.caption'" in problem for problem in told("set")[0])
+
+
+def test_img2dataset_s_tables_beside_its_tars_and_pictures(home: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = pa.Table.from_pylist([{"url": "u", "caption": "One star.", "key": "0", "status": "success"}])
+    for folder in ("tars", "files/00000"):
+        (home / folder).mkdir(parents=True)
+    for folder in ("tars", "files"):
+        parquet.write_table(rows, f"{folder}/00000.parquet")
+        (home / folder / "00000_stats.json").write_text("{}")
+    with tarfile.open("tars/00000.tar", "w") as tar:
+        add(tar, "0.png", RED)
+        add(tar, "0.txt", b"One star.")
+    (home / "files" / "00000" / "0.png").write_bytes(RED)
+    (home / "files" / "00000" / "0.txt").write_text("One star.")
+    for source in ("tars", "files"):
+        assert [said(one) for one in read(source)] == [[("user", "a"), ("assistant", "One star.")]]
+
+
+def test_a_list_of_data_sets_is_none(home: Path) -> None:
+    told = json.dumps({"demo": {"file_name": "demo.json", "formatting": "sharegpt"}}, indent=2)
+    with pytest.raises(DataError, match="lists data sets rather than records: name the file of one"):
+        examples(file("dataset_info.json", told))
 
 
 def test_a_folder_with_metadata(home: Path) -> None:
@@ -460,7 +487,11 @@ def test_captions_to_measure_by_are_read_as_those_to_learn_from(home: Path) -> N
     with pytest.raises(DataError, match="nothing reads the key 'hint'"):
         Files((table,)).captions()
     assert len(Files((table,), unknown_keys="ignore").captions()) == 1
+    with pytest.raises(DataError, match=r"'absent\.json' was not found"):
+        Files((Path("absent.json"),)).polls()
     os.mkfifo("pipe.json")
+    with pytest.raises(DataError, match=r"'pipe\.json' cannot be read \(it is a named pipe"):
+        Files((Path("pipe.json"),)).polls()
     with pytest.raises(DataError, match=r"'pipe\.json' cannot be read \(it is a named pipe"):
         Files((Path("pipe.json"),)).captions()
     with pytest.raises(SettingsError, match=r"'pipe\.json' cannot be read as text \(it is a named pipe"):
@@ -479,3 +510,10 @@ def test_pictures_without_a_name_are_shared_evenly() -> None:
     drawn = [DrawnPicture("drawn", seed=number) for number in range(400)]
     counts = Counter(_share(picture, 4) for picture in drawn)
     assert all(60 < counts[number] < 140 for number in range(4))
+
+
+def test_the_formats_are_told_of() -> None:
+    told = (Path(__file__).parents[1] / "docs" / "DATA.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", told, re.MULTILINE)) == set(FORMS)
+    for name in (*PICTURE[:3], *TEXT, *QUESTION):
+        assert f"`{name}`" in told

@@ -41,6 +41,13 @@ def test_a_table_without_a_header(name: str, order: int, home: Path) -> None:
     assert [one.where.line for one in read(source)] == [1, 2]
 
 
+def test_a_tsv_whose_fields_are_quoted_is_no_tsv(home: Path) -> None:
+    rows = 'image\tcaption\na.png\t"One\nstar."\n'
+    with pytest.raises(DataError, match=r"x\.tsv:3: the row has 1 fields.*name it \.csv if this one has"):
+        examples(file("x.tsv", rows))
+    assert [one.replies for one in read(file("x.csv", rows))] == [("One\nstar.",)]
+
+
 def test_what_is_no_table_without_a_header_stays_refused(home: Path) -> None:
     for rows in ("a.png\tb.png\n", "a.png,x,y\n", "photo,words\na.png,x\n", "x,y\n"):
         with pytest.raises(DataError, match="no column is known to be the"):

@@ -21,7 +21,7 @@ from typing import Any
 from minichat.data import formats
 from minichat.data.example import Example, Problem, StoredPicture, Where
 from minichat.data.formats import coco
-from minichat.data.formats.lines import records
+from minichat.data.formats.lines import Value, records
 from minichat.data.formats.record import Shelf, words
 from minichat.disk import open_file
 from minichat.errors import DataError, shown
@@ -211,15 +211,25 @@ def _vqa_picture(where: Where, document: dict[str, Any], question: dict[str, Any
 
 def _talks(path: Path) -> bool:
     """Whether the first record is a conversation, as `minichat data split` writes them."""
-    first = next(records(path, path.name), None)
+    first = next(_lines(path), None)
     return isinstance(first, tuple) and isinstance(first[1], dict) and "messages" in first[1]
+
+
+def _lines(path: Path) -> Iterator[Value | Problem]:
+    """The records of a file. Raises `DataError` for one that cannot be read."""
+    try:
+        yield from records(path, path.name)
+    except FileNotFoundError:
+        raise DataError(f"{path.name!r} was not found: check the path.") from None
+    except OSError as error:
+        raise DataError(f"{path.name!r} cannot be read ({error.strerror}): check it.") from None
 
 
 def _records(path: Path) -> Iterator[Record]:
     """The objects of JSON lines or of a JSON list, each with its line."""
     if path.is_dir():
         raise DataError(f"{path.name!r} is a folder: give the file of the questions, and with --images the pictures.")
-    for record in records(path, path.name):
+    for record in _lines(path):
         if isinstance(record, Problem):
             raise DataError(str(record))
         where, value = record

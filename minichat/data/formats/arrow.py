@@ -22,9 +22,14 @@ SETS = "dataset_dict.json"  # and where it is of several sets
 ENDING = ".parquet"
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one of `save_to_disk`."""
+    return any((folder / name).is_file() for name in (STATE, SETS))
+
+
 def is_folder(folder: Path) -> bool:
-    """Whether a folder holds tables: those of `save_to_disk`, or Parquet files, as on the Hugging Face hub."""
-    return any((folder / name).is_file() for name in (STATE, SETS)) or bool(_shards(folder))
+    """Whether a folder holds Parquet files, as one of the Hugging Face hub does."""
+    return bool(_shards(folder))
 
 
 def files(folder: Path, shown: str) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from minichat.errors import DataError, listing, shown
 
-PICTURE = ("image", "images", "picture", "pictures", "image_path", "img_path", "filepath", "file_path", "file_name",
-           "filename", "path", "file", "jpg", "jpeg", "png", "webp")  # fmt: skip
+PICTURE = ("image", "images", "img", "picture", "pictures", "image_path", "img_path", "image_name", "image_file",
+           "filepath", "file_path", "file_name", "filename", "path", "file", "jpg", "jpeg", "png", "webp")  # fmt: skip
 TEXT = ("caption", "captions", "text", "title", "description", "sentences", "references", "answer",
         "multiple_choice_answer", "reply", "response", "output", "completion")  # fmt: skip
 QUESTION = ("question", "instruction", "query", "prompt")

@@ -25,6 +25,7 @@ _DELIMITERS = ",\t;|"
 # Flickr8k and Flickr30k number a picture's captions behind its name: 1000268201_693b08cb0e.jpg#0.
 _NUMBER = re.compile(r"(.*\.[A-Za-z]+)#\d+")
 _NUMBERED_PICTURE = " numbered picture"  # a column without a name, whose names may be so
+_UNQUOTED = " (A TSV has no quotation marks round its fields: name it .csv if this one has.)"
 _HALF = re.compile(r"[\udc80-\udcff]")  # a byte that is no UTF-8
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # of the module as a whole: 131,072 unless one says otherwise
@@ -55,7 +56,7 @@ def rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Problem]:
         else:
             lines = itertools.chain([first], lines)
         table = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=quoted)
-        yield from _rows(table, names or header, file, 1 if names else 2)
+        yield from _rows(table, names or header, file, 1 if names else 2, "" if quoted else _UNQUOTED)
 
 
 def _nameless(first: list[str]) -> list[str] | None:
@@ -90,8 +91,8 @@ def _wrong_header(header: list[str], where: Where, columns: Columns) -> Problem 
     return None
 
 
-def _rows(table: Any, header: list[str], file: str, first: int) -> Iterator[Value | Problem]:
-    """The rows from line `first` on."""
+def _rows(table: Any, header: list[str], file: str, first: int, hint: str) -> Iterator[Value | Problem]:
+    """The rows from line `first` on; `hint` is added to what is said of a ragged one."""
     found = False
     while True:
         where = Where(file, table.line_num + first)
@@ -107,7 +108,8 @@ def _rows(table: Any, header: list[str], file: str, first: int) -> Iterator[Valu
             continue
         found = True
         if len(row) != len(header):
-            yield Problem(where, f"the row has {len(row)} fields and the header {len(header)}: give each column one.")
+            counts = f"the row has {len(row)} fields and the header {len(header)}"
+            yield Problem(where, f"{counts}: give each column one.{hint}")
             continue
         bad = _bad_byte(row, where)
         yield bad if bad is not None else (where, _record(header, row))

@@ -37,13 +37,15 @@ def form_of(path: Path, shown: str) -> str | None:
 def _of_folder(path: Path) -> str | None:
     if (path / align.CAPTIONS).is_file():
         return "cc_sbu_align"
-    if arrow.is_folder(path):
+    if arrow.is_saved(path):
         return "arrow"
     if any(path.glob("*.tar")):
         return "webdataset"
     if any((path / name).is_file() for name in folder.METADATA):
         return "pairs"
-    return "folder" if folder.has_pairs(path) else None
+    if folder.has_pairs(path):
+        return "folder"
+    return "arrow" if arrow.is_folder(path) else None  # last: img2dataset puts one beside its tars and pictures, too
 
 
 def _of_file(path: Path, shown: str) -> str | None:
