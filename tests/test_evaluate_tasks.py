@@ -17,6 +17,7 @@ from minichat.evaluate.questions import OwnQuestion, OwnQuestions, SceneQuestion
 from minichat.evaluate.replies import Ask, Blank
 from minichat.evaluate.scenes import Drawn, held_out, held_out_scene
 from minichat.evaluate.stories import SceneStories
+from minichat.evaluate.wordings import PER_SCENE, SceneWordings
 from minichat.scenes import outside
 from minichat.scenes.captions import detailed
 from minichat.scenes.outside import OUTSIDE, outside_picture, says_outside
@@ -27,7 +28,10 @@ from minichat.scenes.stories import story
 from minichat.scenes.world import random_scene
 from tests.evaluate_tellers import Oracle
 
-MAKERS = [SceneQuestions, SceneCaptions, Polls.about_scenes, SceneDialogues, ScenePairs, SceneStories, SceneOutside]
+MAKERS = [
+    SceneQuestions, SceneCaptions, Polls.about_scenes, SceneDialogues, ScenePairs, SceneStories, SceneOutside,
+    SceneWordings,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -51,6 +55,39 @@ def test_the_same_scenes_are_held_out_whatever_is_asked_of_them():
     assert {a.seed: a.scene for a in asked} == {i: held_out_scene(i, 3)[0] for i in range(5)}
     more = held_out(5, 3, ALL_KINDS)
     assert [a for a in more if a.question.kind in REPORTED] == asked
+
+
+# --- wordings
+
+
+def test_who_replies_what_is_true_is_right_in_all_wordings_and_stays_so():
+    exam = SceneWordings(12)
+    truth = {(one.scene, one.text): one.answer.reply for one in (*exam.asked, *exam.composed)}
+    words = {(one.scene, re.sub(r"\W", "", one.text).lower()): one.answer.reply for one in exam.asked}
+
+    def reply(ask):
+        scene, text = ask.pictures[0].scene, ask.text
+        plain = re.sub(r"\W", "", text.removesuffix("?").removesuffix(".").removesuffix(", please")).lower()
+        return truth.get((scene, text)) or words.get((scene, plain)) or "I cannot say."
+
+    found = exam.take(Oracle(reply))
+    assert found.figures["right"].value == found.figures["composition split"].value == 1
+    assert found.figures["right"].count == len(exam.asked) == 12 * PER_SCENE
+    for name in (", please", "all lower", "all upper", "doubled blanks", "no mark at the end"):
+        assert found.figures[f"stays right: {name}"].value == 1, name
+    swapped = found.figures["stays right: two letters swapped"]
+    assert swapped.value == 0 and swapped.count > 10  # this oracle knows no such words
+    changed = [record for record in found.records if record["typed"] == "American spelling"]
+    assert all(re.search("color|center|gray|neighbor|summarize", record["question"].lower()) for record in changed)
+
+
+def test_a_perturbation_asks_again_only_what_was_right():
+    exam = SceneWordings(8)
+    found = exam.take(Oracle(lambda ask: "Yes."))
+    right = {record["question"] for record in found.records if record["verdict"] == "right"}
+    again = [record for record in found.records if record["typed"] == "all upper"]
+    assert again and all(any(record["question"] == text.upper() for text in right) for record in again)
+    assert found.figures["stays right: all upper"].value == 1
 
 
 # --- questions

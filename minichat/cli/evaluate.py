@@ -28,6 +28,7 @@ class Task(StrEnum):
     pairs = "pairs"
     stories = "stories"
     outside = "outside"
+    wordings = "wordings"
     retrieval = "retrieval"
     all = "all"
 
@@ -35,7 +36,9 @@ class Task(StrEnum):
 @app.command()
 def evaluate(
     ctx: typer.Context,
-    task: Annotated[Task | None, typer.Argument(help="What to measure; all: whatever the model can.")] = None,
+    task: Annotated[
+        Task | None, typer.Argument(help="What to measure; all: what the model can, save wordings.")
+    ] = None,
     model: Model = DEFAULT_MODEL,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write JSON, table, plots and replies: a new folder.")

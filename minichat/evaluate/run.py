@@ -24,6 +24,7 @@ from minichat.evaluate.replies import Teller, check_batch_size
 from minichat.evaluate.report import Report
 from minichat.evaluate.retrieval import PAIRS, RERANKED, Finder, Gallery
 from minichat.evaluate.stories import SceneStories
+from minichat.evaluate.wordings import SceneWordings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from minichat.evaluate.files import Files
 
 CHAT_TASKS = ("questions", "captions", "hallucination", "dialogue", "pairs", "stories", "outside")
-TASKS = (*CHAT_TASKS, "retrieval")
+TASKS = (*CHAT_TASKS, "wordings", "retrieval")
 SCENES = 2000
+WORDED = 500  # in people's words, unless another number is asked for: each is asked about in many ways
 BLANK_SCENES = 500  # of them are asked about with blank pictures, too: what is guessed takes no more to tell
 MOST = 1_000_000  # scenes; more is a slip of the keyboard
 
@@ -77,6 +79,7 @@ class Plan:
             "pairs": ScenePairs,
             "stories": SceneStories,
             "outside": SceneOutside,
+            "wordings": lambda count, seed: SceneWordings(min(count, self.count or WORDED), seed),
         }
         return makers[task](min(self.count or SCENES, most), self.seed)
 

@@ -96,6 +96,16 @@ def pointed(thing: Thing, attribute: str) -> Answer | None:
     return Answer(sentence(text), None, (attribute,), where)
 
 
+def _all_pointed(found: Sequence[Thing], attribute: str) -> Answer | None:
+    """The things that were asked for, or of each what was asked of them."""
+    if attribute == "thing":
+        return Answer(sentence(listed(found)), None, ("things",), tuple(map(named, found)))
+    if len(found) == 1:
+        return pointed(found[0], attribute)
+    told = [f"one is {stated(attribute, str(valued(attribute, thing)))}" for thing in found]
+    return Answer(sentence(f"there are {NUMBERS[len(found)]}: {', '.join(told)}"), None, (attribute,))
+
+
 def _at(program: Program, look: Look) -> Answer | None:
     """What is at the top left? words: (place,), and what is asked of it."""
     where, attribute = program.words
@@ -104,9 +114,7 @@ def _at(program: Program, look: Look) -> Answer | None:
         return None
     if not found:
         return Answer(f"There is nothing {at(where)}.", None, ("none",), ())
-    if len(found) == 1 and attribute != "thing":
-        return pointed(found[0], attribute)
-    return Answer(sentence(listed(found)), None, ("things",), tuple(map(named, found)))
+    return _all_pointed(found, attribute)
 
 
 def _anything_at(program: Program, look: Look) -> Answer | None:
@@ -232,9 +240,7 @@ def _what_beside(program: Program, look: Look) -> Answer | None:
         return None
     if not found:
         return Answer("Nothing.", None, ("none",), ())
-    if len(found) == 1 and attribute != "thing":
-        return pointed(found[0], attribute)
-    return Answer(sentence(listed(found)), None, ("things",), tuple(map(named, found)))
+    return _all_pointed(found, attribute)
 
 
 def _anything_beside(program: Program, look: Look) -> Answer | None:

@@ -15,7 +15,7 @@ WORDINGS: dict[str, Wording] = {
             "does {the} sit {at}", "is it {the} that is {at}", "will i find {the} {at}", "is {the} placed {at}",
             "is {the} somewhere {at}", "can {the} be found {at}",
         ),
-        state=("{the} is {at}", "{the}'s {at}", "{the} sits {at}", "{at} is {the}", "{the} is located {at}"),
+        state=("{the} is {at}", "{the}'s {at}", "{the} sits {at}", "{the} is located {at}"),
         doubt=("isn't {the} {at}", "is {the} not {at}"),
         tag="isn't it",
         bare=("{the} {at}",),
@@ -137,7 +137,7 @@ WORDINGS: dict[str, Wording] = {
             "does {the} sit {to} {the2}", "is {the} located {to} {the2}",
         ),
         state=(
-            "{the} is {to} {the2}", "{the} lies {to} {the2}", "{the} sits {to} {the2}", "{to} {the2} is {the}",
+            "{the} is {to} {the2}", "{the} lies {to} {the2}", "{the} sits {to} {the2}",
             "{the}'s {to} {the2}",
         ),
         doubt=("isn't {the} {to} {the2}", "is {the} not {to} {the2}"),
@@ -173,7 +173,7 @@ WORDINGS: dict[str, Wording] = {
         ask=(
             "what is {to} {the}", "what's {to} {the}", "which (object|thing|shape) is {to} {the}",
             "what do you see {to} {the}", "what lies {to} {the}", "what is there {to} {the}",
-            "what have you got {to} {the}", "which things are {to} {the}", "{to} {the} there is what",
+            "what have you got {to} {the}", "which things are {to} {the}",
             "what (can you see|is drawn|is shown) {to} {the}", "what sits {to} {the}",
             "what (objects|things|shapes) are {to} {the}", "what comes {to} {the}",
         ),
