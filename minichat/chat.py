@@ -15,7 +15,6 @@ from minichat.hardware.spreading import entry_device
 from minichat.history import check_fits
 from minichat.images import Source
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.template import get_template
 from minichat.session import ChatSession, sources
 from minichat.stopping import Stops
 from minichat.turnstile import Turnstile
@@ -153,8 +152,8 @@ class MiniChat:
 
 
 def _stops(model: MiniChatForConditionalGeneration, processor: MiniChatProcessor) -> Stops:
-    """What ends a reply: the template's stop strings, the tokenizer's end token, and those of the generation config."""
+    """What ends a reply: the template's end and stop strings, the tokenizer's end token, the generation config's."""
     ends = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    sequences = [(int(end),) for end in (processor.content_tokenizer.eos_id, *listed)]
-    return Stops(get_template(processor.template).stops, tuple(sequences))
+    sequences = [(int(end),) for end in (processor.end_id, processor.content_tokenizer.eos_id, *listed)]
+    return Stops(processor.spelling.stops, tuple(sequences))

@@ -36,7 +36,8 @@ def convert(
         typer.Option("--llm", help="The LLM: a Hugging Face folder, a GGUF file, a hub id, a known name."),
     ] = None,
     template: Annotated[
-        str | None, typer.Option("--template", help="Prompt template: vicuna-v0, llama2, minigpt-v2, ...")
+        str | None,
+        typer.Option("--template", help="Prompt template: vicuna-v0, llama2, ...; none: the LLM's own chat_template."),
     ] = None,
     tokenizer: Annotated[
         Path | None,
@@ -87,15 +88,18 @@ def convert(
         convert_stage1(out, qformer, tokenizer=tokenizer, **sizes)
         typer.echo(f"The stage-1 model is in {out}.", err=True)
         return
-    if llm is None or template is None:
-        raise typer.BadParameter("give --llm and --template; or --tokenizer for what BLIP-2's first stage saved.")
+    if llm is None:
+        raise typer.BadParameter("give --llm; or --tokenizer for what BLIP-2's first stage saved.")
+    if template is None and projection is not None:
+        raise typer.BadParameter("give the --template that the projection was trained with.")
+    from minichat.prompt.template import OWN
     from minichat.weights.convert import convert as make
 
     make(
         out,
         projection=projection,
         llm=llm,
-        template=template,
+        template=template or OWN,
         qformer=qformer,
         blip2=blip2,
         no_qformer=no_qformer,

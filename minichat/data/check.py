@@ -17,7 +17,6 @@ from minichat.data.formats.record import refusal
 from minichat.data.lengths import plot
 from minichat.errors import DataError, MiniChatError
 from minichat.prompt.neutral import neutralise
-from minichat.prompt.template import get_template
 
 if TYPE_CHECKING:
     from minichat.prompt.processing import MiniChatProcessor
@@ -166,7 +165,7 @@ class _Checker:
         if self._processor is None:
             lengths.setdefault("words in a reply", []).extend(len(reply.split()) for reply in replies)
             return
-        template = get_template(self._processor.template)
+        template = self._processor.spelling
         self._broken_markers += sum(neutralise(reply, template) != reply for reply in replies)
         tokenizer = self._processor.content_tokenizer
         lengths.setdefault("tokens in a reply", []).extend(len(tokenizer.encode(reply)) for reply in replies)

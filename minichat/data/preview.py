@@ -18,7 +18,6 @@ from PIL import Image
 from minichat.data.example import Example, StoredPicture, Where
 from minichat.errors import DataError, MiniChatError
 from minichat.prompt.render import Rendered
-from minichat.prompt.template import BOS, EOS
 
 if TYPE_CHECKING:
     from minichat.prompt.processing import MiniChatProcessor
@@ -80,8 +79,7 @@ def to_html(samples: Iterable[Sample]) -> str:
 
 def _pieces(rendered: Rendered, processor: MiniChatProcessor) -> Iterator[Piece]:
     """The ids in runs."""
-    content = processor.content_tokenizer
-    controls = {content.bos_id: BOS, content.eos_id: EOS}
+    controls = processor.controls
     slots, n = 0, processor.num_image_tokens
     words: list[int] = []
     learnt: list[bool] = []

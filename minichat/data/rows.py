@@ -20,7 +20,6 @@ from minichat.data.example import Example, Member, StoredPicture, Where
 from minichat.data.tables import Cell
 from minichat.errors import DataError, MiniChatError
 from minichat.prompt.render import IGNORED
-from minichat.prompt.template import EOS, get_template
 
 if TYPE_CHECKING:
     from minichat.prompt.processing import MiniChatProcessor
@@ -70,7 +69,8 @@ class Renderer:
         self.processor = processor
         self.max_length = max_length
         self.max_reply_tokens = max_reply_tokens
-        self._end_text = get_template(processor.template).reply_end.removesuffix(EOS)
+        self._end_text = processor.spelling.end[0]
+        self._end_id = processor.end_id
         self._blank = Image.new("RGB", (1, 1))
 
     def __call__(self, example: Example) -> Row:
@@ -116,7 +116,7 @@ class Renderer:
         before = (~learn[:inside]).nonzero()[0]
         start = int(before[-1]) + 1 if len(before) else 0
         tokenizer = self.processor.content_tokenizer
-        if ids[end - 1] == tokenizer.eos_id:
+        if ids[end - 1] == self._end_id:
             end -= 1
         if not self._end_text:
             return end

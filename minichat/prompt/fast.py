@@ -29,7 +29,14 @@ class FastTokenizer:
         self.eos_id: int = tokenizer.eos_token_id
         self.pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size: int = len(tokenizer)
-        self._control = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+        added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+        self._controls = {str(token): number for number, token in added.items() if token.special}
+        self._control = {*tokenizer.all_special_ids, *self._controls.values()} - {tokenizer.unk_token_id}
+
+    def control_id(self, token: str) -> int:
+        if token not in self._controls:
+            raise PromptError(f"The tokenizer has no control token {token!r}, which the template spells.")
+        return self._controls[token]
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -40,7 +47,7 @@ class FastTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         kept = [i for i in ids if 0 <= i < self.vocab_size]
-        return str(self._tokenizer.decode(kept, skip_special_tokens=True))
+        return str(self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastTokenizer:
         return self

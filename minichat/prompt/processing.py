@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, P
 from transformers.utils import cached_file
 
 from minichat.errors import ModelError, PromptError
+from minichat.prompt.chat_template import read_chat_template
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.fast import FastTokenizer, to_hugging_face
 from minichat.prompt.layout import Layout, with_pictures
 from minichat.prompt.pixels import MiniChatImageProcessor, flat
-from minichat.prompt.render import IGNORED, History, Rendered, render, render_text
-from minichat.prompt.template import BOS, EOS, SLOT, get_template, spells_begin, to_jinja
+from minichat.prompt.render import IGNORED, History, Rendered, control_id, render, render_text
+from minichat.prompt.template import BOS, EOS, OWN, SLOT, Template, get_template, spells_begin, to_jinja
 from minichat.prompt.tokenizer import ContentTokenizer, SentencePieceTokenizer
 
 __all__ = ["MODEL_FILE", "MiniChatImageProcessor", "MiniChatProcessor"]
@@ -30,12 +32,15 @@ class MiniChatProcessor(ProcessorMixin):
 
     Args:
         image_processor, tokenizer: Hugging Face's.
-        template: the name of a template (`minichat.prompt.template.TEMPLATES`).
+        template: the name of a template (`minichat.prompt.template.TEMPLATES`), or "tokenizer" for its own.
         num_image_tokens: n, how many slots each picture takes.
         image_token_id: the id of a slot; the first id beyond the vocabulary where it is not given.
         sentencepiece: content is tokenised by a SentencePiece `tokenizer.model` that lies beside the other files.
+        own_template: the tokenizer's own template as it was recorded; where it is not given, its `chat_template` is
+            read (`minichat.prompt.chat_template`).
 
-    Raises PromptError for an unknown template, ModelError where `tokenizer.model` is wanted and missing.
+    Raises PromptError for an unknown template, or one of the tokenizer's own that cannot be spelled piece by piece;
+    ModelError where `tokenizer.model` is wanted and missing.
     """
 
     def __init__(
@@ -47,14 +52,20 @@ class MiniChatProcessor(ProcessorMixin):
         image_token_id: int | None = None,
         sentencepiece: bool = False,
         chat_template: str | None = None,
+        own_template: dict[str, Any] | None = None,
     ) -> None:
-        spelled = to_jinja(get_template(template), slots_per_picture=num_image_tokens)
+        if template == OWN and own_template is None:
+            tokenizer, own = read_chat_template(tokenizer)
+            own_template = own.as_dict()
         # What batches prompts by the tokenizer alone, as a pipeline does, pads as `batch` does.
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or spelled)
         self.template = template
+        self.own_template = own_template
+        self._own: Template | None = None
+        spelled = to_jinja(self.spelling, slots_per_picture=num_image_tokens)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or spelled)
         self.num_image_tokens = num_image_tokens
         self.image_token_id = len(tokenizer) if image_token_id is None else image_token_id
         self.sentencepiece = sentencepiece
@@ -83,8 +94,46 @@ class MiniChatProcessor(ProcessorMixin):
         if self._content is None:
             if self.sentencepiece:
                 raise ModelError(f"{MODEL_FILE} is missing: put the model's own beside its processor_config.json.")
-            self._content = FastTokenizer(self.tokenizer, spells_begin(get_template(self.template)))
+            self._content = FastTokenizer(self.tokenizer, spells_begin(self.spelling))
         return self._content
+
+    @property
+    def spelling(self) -> Template:
+        """The template by which prompts are spelled."""
+        if self.template != OWN or self.own_template is None:
+            return get_template(self.template)
+        if self._own is None:
+            self._own = Template.from_dict(self.own_template)
+        return self._own
+
+    @property
+    def end_id(self) -> int:
+        """The control id that ends a reply."""
+        end = self.spelling.end[1]
+        return self.content_tokenizer.eos_id if end is None else self._control_id(end)
+
+    @property
+    def controls(self) -> dict[int, str]:
+        """The control ids that prompts hold, and how the template spells them."""
+        own = self.spelling.controls
+        if not own:
+            content = self.content_tokenizer
+            return {content.eos_id: EOS} | ({} if content.bos_id is None else {content.bos_id: BOS})
+        return {self._control_id(token): token for token in own}
+
+    def _control_id(self, token: str) -> int:
+        return control_id(token, self.spelling, self.content_tokenizer)
+
+    def with_template(self, template: str | None) -> MiniChatProcessor:
+        """The same processor, spelling prompts by another template. Raises PromptError for one that is not known."""
+        if template is None or template == self.template:
+            return self
+        other = copy.copy(self)
+        other.template = template
+        if not self.sentencepiece:
+            other._content = None
+        other.spelling  # noqa: B018
+        return other
 
     @property
     def model_input_names(self) -> list[str]:
@@ -101,7 +150,7 @@ class MiniChatProcessor(ProcessorMixin):
         """The conversation's ids, loss mask and pictures (`minichat.prompt.render.render`)."""
         return render(
             conversation,
-            get_template(self.template),
+            self.spelling,
             self.content_tokenizer,
             slot_id=self.image_token_id,
             slots_per_picture=self.num_image_tokens,
@@ -181,7 +230,7 @@ class MiniChatProcessor(ProcessorMixin):
             texts = [
                 render_text(
                     one,
-                    get_template(self.template),
+                    self.spelling,
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=continue_final_message,
                     slot=SLOT * self.num_image_tokens,
@@ -242,7 +291,7 @@ class MiniChatProcessor(ProcessorMixin):
         content = self.content_tokenizer
         if skip_special_tokens:
             return content.decode([i for i in ids if i != self.image_token_id])
-        shown = {content.bos_id: BOS, content.eos_id: EOS, self.image_token_id: SLOT}
+        shown = {**self.controls, self.image_token_id: SLOT}
         text, run = "", list[int]()
         for i in [*ids, None]:
             if i is None or i in shown:

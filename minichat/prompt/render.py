@@ -23,7 +23,7 @@ from PIL import Image
 from minichat.errors import PromptError
 from minichat.prompt.conversation import Conversation, Message, Picture
 from minichat.prompt.neutral import neutralise
-from minichat.prompt.template import BOS, EOS, SLOT, Template, split_controls
+from minichat.prompt.template import EOS, SLOT, Template
 from minichat.prompt.tokenizer import ContentTokenizer, encode_inside
 
 History = Literal["ids", "text"]
@@ -62,7 +62,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Control:
-    """`<s>` or `</s>`, spelled by a template."""
+    """A control token, spelled by a template: `<s>`, `</s>`, or one by the tokenizer's own name for it."""
 
     symbol: str
     learn: bool = False
@@ -124,7 +124,7 @@ def render(
                 new = encode_inside(tokenizer, text) if inside else tokenizer.encode(text)
                 _refuse_slots(new, slot_id, "a text spells")
             case Control(symbol, learn):
-                new = [_control(symbol, tokenizer)]
+                new = [control_id(symbol, template, tokenizer)]
             case Generated(kept, _):
                 new, learn = list(kept), True
                 _refuse_slots(new, slot_id, "a reply's generated ids hold")
@@ -188,10 +188,15 @@ class _Speller:
 
     def spell(self, conversation: Conversation, ask: bool, go_on: bool = False) -> Iterator[Segment]:
         t = self._template
-        yield from self._words(t.begin)
         system = conversation.system
-        yield from self._words(t.system) if system is None else self._content(system, t.system_suffix)
-        yield from self._words(t.system_suffix)
+        if system is None:
+            yield from self._words(t.opening)
+        elif not t.takes_system:
+            raise PromptError("This model's chat template takes no system message: say it in the first question.")
+        else:
+            yield from self._words(t.begin)
+            yield from self._content(system, t.system_suffix)
+            yield from self._words(t.system_suffix)
         for number, message in enumerate(conversation.turns):
             if message.role == "assistant":
                 yield from self._words(t.assistant_prefix)
@@ -207,18 +212,20 @@ class _Speller:
         yield from self._flush()
 
     def _words(self, spelled: str) -> Iterator[Segment]:
-        """The template's own words, in which `<s>` and `</s>` are control ids."""
-        for piece in split_controls(spelled):
-            if piece in (BOS, EOS):
+        """The template's own words, in which control tokens are ids."""
+        t = self._template
+        for piece in t.split(spelled):
+            if not t.words_before(piece):
                 yield from self._flush()
                 yield Control(piece)
-                self._inside = False
+                self._inside = t.joined
             else:
                 self._text += piece
 
     def _content(self, message: Message, following: str) -> Iterator[Segment]:
         """A person's words and pictures. Neighbouring text parts are one text: a marker may be split over them."""
         t = self._template
+        following = t.words_before(following)
         groups: list[str | Picture] = []
         for part in message.parts:
             if isinstance(part, Picture):
@@ -227,6 +234,8 @@ class _Speller:
                 groups[-1] += part.text
             elif part.text:
                 groups.append(part.text)
+        if message.role in t.trims:
+            groups = _trimmed(groups)
         for number, group in enumerate(groups):
             if number > 0:
                 self._text += t.picture_gap
@@ -237,41 +246,38 @@ class _Speller:
             self._text += t.picture_prefix
             yield from self._flush()
             yield Slot(group.image)
-            self._inside = False
+            self._inside = t.joined
             self._text = t.picture_suffix
 
     def _reply(self, message: Message, open_end: bool) -> Iterator[Segment]:
         t = self._template
+        said = message.text.strip() if "assistant" in t.trims else message.text
+        text = t.reply_begin + neutralise(said, t)
         if self._history == "text":
-            text = neutralise(message.text, t)
             if open_end:
                 self._text += t.reply_gap + text
                 return
             end = t.reply_end if t.text_reply_end is None else t.text_reply_end
-            self._text += t.reply_gap + keep_apart(text, end)
+            self._text += t.reply_gap + keep_apart(text, t.words_before(end))
             # The originals' get_prompt ends no empty reply (`if message: … + sep`, MiniGPT-4's conversation.py).
-            yield from self._words(end if text else "")
+            yield from self._words(end if said or t.controls else "")
             return
         yield from self._flush()
-        if t.reply_gap:
-            yield Gap(t.reply_gap)
+        if gap := t.reply_gap + (t.reply_begin if message.ids is not None else ""):
+            yield Gap(gap)
         if open_end:
-            yield (
-                Words(neutralise(message.text, t), True)
-                if message.ids is None
-                else Generated(message.ids, message.text)
-            )
+            yield (Words(text, True, t.joined) if message.ids is None else Generated(message.ids, message.text))
             return
-        end_text = t.reply_end.removesuffix(EOS)
+        end_text, control = t.end
         if message.ids is None:
-            yield Words(keep_apart(neutralise(message.text, t), end_text) + end_text, learn=True)
+            yield Words(keep_apart(text, end_text) + end_text, learn=True, inside=t.joined)
         else:
             yield Generated(message.ids, message.text)
             if end_text:
                 yield Words(end_text, learn=True, inside=True)
-        self._inside = end_text == t.reply_end
-        if not self._inside:
-            yield Control(EOS, learn=True)
+        self._inside = control is None or t.joined
+        if control is not None:
+            yield Control(control, learn=True)
 
     def _flush(self) -> Iterator[Segment]:
         if self._text:
@@ -280,7 +286,19 @@ class _Speller:
         self._text = ""
 
 
-def _control(symbol: str, tokenizer: ContentTokenizer) -> int:
+def _trimmed(groups: list[str | Picture]) -> list[str | Picture]:
+    """Without white space at either end of the message; what that leaves empty is gone."""
+    if groups and isinstance(groups[0], str):
+        groups = [groups[0].lstrip(), *groups[1:]]
+    if groups and isinstance(groups[-1], str):
+        groups = [*groups[:-1], groups[-1].rstrip()]
+    return [group for group in groups if group]
+
+
+def control_id(symbol: str, template: Template, tokenizer: ContentTokenizer) -> int:
+    """The id of a control token that a template spells. Raises PromptError where the tokenizer has none."""
+    if template.controls:
+        return tokenizer.control_id(symbol)
     if symbol == EOS:
         return tokenizer.eos_id
     if tokenizer.bos_id is None:

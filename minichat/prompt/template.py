@@ -1,20 +1,24 @@
 """How each model's prompt is spelled: data, and nothing but data.
 
-Every delimiter of every prompt stands in this file once. `<s>` and `</s>` in these strings are the control ids of the
-tokenizer; the same letters in a person's words are letters (`minichat.prompt.render`).
+Every delimiter of every prompt stands in this file once, save those that are read from a tokenizer's own chat template
+(`minichat.prompt.chat_template`). `<s>` and `</s>` in these strings are the control ids of the tokenizer; the same
+letters in a person's words are letters (`minichat.prompt.render`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from minichat.errors import PromptError
 
 BOS = "<s>"
 EOS = "</s>"
 SLOT = "<ImageHere>"
+OWN = "tokenizer"  # the name of a template that was read from a tokenizer's own
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Template:
     #: Between `assistant_prefix` and the reply's text. Not tokenised where a reply is tokenised by itself: there the
     #: tokenizer's own leading space stands for it.
     reply_gap: str = ""
+    #: Begins a reply's own words, is tokenised and supervised with them: what the model generates first.
+    reply_begin: str = ""
     #: Ends a reply, is supervised with it, and is what the model is expected to generate.
     reply_end: str = EOS
     #: Ends a reply in a history that is spelled anew as text; None: as `reply_end`.
@@ -53,17 +59,69 @@ class Template:
     stops: tuple[str, ...] = ()
     #: Texts by which a reader tells turns apart; with `stops`, what a person's words must never spell.
     markers: tuple[str, ...] = ()
+    #: In place of `begin`, `system` and `system_suffix` where the conversation brings no system text; None: those.
+    head: str | None = None
+    #: The tokenizer's control tokens that these texts spell, by their own names; empty: `<s>` and `</s>`.
+    controls: tuple[str, ...] = ()
+    #: Roles whose texts lose white space at either end.
+    trims: tuple[str, ...] = ()
+    #: What follows a control token goes on from it: the tokenizer puts no leading space of its own there.
+    joined: bool = False
+    #: Whether a conversation may bring a system text.
+    takes_system: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "text_reply_end" and value is None:
+            if field.name in ("text_reply_end", "head") and value is None:
                 continue
-            strings = value if field.name in ("stops", "markers") else (value,)
+            if field.type == "bool":
+                if not isinstance(value, bool):
+                    raise PromptError(f"Template {self.name!r}: {field.name} must be true or false, not {value!r}.")
+                continue
+            strings = value if field.type == "tuple[str, ...]" else (value,)
             if not isinstance(strings, tuple) or not all(isinstance(text, str) for text in strings):
                 raise PromptError(f"Template {self.name!r}: {field.name} must be text, not {value!r}.")
-        if any(not text for text in (*self.stops, *self.markers)):
+        if any(not text for text in (*self.stops, *self.markers, *self.controls)):
             raise PromptError(f"Template {self.name!r}: an empty stop or marker would match everywhere.")
+
+    @property
+    def opening(self) -> str:
+        """What stands before the first turn where the conversation brings no system text."""
+        return self.begin + self.system + self.system_suffix if self.head is None else self.head
+
+    def split(self, spelled: str) -> list[str]:
+        """This template's own text, cut at its control tokens, which stay as pieces of their own; no empty pieces."""
+        return split_controls(spelled, self.controls or (BOS, EOS))
+
+    @property
+    def end(self) -> tuple[str, str | None]:
+        """`reply_end` as its text and the control token after it, None where there is none."""
+        pieces = self.split(self.reply_end)
+        if pieces and pieces[-1] in (self.controls or (EOS,)):
+            return self.reply_end.removesuffix(pieces[-1]), pieces[-1]
+        return self.reply_end, None
+
+    def words_before(self, spelled: str) -> str:
+        """The text with which `spelled` begins, up to its first control token."""
+        first = next(iter(self.split(spelled)), "")
+        return "" if first in (self.controls or (BOS, EOS)) else first
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Template:
+        """What `as_dict` gave. Raises PromptError for what is no template."""
+        tuples = {field.name for field in fields(cls) if field.type == "tuple[str, ...]"}
+        unknown = stored.keys() - {field.name for field in fields(cls)}
+        if unknown or "name" not in stored:
+            raise PromptError(
+                f"A recorded template has {min(unknown)!r}, which is not known." if unknown else "No name."
+            )
+        given: dict[str, Any] = {k: tuple(v) if k in tuples and isinstance(v, list) else v for k, v in stored.items()}
+        return cls(**given)
 
 
 # MiniGPT-4, minigpt4/conversation/conversation.py (BSD-3-Clause, Copyright 2023 Deyao Zhu).
@@ -151,8 +209,10 @@ TEMPLATES: dict[str, Template] = {template.name: template for template in _ALL}
 
 
 def spells_begin(template: Template) -> bool:
-    """Whether `<s>` is among what the template spells."""
-    return any(BOS in value for field in fields(template) if isinstance(value := getattr(template, field.name), str))
+    """Whether `<s>` is among what the template spells, and stands for whatever token begins."""
+    return not template.controls and any(
+        BOS in value for field in fields(template) if isinstance(value := getattr(template, field.name), str)
+    )
 
 
 def get_template(name: str | Template) -> Template:
@@ -160,13 +220,16 @@ def get_template(name: str | Template) -> Template:
     if isinstance(name, Template):
         return name
     if name not in TEMPLATES:
-        raise PromptError(f"The template {name!r} is not known: use one of {', '.join(sorted(TEMPLATES))}.")
+        if name == OWN:
+            raise PromptError(f"The template {name!r} is the tokenizer's own, and this model records none.")
+        raise PromptError(f"The template {name!r} is not known: use one of {', '.join(sorted(TEMPLATES))}, {OWN}.")
     return TEMPLATES[name]
 
 
-def split_controls(spelled: str) -> list[str]:
-    """A template's own text, cut at `<s>` and `</s>`, which stay as pieces of their own; no empty pieces."""
-    return [piece for piece in re.split(f"({BOS}|{EOS})", spelled) if piece]
+def split_controls(spelled: str, controls: tuple[str, ...] = (BOS, EOS)) -> list[str]:
+    """A template's own text, cut at its control tokens, which stay as pieces of their own; no empty pieces."""
+    longest_first = sorted(controls, key=len, reverse=True)
+    return [piece for piece in re.split(f"({'|'.join(map(re.escape, longest_first))})", spelled) if piece]
 
 
 _JINJA = """\
@@ -188,23 +251,21 @@ _JINJA = """\
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
-{{- <start> -}}
 {%- if messages and messages[0].role == "system" -%}
-{{- words(messages[0]) -}}
+{{- <start> -}}{{- words(messages[0])<system_filter> -}}{{- <system_suffix> -}}
 {%- set turns = messages[1:] -%}
 {%- else -%}
-{{- <system> -}}
+{{- <opening> -}}
 {%- set turns = messages -%}
 {%- endif -%}
-{{- <system_suffix> -}}
 {%- for message in turns -%}
 {%- if message.role == "user" -%}
 {%- if not loop.first -%}
 {{- <between> -}}
 {%- endif -%}
-{{- <user_prefix> -}}{{- words(message) -}}{{- <user_suffix> -}}
+{{- <user_prefix> -}}{{- words(message)<user_filter> -}}{{- <user_suffix> -}}
 {%- else -%}
-{{- <assistant_prefix> -}}{{- <reply_gap> -}}{{- words(message) -}}{{- <reply_end> -}}
+{{- <assistant_prefix> -}}{{- <reply_start> -}}{{- words(message)<assistant_filter> -}}{{- <reply_end> -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
@@ -222,9 +283,13 @@ def to_jinja(template: Template, *, slots_per_picture: int = 1, slot: str = SLOT
     """
     names = [field.name for field in fields(template) if isinstance(getattr(template, field.name), str)]
     values = {name: getattr(template, name) for name in names}
-    values["start"] = template.begin
+    values |= {"start": template.begin, "opening": template.opening}
+    values["reply_start"] = template.reply_gap + template.reply_begin
     values["picture"] = template.picture_prefix + slot * slots_per_picture + template.picture_suffix
-    return re.sub(r"<(\w+)>", lambda match: _expression(values[match[1]]), _JINJA)
+    spelled = {name: _expression(value) for name, value in values.items()}
+    for role in ("system", "user", "assistant"):
+        spelled[f"{role}_filter"] = "|trim" if role in template.trims else ""
+    return re.sub(r"<(\w+)>", lambda match: spelled[match[1]], _JINJA)
 
 
 def _expression(spelled: str) -> str:

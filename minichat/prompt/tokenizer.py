@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import sentencepiece
 
-from minichat.errors import ModelError
+from minichat.errors import ModelError, PromptError
 
 
 class ContentTokenizer(Protocol):
@@ -22,6 +22,10 @@ class ContentTokenizer(Protocol):
     eos_id: int
     pad_id: int
     vocab_size: int
+
+    def control_id(self, token: str) -> int:
+        """The id of a control token, by its own name. Raises PromptError where there is none of this name."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text` standing by itself; never a control id."""
@@ -59,6 +63,12 @@ class SentencePieceTokenizer:
         self.pad_id: int = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos_id
         # As with skip_special_tokens: the unknown symbol is no text either.
         self._silent = {i for i in range(self.vocab_size) if self._model.is_control(i) or self._model.is_unknown(i)}
+
+    def control_id(self, token: str) -> int:
+        number = self._model.piece_to_id(token)
+        if not self._model.is_control(number) or self._model.id_to_piece(number) != token:
+            raise PromptError(f"The tokenizer has no control token {token!r}, which the template spells.")
+        return int(number)
 
     def encode(self, text: str) -> list[int]:
         # SentencePiece reads no control symbol from text: "<s>" gives the pieces of its letters.

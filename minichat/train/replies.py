@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,6 @@ from minichat.errors import PromptError
 from minichat.hardware.memory import CONTEXT, training_needs
 from minichat.model.loss import learnt, only_at, token_loss
 from minichat.prompt.render import IGNORED
-from minichat.prompt.template import get_template
 from minichat.train.attention import use_products
 from minichat.train.config import Config
 from minichat.train.lora import adapter_of, lora_size, parted_weights, write_lora
@@ -106,7 +104,7 @@ class Replies(Stage):
         trainable = config.trainable or self.trainable
         self.bot: MiniChat = open_bot(config.model, trainable, device, config.lora, config.seed)
         self.model = self.bot.model
-        self._processor = _with_template(self.bot.processor, config.data.template)
+        self._processor = self.bot.processor.with_template(config.data.template)
         limits = [limit for limit in (config.data.max_tokens, self.bot.context) if limit is not None]
         limit = min(limits, default=None)
         self.longest = limit or CONTEXT
@@ -194,13 +192,3 @@ class Replies(Stage):
         else:
             beside = partial(write_lora, weights=adapter, lora=self._lora, model=self.model)
         write_result(out, base, others, facts, beside)
-
-
-def _with_template(processor: MiniChatProcessor, template: str | None) -> MiniChatProcessor:
-    """The same processor, spelling prompts by another template."""
-    if template is None or template == processor.template:
-        return processor
-    get_template(template)
-    other = copy.copy(processor)
-    other.template = template
-    return other

@@ -15,8 +15,7 @@ from minichat.errors import ModelError, SettingsError, sentence
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.prompt.pixels import MiniChatImageProcessor
 from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
-from minichat.prompt.template import TEMPLATES, get_template
-from minichat.prompt.tokenizer import ContentTokenizer
+from minichat.prompt.template import OWN, TEMPLATES, get_template
 from minichat.weights.account import Account
 from minichat.weights.blip2 import add_hugging_face
 from minichat.weights.files import quiet
@@ -33,7 +32,7 @@ def convert(
     out: Path,
     *,
     llm: str,
-    template: str,
+    template: str = OWN,
     projection: Path | None = None,
     vit: Path | None = None,
     qformer: Path | None = None,
@@ -54,7 +53,7 @@ def convert(
         out: a new folder.
         llm: a Hugging Face folder, a GGUF file, a hub id or the name of a packaged LLM; referred to, or copied with
             `merge`.
-        template: the prompt template that the weights were trained with.
+        template: the prompt template that the weights were trained with; "tokenizer": the LLM's own `chat_template`.
         projection: what a training run of MiniGPT-4 saved (`llama_proj.*`). None: a random one, always the same, for
             training to begin with.
         vit, qformer: EVA's ViT and BLIP-2's Q-Former as the originals published them; or `blip2`, a Hugging Face
@@ -70,9 +69,10 @@ def convert(
         ModelError: for a file that is damaged, unsafe or not what it should be, and for parts that do not belong
             together; nothing is left behind then.
         SettingsError: for a size that is impossible, or that nothing tells.
-        PromptError: for a template that does not exist.
+        PromptError: for a template that does not exist, or that cannot be spelled piece by piece.
     """
-    get_template(template)
+    if template != OWN:
+        get_template(template)
     if (vit is None) == (blip2 is None):
         raise SettingsError("Give the vision encoder once: --vit for the original file, or --blip2.")
     if no_qformer and qformer is not None:
@@ -102,7 +102,7 @@ def convert(
         _begin_projection(account, config)
     account.check(_wanted(config))
     processor = _processor(words, config)
-    ids = _control_ids(words, processor.content_tokenizer)
+    ids = _control_ids(words, processor)
     config.text_config.update(ids)
     entries = [Entry(name, account.bytes(name), _maker(account, name)) for name in sorted(account.names())]
     if merge:
@@ -207,7 +207,7 @@ def _processor(words: Llm, config: MiniChatConfig) -> MiniChatProcessor:
         "image_token_id": config.image_token_index,
     }
     size, model = config.vision_config.image_size, words.folder / MODEL_FILE
-    if model.is_file():
+    if model.is_file() and config.template != OWN:
         processor = MiniChatProcessor.from_tokenizer_model(model, image_size=size, **common)
     else:
         try:
@@ -245,12 +245,13 @@ def _copied(words: Llm) -> list[Entry]:
     ]
 
 
-def _control_ids(words: Llm, tokenizer: ContentTokenizer) -> dict[str, Any]:
-    """Begin, end and padding: the tokenizer's, which spells the prompts, and what else the LLM says ends a reply.
+def _control_ids(words: Llm, processor: MiniChatProcessor) -> dict[str, Any]:
+    """Begin, end and padding: the tokenizer's, which spells the prompts, and what else ends a reply.
 
     An LLM's own files may be wrong: Vicuna v0's, as MiniGPT-4 publishes it, name 0, 1 and -1, but its tokenizer has 1
     and 2. How to sample is asked for, never inherited.
     """
+    tokenizer = processor.content_tokenizer
     with quiet():
         try:
             theirs = GenerationConfig.from_pretrained(words.folder, local_files_only=True)
@@ -258,10 +259,11 @@ def _control_ids(words: Llm, tokenizer: ContentTokenizer) -> dict[str, Any]:
             theirs = GenerationConfig.from_model_config(words.config)
     listed = theirs.eos_token_id if isinstance(theirs.eos_token_id, list) else [theirs.eos_token_id]
     known = range(words.config.vocab_size)
-    ends = dict.fromkeys([tokenizer.eos_id, *(end for end in listed if end in known and end != tokenizer.bos_id)])
+    others = (end for end in listed if end in known and end != tokenizer.bos_id)
+    ends = dict.fromkeys([processor.end_id, tokenizer.eos_id, *others])
     return {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id if len(ends) == 1 else list(ends),
+        "eos_token_id": processor.end_id if len(ends) == 1 else list(ends),
         "pad_token_id": theirs.pad_token_id if theirs.pad_token_id in known else tokenizer.pad_id,
     }
 
