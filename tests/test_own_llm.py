@@ -132,7 +132,9 @@ def test_an_end_that_is_the_padding_is_learnt_where_it_is_an_end(bot: MiniChat) 
     render = Renderer(bot.processor)
     rows = [render(example("Hi", "hello")), render(example("What is it?", "A hello.", "And?", "12"))]
     batch = Collator(bot.processor)(rows)
-    for row, ids, labels, mask in zip(rows, *(batch[n].tolist() for n in ("input_ids", "labels", "attention_mask"))):
+    for row, ids, labels, mask in zip(
+        rows, *(batch[n].tolist() for n in ("input_ids", "labels", "attention_mask")), strict=True
+    ):
         assert ids == [*row.ids, *[2] * (len(ids) - len(row.ids))]
         assert mask == [1] * len(row.ids) + [0] * (len(ids) - len(row.ids))
         assert labels == [*row.labels, *[IGNORED] * (len(ids) - len(row.ids))]
@@ -156,7 +158,7 @@ def test_the_folder_records_its_template(home: Path, folder: Path, files: dict[s
     assert whole.chat(**ASK).ask(**question) == bot.chat(**ASK).ask(**question)
     assert whole.processor.spelling == bot.processor.spelling
     other = bot.processor.with_template("vicuna-v1.1")
-    with pytest.raises(PromptError, match="no begin|begin token|not known|<s>"):
+    with pytest.raises(PromptError, match="not known"):
         other.with_template("no such")
     assert other.with_template("tokenizer").spelling == bot.processor.spelling
 

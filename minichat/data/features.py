@@ -50,7 +50,7 @@ class Origin:
         """Of what this model and its processor compute, in the precision in which they are loaded."""
         from PIL import __version__ as pillow
 
-        from minichat.weights.llm import fingerprint
+        from minichat.weights.fingerprint import fingerprint
 
         parts = {"vision_model": model.vision_model, "bridge": model.bridge}
         held = {name: fingerprint(part.state_dict().items()) for name, part in parts.items()}

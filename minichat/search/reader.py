@@ -40,7 +40,7 @@ class Reader:
 
     def origin(self) -> str:
         """A hash of all that decides what `see` returns: weights, precision, preprocessing."""
-        from minichat.weights.llm import fingerprint
+        from minichat.weights.fingerprint import fingerprint
 
         # Pillow resizes alike within a major version.
         said = [self.side, CLIP_MEAN, CLIP_STD, _pillow.split(".")[0], str(self.model.dtype)]

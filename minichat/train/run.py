@@ -30,7 +30,7 @@ from minichat.train.network import precision
 from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
 from minichat.train.stage import Stage
 from minichat.train.together import Together
-from minichat.weights.llm import fingerprint
+from minichat.weights.fingerprint import fingerprint
 from minichat.weights.projection import FACTS
 
 Say = Callable[[str], None]

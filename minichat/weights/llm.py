@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from minichat.errors import ModelError, sentence, some
 from minichat.weights.files import WEIGHTS, find_folder, quiet, weight_files
+from minichat.weights.fingerprint import fingerprint
 from minichat.weights.gguf_file import is_gguf
 from minichat.weights.hub import cached, verify
 from minichat.weights.keys import LLM_UNUSED
@@ -26,7 +24,6 @@ _PICKLES = "pytorch_model.bin"
 #: Of a repository on the hub: nothing that could run. Where there are no safetensors, `PICKLED` too.
 FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 PICKLED = "pytorch_model*.bin"
-_SAMPLE = 64 * 1024  # bytes of each tensor in a fingerprint
 
 
 @dataclass(frozen=True)
@@ -170,17 +167,3 @@ def referred_llm(reference: dict[str, str], model: str) -> Llm:
             f"{found[:12]}: put the LLM back, or convert again."
         )
     return llm
-
-
-def fingerprint(tensors: Iterable[tuple[str, Tensor]], whole: bool = False) -> str:
-    """A hash of stored tensors: names, dtypes, shapes and the first 64 KiB of each, whatever files they are in.
-
-    `whole`: all of each tensor, for which everything is read.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
-        count = tensor.numel() if whole else min(tensor.numel(), _SAMPLE // tensor.element_size())
-        sample = tensor.flatten()[:count].contiguous().view(torch.uint8) if count else torch.empty(0, dtype=torch.uint8)
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(sample.cpu().numpy().data)
-    return digest.hexdigest()

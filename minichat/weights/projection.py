@@ -199,7 +199,7 @@ def export_projection(model: str, out: Path, verify: bool = False) -> Path:
 
 def fingerprints(folder: Path) -> dict[str, str]:
     """Of each frozen part of the model in `folder`."""
-    from minichat.weights.llm import fingerprint
+    from minichat.weights.fingerprint import fingerprint
 
     tensors = _stored(folder)
     referred = read_json(folder, "config.json").get("llm")

@@ -21,7 +21,8 @@ def hashes(folder: Path, model: str | None = None) -> dict[str, str]:
 
     An LLM that is referred to is read, too. `model`: what to call the folder in an error, if not by its name.
     """
-    from minichat.weights.llm import fingerprint, referred_llm
+    from minichat.weights.fingerprint import fingerprint
+    from minichat.weights.llm import referred_llm
     from minichat.weights.reading import read_checkpoint
 
     held = [read_checkpoint(folder / file) for file in weight_files(folder)]
