@@ -111,6 +111,7 @@ RECORDS: dict[str, tuple[dict[str, Any], list[tuple[str, ...]]]] = {
          "question_id": 7, "answer_type": "number", "question_type": "how many"},
         ASKED,
     ),
+    "an empty picture beside another": ({"messages": ROLES, "images": ["a.png"], "image": "", "videos": []}, ASKED),
     "what says where it comes from": (
         {"id": 5, "image": "a.png", "question": "How many stars are there?", "answer": "One.", "url": "http://x/a.png",
          "width": 24, "height": 24, "sha256": "0a", "source": "web", "license": "CC0", "NSFW": "UNLIKELY",
@@ -138,7 +139,7 @@ def test_a_table_says_the_same(kind: str, home: Path) -> None:
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     record, expected = RECORDS[kind]
     held = {"bytes": RED, "path": None}
-    record = {key: [held] if key == "images" and value else held if key == "image" else value
+    record = {key: [held] if key == "images" and value else held if key == "image" and value else value
               for key, value in record.items()}  # fmt: skip
     parquet.write_table(pa.Table.from_pylist([record]), "x.parquet")
     assert [said(one) for one in read("x.parquet")] == [expected]
@@ -197,6 +198,8 @@ def test_system_texts_and_marks_that_contradict(home: Path) -> None:
     marks = {"query": "<image><image>?", "response": "!", "images": ["a.png"]}
     with pytest.raises(DataError, match="the number of <image> is 2 but 1 of them is given"):
         examples(file("x.json", [marks]))
+    with pytest.raises(DataError, match="'output' is a list: it must be text"):  # a preference, not two captions
+        examples(file("x.json", [{"instruction": "?", "output": ["!", "?"], "images": ["a.png"]}]))
     with pytest.raises(DataError, match="turn 1 of 'history' is text"):
         examples(file("x.json", [{"query": "?", "response": "!", "images": ["a.png"], "history": ["?", "!"]}]))
 

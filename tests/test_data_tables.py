@@ -41,6 +41,10 @@ def test_a_table_without_a_header(name: str, order: int, home: Path) -> None:
     assert [one.where.line for one in read(source)] == [1, 2]
 
 
+def test_a_table_program_s_own_column_is_passed_over(home: Path) -> None:
+    assert len(examples(file("x.csv", ",image,caption\n0,a.png,One.\n"))) == 1
+
+
 def test_a_tsv_whose_fields_are_quoted_is_no_tsv(home: Path) -> None:
     rows = 'image\tcaption\na.png\t"One\nstar."\n'
     with pytest.raises(DataError, match=r"x\.tsv:3: the row has 1 fields.*name it \.csv if this one has"):
@@ -136,11 +140,12 @@ def test_a_row_s_pictures_stay_in_the_table_until_they_are_opened(home: Path, mo
 
 
 def test_a_folder_or_a_pattern_of_tables(home: Path) -> None:
-    rows = [{"image": "../a.png", "caption": f"{number}."} for number in range(4)]
+    rows = [{"image": "../../a.png", "caption": f"{number}."} for number in range(4)]
     for shard in range(2):
         table(f"set/data/train-{shard:05d}-of-00002.parquet", rows[2 * shard :][:2])
     for source in ("set", "set/data/train-*.parquet", "set/data/train-{00000..00001}-of-00002.parquet"):
         assert [one.replies[0] for one in read(source)] == ["0.", "1.", "2.", "3."], source
+        assert {one.pictures[0].read() for one in read(source)} == {RED}  # beside the file
     table("set/data/test-00000-of-00001.parquet", rows[:1])
     with pytest.raises(DataError, match=r"several sets \('test', 'train'\): name its files by a pattern"):
         examples("set")
@@ -148,14 +153,29 @@ def test_a_folder_or_a_pattern_of_tables(home: Path) -> None:
         examples("set/data/validation-*.parquet")
 
 
+def test_a_saved_set_s_pictures_lie_beside_its_folder(home: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_list([{"image": "a.png", "caption": "One."}]).save_to_disk("saved")
+    streamed = Stream([Source("saved")], passes=1).scan()
+    for found in (*read("saved"), *streamed):
+        assert isinstance(found, Example)
+        assert said(found)[0] == ("user", "a")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list([{"a": 1}])}).save_to_disk("sets")
+    with pytest.raises(DataError, match=r"holds several sets \('train'\): name the folder of one"):
+        examples("sets")
+
+
 def test_a_damaged_table_is_named(home: Path) -> None:
     table("x.parquet", [{"image": "a.png", "caption": "x"}])
     content = Path("x.parquet").read_bytes()
-    for damaged in (content[:-9], content[:20], b"PAR1"):
-        Path("y.parquet").write_bytes(damaged)
-        (problem,) = scan("y.parquet")
-        assert isinstance(problem, Problem)
-        assert re.match(r"y\.parquet:1: the table cannot be read \(", str(problem))
+    for name, damaged in (("y.parquet", content[:-9]), ("y.parquet", content[:20]), ("y.parquet", b"PAR1"),
+                          ("y.arrow", b"ARROW1"), ("y.arrow", b""), ("y.arrow", content)):  # fmt: skip
+        Path(name).write_bytes(damaged)
+        (problem,) = scan(name)
+        if damaged != content:
+            assert isinstance(problem, Problem)
+            assert re.match(rf"{name}:1: the table cannot be read \(", str(problem))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "saved", "lines"])

@@ -87,7 +87,6 @@ class _Parquet:
         self._starts = [0]
         for group in groups:
             self._starts.append(self._starts[-1] + group.num_rows)
-        self._column = lru_cache(maxsize=4)(self._read)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         for batch in self._file.iter_batches(_AT_ONCE, use_threads=False):
@@ -98,15 +97,21 @@ class _Parquet:
 
     def cell(self, column: str, row: int) -> Any:
         group = self._group(row)
-        return self._column(group, column)[row - self._starts[group]].as_py()
+        return _column(self, group, column)[row - self._starts[group]].as_py()
 
     def _group(self, row: int) -> int:
         import bisect
 
         return min(bisect.bisect_right(self._starts, row) - 1, len(self._small) - 1)
 
-    def _read(self, group: int, column: str) -> Any:
+    def column(self, group: int, column: str) -> Any:
         return self._file.read_row_group(group, columns=[column], use_threads=False)[column]
+
+
+@lru_cache(maxsize=4)
+def _column(table: _Parquet, group: int, column: str) -> Any:
+    """A column of a row group; few are kept, for pictures are mostly asked for in their order."""
+    return table.column(group, column)
 
 
 class _Arrow:

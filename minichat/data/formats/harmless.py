@@ -17,7 +17,7 @@ imgid cocoid sentid sentids type answer_type question_type l2-category
 _OWN = ("kind", "detailed")
 _HARMLESS = frozenset((*_NAMES.split(), *_OWN))
 _ENDINGS = ("_id", "_ids", "_url", "_hash", "_score", "_similarity", "_width", "_height", "_license")
-_INDEX = re.compile(r"(unnamed: ?\d+|__.*__|ids?)")  # a table program's own
+_INDEX = re.compile(r"(|unnamed: ?\d+|__.*__|ids?)")  # a table program's own, which has no name at times
 
 
 def is_harmless(key: object) -> bool:

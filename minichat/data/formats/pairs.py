@@ -42,7 +42,7 @@ def samples(record: object, shelf: Shelf, columns: Columns, asking: Asking, name
     there = {key: value for key, value in read.items() if value is not None}
     held = [key for key, value in there.items() if _is_picture(value)]
     named = columns.among(there, held, pictures=not any(key.casefold() in (*MARKED, "completion") for key in there))
-    texts = _texts(read[str(named.text)], shown(named.text))
+    texts = _texts(read[str(named.text)], shown(named.text), several=not named.marks)
     shows = named.picture is not None and not (named.marks and empty(read[named.picture]))
     pictures = _pictures(read[str(named.picture)], shelf) if shows else []
     if not pictures and not named.marks:
@@ -99,8 +99,9 @@ def _pictures(value: Any, shelf: Shelf) -> list[Any]:
     return [[shelf.picture(value)]]
 
 
-def _texts(value: Any, what: str) -> list[str]:
-    if isinstance(value, list) and value:
+def _texts(value: Any, what: str, several: bool) -> list[str]:
+    """A text, or those of a list; the reply to a question of Alpaca's kind is one."""
+    if several and isinstance(value, list) and value:
         return [words(text, f"{what}, text {number},") for number, text in enumerate(value, start=1)]
     return [words(value, what)]
 

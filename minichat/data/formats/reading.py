@@ -160,11 +160,10 @@ def _pairs(path: Path, shown: str, options: Options) -> Items:
 
 def _arrow(path: Path, shown: str, options: Options) -> Items:
     for file in tables_of(shown):
+        folder = Path(file).parent
+        home = options.home(folder.parent if arrow.is_saved(folder) else folder)
         for item in arrow.rows(Path(file), file):
-            if isinstance(item, Problem):
-                yield item
-                continue
-            yield _entry(of_record(item[1]), *item, options.home(path.parent), options.columns)
+            yield item if isinstance(item, Problem) else _entry(of_record(item[1]), *item, home, options.columns)
 
 
 def tables_of(source: str) -> list[str]:

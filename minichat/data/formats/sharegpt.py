@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from minichat.data.example import StoredPicture, Turn
+from minichat.data.formats.harmless import empty
 from minichat.data.formats.marked import IMAGE, ROLES, VIDEO, Mark, Pieces, Said, cut, place
 from minichat.data.formats.record import OF_A_PART, OF_A_TURN, Shelf, fields, listed, with_system, words
 from minichat.errors import DataError, shown
@@ -41,13 +42,13 @@ def talk(record: object, shelf: Shelf, key: str, *, images: tuple[str, ...], vid
 def _given(record: Any, shelf: Shelf, images: tuple[str, ...], videos: tuple[str, ...]) -> tuple[_Shown, list[str]]:
     """The pictures and films of a record, and the keys that they stand under."""
     found: _Shown = {IMAGE: []}
-    image, video = (next((key for key in keys if record.get(key) is not None), None) for keys in (images, videos))
+    image, video = (next((key for key in keys if not empty(record.get(key))), None) for keys in (images, videos))
     if image is not None:
         names = record[image] if isinstance(record[image], list) else [record[image]]
         found[IMAGE] = [shelf.frames(name) for name in names]
     if video is not None:
         films = listed(record[video], f"{video!r}")
-        films = films if any(isinstance(film, list) for film in films) else [films] if films else []
+        films = films if any(isinstance(film, list) for film in films) else [films]
         found[VIDEO] = [shelf.frames(film) for film in films]
     return found, [key for key in (image, video) if key is not None]
 

@@ -101,7 +101,8 @@ def _rows(table: Any, header: list[str], file: str, first: int, hint: str) -> It
         except StopIteration:
             break
         except csv.Error as error:
-            yield Problem(where, f"this row is no CSV ({error}): look at its quotation marks.")
+            look = "its line ends" if hint else "its quotation marks"
+            yield Problem(where, f"this row is no {'TSV' if hint else 'CSV'} ({error}): look at {look}.")
             found = True
             continue
         if not row:
