@@ -35,6 +35,10 @@ class Bot:
         time.sleep(float(os.environ.get("SLOW", "0")))
         return ["a picture"] * len(pictures)
 
+    def chat(self, **settings):
+        from tests.test_terminal import FakeSession
+        return FakeSession()
+
 cli.talk.load_bot = lambda *arguments: Bot()
 cli.main()
 """

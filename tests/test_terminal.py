@@ -11,9 +11,13 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
+from minichat import images
+from minichat.data.formats import read
 from minichat.errors import ContextError, PromptError
+from minichat.keyboard import Cleared
 from minichat.prompt.conversation import Conversation
-from minichat.terminal import TerminalChat
+from minichat.terminal import COMMANDS, TerminalChat
+from minichat.transcript import load, save
 
 
 class FakeSession:
@@ -54,11 +58,26 @@ class FakeSession:
         return self.conversation
 
 
-def talk(*lines: str, session: FakeSession | None = None) -> tuple[str, str, TerminalChat]:
+def talk(*lines: str | Exception, session: FakeSession | None = None) -> tuple[str, str, TerminalChat]:
     """What goes to stdout, what goes to stderr, and the chat, after these lines."""
     out, notes = io.StringIO(), io.StringIO()
     sessions = iter([session] if session else [])
-    chat = TerminalChat(lambda: next(sessions, None) or FakeSession(), io.StringIO("\n".join(lines)), out, notes)
+    typed = iter(lines)
+
+    def read(prompt: str) -> str:
+        line = next(typed, None)
+        if line is None:
+            raise EOFError
+        if isinstance(line, Exception):
+            raise line
+        return line
+
+    def new_session(conversation: Conversation | None = None) -> FakeSession:
+        made = next(sessions, None) or FakeSession()
+        made.conversation = conversation or Conversation()
+        return made
+
+    chat = TerminalChat(new_session, read, out, notes)
     chat.run()
     return out.getvalue(), notes.getvalue(), chat
 
@@ -113,6 +132,13 @@ def test_regenerate_edit_undo_and_clear(picture):
         ("/image", "Name a picture"),
         ("/image absent.png", "“absent.png” was not found"),
         ("/picture a.png", "There is no command /picture"),
+        ("/absent/a.png What?", "There is no file '/absent/a.png What?'"),
+        ("/save", "Name one file: /save FILE"),
+        ("/save a b", "Name one file: /save FILE"),
+        ("/save chat.jsonl", "nothing to save yet"),
+        ("/load", "Name one file: /load FILE"),
+        ("/load absent.jsonl", "There is no file 'absent.jsonl'"),
+        (PromptError("Not all of these bytes are text."), "Not all of these bytes are text."),
     ],
 )
 def test_errors_are_told_and_the_chat_goes_on(line, says):
@@ -138,6 +164,93 @@ def test_pictures_are_kept_for_the_next_try_after_an_error(picture):
     assert chat.failures == 1
 
 
+def test_pictures_that_are_dropped_are_shown_with_their_words_or_the_next(picture):
+    out, notes, chat = talk(f"{picture} What?", f"'{picture}' file://{picture}", "And these?", "Words alone")
+    assert out.splitlines() == [
+        "Said 'What?', 1 pictures.",
+        "Said 'And these?', 3 pictures.",
+        "Said 'Words alone', 3 pictures.",
+    ]
+    assert notes.count("a picture.png: 7 × 5") == 3
+    assert chat.failures == 0
+
+
+def test_of_several_pictures_all_are_shown_or_none(picture):
+    broken = picture.with_name("b.png")
+    broken.write_text("nothing")
+    out, notes, chat = talk(f"{picture} {broken} What?", f"/image {picture} gone.png", "Still?")
+    assert out == "Said 'Still?', 0 pictures.\n"
+    assert "not a picture" in notes and "“gone.png” was not found" in notes
+    assert chat.failures == 2
+
+
+def test_a_message_of_several_lines():
+    lines = ['"""', "  one", "", "/help two ", '"""', '"""/image x"""', 'He said """ and left', '"""three', 'four"""']
+    out, notes, chat = talk(*lines)
+    said = [r"'  one\n\n/help two'", "'/image x'", '\'He said """ and left\'', r"'three\nfour'"]
+    assert out.splitlines() == [f"Said {text}, 0 pictures." for text in said]
+    assert (notes, chat.failures) == ("", 0)
+
+
+def test_a_message_of_several_lines_is_whole_or_refused_or_taken_back():
+    unreadable = PromptError("Not all of these bytes are text.")
+    out, notes, chat = talk('"""one', unreadable, 'two"""', "Three", '"""four', Cleared(), "Five", '"""six', "seven")
+    assert out == "Said 'Three', 0 pictures.\nSaid 'Five', 0 pictures.\n"
+    assert notes.splitlines() == [
+        "! Not all of these bytes are text.",
+        '! The message that """ begins has no end: end it with another.',
+    ]
+    assert chat.failures == 2
+
+
+def test_a_saved_conversation_is_a_data_set_and_goes_on_where_it_was(picture, tmp_path):
+    file = tmp_path / "a chat.jsonl"
+    out, notes, chat = talk(
+        f"{picture} <image> What?",
+        "And\u4e2d?",
+        f"/save '{file}'",
+        f"/save '{file}'",
+        "Lost",
+        f"/load '{file}'",
+        "More?",
+    )
+    assert "Said 'More?', 1 pictures." in out
+    assert "questions: 2, pictures: 1" in notes
+    assert notes.count("! ") == chat.failures == 1
+    assert "'a chat.jsonl' exists already" in notes
+    [example] = read(file)
+    assert [turn.text for turn in example.turns if turn.role == "user"] == ["<image> What?", "And\u4e2d?"]
+    assert example.replies == ("Said '<image> What?', 1 pictures.", "Said 'And\u4e2d?', 1 pictures.")
+    assert example.pictures[0].open().tobytes() == images.load(picture).tobytes()
+    kept = example.conversation()
+    assert load(file) == kept
+    assert chat._session.conversation.messages[:4] == kept.messages
+
+
+def test_a_conversation_with_an_empty_reply_comes_back_whole(tmp_path):
+    said = Conversation().user("Say nothing.").assistant("").user("Something?").assistant("Yes.")
+    save(said, tmp_path / "chat.jsonl")
+    assert [message.text for message in load(tmp_path / "chat.jsonl")] == [message.text for message in said]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"\xff\n", "UTF-8"),
+        (b'{"text": "no messages"}\n', "'messages'"),
+        (b'{"messages": [{"role": "user", "content": [{"type": "image", "image": "gone.png"}]}]}', "missing"),
+        (b'{"messages": []}\n{"messages": []}\n', "several records"),
+    ],
+)
+def test_what_is_no_saved_conversation_is_refused_and_the_chat_stays(tmp_path, content, says):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    out, notes, chat = talk("One", f"/load {tmp_path / 'x.jsonl'}", "Two")
+    assert out == "Said 'One', 0 pictures.\nSaid 'Two', 0 pictures.\n"
+    assert notes.startswith("! ") and says in notes
+    assert len(chat._session.conversation) == 4
+
+
 def test_a_slash_can_be_said():
     assert talk("//help is a command")[0] == "Said '/help is a command', 0 pictures.\n"
 
@@ -145,7 +258,7 @@ def test_a_slash_can_be_said():
 def test_quit_and_help():
     out, notes, _ = talk("/help", "/quit", "Never said")
     assert out == ""
-    assert all(command in notes for command in ["/image", "/undo", "/regenerate", "/edit", "/clear", "/help", "/quit"])
+    assert all(command in notes for command in [*COMMANDS, '"""', "Tab", "Ctrl-C"])
 
 
 def test_notices_are_told_once_each():

@@ -1,12 +1,13 @@
 """`minichat …`: each subcommand calls one library function, which is imported only then, so that `--help` is instant.
 
-Exit codes: 0; 1 failed (one line on stderr says why); 2 usage; 3 some inputs failed; 130 Ctrl-C; 143 SIGTERM.
-Data goes to stdout, all else to stderr.
+Exit codes: 0; 1 failed (one line on stderr says why; silent where the reader of a pipe has left); 2 usage; 3 some
+inputs failed; 130 Ctrl-C; 143 SIGTERM. Data goes to stdout, all else to stderr.
 """
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Annotated
@@ -14,8 +15,8 @@ from typing import Annotated
 import typer
 
 from minichat import __version__
-from minichat.cli import data, evaluate, search, talk, train, weights
-from minichat.cli.shared import TERMINATED, commands
+from minichat.cli import data, evaluate, search, streams, talk, train, weights
+from minichat.cli.shared import FAILED, TERMINATED, commands
 
 app = commands()
 
@@ -39,9 +40,19 @@ app.add_typer(weights.catalogue, name="models")
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    streams.prepare()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)  # so that files are closed and `finally` is heeded
-    app(prog_name="minichat")
+    try:
+        try:
+            app(prog_name="minichat")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        sys.exit(FAILED)
+    except streams.OutputError as error:
+        typer.echo(f"minichat: {error}", err=True)
+        sys.exit(FAILED)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minichat.cli.shared import SOME_FAILED, Device, Dtype, Model, Precision, commands, given, progress
+from minichat.cli.streams import Lines
 from minichat.disk import json_line
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def search(
     if sheet is not None and (queries == ["-"] or sheet.suffix.lower() != ".png"):
         raise typer.BadParameter("--sheet is for one query, and its name ends in .png.")
     from minichat.disk import new_file
-    from minichat.errors import DataError, PromptError
+    from minichat.errors import DataError
     from minichat.search import Index, contact_sheet
 
     # Made first: what stands in its way is told before a folder is indexed.
@@ -75,38 +75,44 @@ def search(
         )
         for skipped in found.skipped:
             typer.echo(f"minichat: {_spelled(skipped.path)}: {skipped.error}", err=True)
-        hits: Sequence[Hit] = ()
         failed, options = bool(found.skipped), given(top=top, rerank=rerank)
         if queries == ["-"]:
-            for number, query in _lines():
-                try:
-                    hits = found.find(query, **options)
-                except PromptError as error:  # it costs the other lines nothing, and its answer is empty
-                    typer.echo(f"minichat: line {number}: {error}", err=True)
-                    hits, failed = (), True
-                _show(hits, as_json, query)
+            failed = not _answer_lines(lambda query: found.find(query, **options), as_json) or failed
         else:
             hits = found.find(queries[0], **options) if image is None else found.find_image(image, **given(top=top))
-            _show(hits, as_json)
-        if file is not None:
-            contact_sheet(hits).save(file, format="PNG")
+            if file is not None:
+                contact_sheet(hits).save(file, format="PNG")
+    if queries != ["-"]:  # last: what hinders the output is no fault of the sheet
+        _show(hits, as_json)
     if failed:
         raise typer.Exit(SOME_FAILED)
 
 
-def _lines() -> Iterator[tuple[int, str]]:
-    """The queries that are typed or piped in, one a line, as they come, each with its line's number."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that cannot be read costs its own line alone
-    for number, line in enumerate(iter(sys.stdin.readline, ""), start=1):
-        if line.strip():
-            yield number, line.strip()
+def _answer_lines(find: Callable[[str], Sequence[Hit]], as_json: bool) -> bool:
+    """Answer the queries of standard input, one a line, as they come; whether all of them could be."""
+    from minichat.errors import PromptError
+
+    lines, well = Lines(sys.stdin), True
+    while True:
+        query = ""
+        hits: Sequence[Hit] = ()
+        try:
+            query = lines().strip()
+            if not query:
+                continue
+            hits = find(query)
+        except EOFError:
+            return well
+        except PromptError as error:  # it costs the other lines nothing, and its answer is empty
+            typer.echo(f"minichat: line {lines.number}: {error}", err=True)
+            well = False
+        _show(hits, as_json, query)
 
 
 def _show(hits: Sequence[Hit], as_json: bool, query: str | None = None) -> None:
     """One line for each; an empty one ends the answer to one of several queries."""
     for hit in hits:
-        typer.echo(_json(hit, query) if as_json else f"{hit.score:.4f}  {_spelled(hit.path)}")
+        typer.echo(_json(hit, query).encode() if as_json else f"{hit.score:.4f}  {_spelled(hit.path)}")
     if query is not None and not as_json:
         typer.echo()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,6 +31,11 @@ from minichat.cli.shared import (
     output,
     progress,
 )
+from minichat.cli.streams import Lines
+
+if TYPE_CHECKING:
+    from minichat.chat import ChatSession
+    from minichat.prompt.conversation import Conversation
 
 app = commands()
 
@@ -51,7 +56,8 @@ def chat(
     seed: Seed = None,
 ) -> None:
     """Chat in the terminal, or answer the lines of a pipe. /help lists what can be typed."""
-    from minichat.terminal import TerminalChat
+    from minichat.keyboard import Keyboard
+    from minichat.terminal import COMMANDS, WITH_PATHS, TerminalChat
 
     settings = given(
         max_new_tokens=max_new_tokens,
@@ -61,12 +67,20 @@ def chat(
         seed=seed,
     )
     bot = load_bot(model, device, dtype, quantize, device_map, verify)
-    terminal = TerminalChat(lambda: bot.chat(**settings), sys.stdin, sys.stdout, sys.stderr)
+    typing = sys.stdin.isatty()
+    read = Keyboard(sys.stderr, COMMANDS, WITH_PATHS) if typing else Lines(sys.stdin)
+
+    def new_session(conversation: Conversation | None = None) -> ChatSession:
+        return bot.chat(**given(conversation=conversation), **settings)
+
+    terminal = TerminalChat(new_session, read, sys.stdout, sys.stderr)
     for picture in pictures or []:
         terminal.add_picture(picture)
-    typing = sys.stdin.isatty()
     if typing:
-        typer.echo(f"{model} is ready. /image FILE shows a picture, /help lists the rest.", err=True)
+        typer.echo(
+            f"{model} is ready. /image FILE shows a picture, and so does a dropped one; /help lists the rest.",
+            err=True,
+        )
     terminal.run()
     if terminal.failures and not typing:
         raise typer.Exit(SOME_FAILED)
