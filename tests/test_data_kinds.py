@@ -329,6 +329,18 @@ def test_img2dataset_s_tables_beside_its_tars_and_pictures(home: Path) -> None:
         assert [said(one) for one in read(source)] == [[("user", "a"), ("assistant", "One star.")]]
 
 
+def test_one_object_is_no_data_set_of_records(home: Path) -> None:
+    """Karpathy's splits hold all in one object, and so do the questions of VQAv2."""
+    for document in ({"images": [{"filename": "a.png", "sentences": []}]}, {"questions": [{"question": "?"}]}):
+        for indent in (None, 1):
+            with pytest.raises(DataError, match="in no format that is known"):
+                examples(file("x.json", json.dumps(document, indent=indent)))
+    spread = json.dumps({"messages": ROLES, "images": ["a.png"]}, indent=1)
+    with pytest.raises(DataError, match="one record over several lines: put it into a list"):
+        examples(file("x.json", spread))
+    assert [said(one) for one in read(file("x.json", f"[{spread}]"))] == [ASKED]
+
+
 def test_a_list_of_data_sets_is_none(home: Path) -> None:
     told = json.dumps({"demo": {"file_name": "demo.json", "formatting": "sharegpt"}}, indent=2)
     with pytest.raises(DataError, match="lists data sets rather than records: name the file of one"):

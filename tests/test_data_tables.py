@@ -41,6 +41,13 @@ def test_a_table_without_a_header(name: str, order: int, home: Path) -> None:
     assert [one.where.line for one in read(source)] == [1, 2]
 
 
+def test_a_column_s_blanks_need_not_be_named(home: Path) -> None:
+    """Flickr30k's own table."""
+    rows = "image_name| comment_number| comment\na.png| 0| One star.\n"
+    (example,) = read(file("x.csv", rows), text_column="comment")
+    assert said(example)[1] == ("assistant", " One star.")
+
+
 def test_a_table_program_s_own_column_is_passed_over(home: Path) -> None:
     assert len(examples(file("x.csv", ",image,caption\n0,a.png,One.\n"))) == 1
 

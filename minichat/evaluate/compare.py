@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minichat.disk import new_folder
+from minichat.disk import new_folder, open_file
 from minichat.errors import DataError
 from minichat.evaluate.figures import Figure
 from minichat.evaluate.report import FORMAT, RESULTS, readable, shown
@@ -77,7 +77,8 @@ def compare(first: Path, second: Path) -> Comparison:
 def _read(folder: Path) -> Run:
     path = folder / RESULTS if folder.is_dir() else folder
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            content: Any = json.loads(file.read().decode("utf-8"))
         if content["format"] != FORMAT:
             raise ValueError
         figures = {(f["task"], f["name"]): Figure(f["value"], f["count"], f["kind"]) for f in content["figures"]}

@@ -99,7 +99,9 @@ class Files:
         for where, question in _numbered(path, document, "questions"):
             number = _id(where, question, "question_id")
             if number not in answers:
-                raise DataError(f"{where}: the question {number!r} has no answers: give VQAv2's annotations file, too.")
+                raise DataError(
+                    f"{where}: the question {shown(number)} has no answers: give VQAv2's annotations file, too."
+                )
             name = _vqa_picture(where, document, question)
             given, kind = _people(*answers[number])
             picture = self._picture(where, path, name)
@@ -122,7 +124,7 @@ class Files:
             for where, record in _records(path):
                 label = _text(where, record, "label").strip().lower()
                 if label not in ("yes", "no"):
-                    raise DataError(f"{where}: label is {label!r}; it must be 'yes' or 'no'.")
+                    raise DataError(f"{where}: label is {shown(label)}; it must be 'yes' or 'no'.")
                 name = _text(where, record, "image")
                 picture = self._picture(where, path, name)
                 found.append(Poll(setting, picture, _text(where, record, "text"), label == "yes", name))
@@ -192,7 +194,7 @@ def _people(where: Where, note: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     """People's answers to a question of VQAv2, and their kind."""
     answers = _field(where, note, "answers")
     if not isinstance(answers, list) or not answers:
-        raise DataError(f"{where}: answers is {answers!r}; it must be a list of one at least.")
+        raise DataError(f"{where}: answers is {shown(answers)}; it must be a list of one at least.")
     return tuple(_text(where, answer, "answer") for answer in answers), _kind(where, note, "answer_type")
 
 
@@ -204,7 +206,7 @@ def _vqa_picture(where: Where, document: dict[str, Any], question: dict[str, Any
     if not isinstance(part, str) or not isinstance(number, int):
         raise DataError(
             f"{where}: VQAv2's pictures are named by data_subtype, a text, and image_id, a whole number; here they are "
-            f"{part!r} and {number!r}. Correct them, or give each question an 'image', the name of its file."
+            f"{shown(part)} and {shown(number)}. Correct them, or give each question an 'image', the name of its file."
         )
     return f"COCO_{part}_{number:012d}.jpg"
 
@@ -247,7 +249,7 @@ def _field(where: Where, record: Any, key: str) -> Any:
 def _id(where: Where, record: Any, key: str) -> int | str:
     value = _field(where, record, key)
     if not isinstance(value, (int, str)) or isinstance(value, bool):
-        raise DataError(f"{where}: {key} is {value!r}; it must be a whole number or a text.")
+        raise DataError(f"{where}: {key} is {shown(value)}; it must be a whole number or a text.")
     return value
 
 
@@ -256,7 +258,7 @@ def _text(where: Where, record: Any, key: str) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {key} is {value!r}; it must be text.")
+        raise DataError(f"{where}: {key} is {shown(value)}; it must be text.")
     return words(value, f"{where}: {key}")
 
 

@@ -62,9 +62,10 @@ def _is(name: str, usual: tuple[str, ...]) -> bool:
 def _found(option: str, named: str | None, there: list[str], usual: tuple[str, ...], needed: bool = True) -> str | None:
     what = option.removesuffix("_column")
     if named is not None:
-        if named not in there:
+        found = next((name for name in there if named in (name, name.strip())), None)
+        if found is None:
             raise DataError(f"there is no column {shown(named)} for the {what}: there are {listing(there) or 'none'}.")
-        return named
+        return found
     candidates = [name for name in there if _is(name, usual)]
     if len(candidates) > 1:
         several = " and ".join(map(shown, candidates))

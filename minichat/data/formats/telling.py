@@ -79,6 +79,10 @@ def _of_json(path: Path, shown: str) -> str | None:
                 return "coco"
             if isinstance(whole, dict) and path.name == _LISTS:
                 raise DataError(f"{shown!r} lists data sets rather than records: name the file of one of them.")
+            if of_record(whole) is not None:
+                raise DataError(f"{shown!r} holds one record over several lines: put it into a list, or into one line.")
+            if isinstance(whole, dict):
+                return None
     raise DataError(str(problem))
 
 
@@ -105,8 +109,14 @@ def of_record(record: Any) -> str | None:
             if key == "conversations":
                 return "llava" if _is_said(record[key]) else "sharegpt"
             return "messages" if record.get("image") is None and _is_ours(record[key]) else "sharegpt"
-    keys = {key.strip().casefold() for key in record}
-    return "pairs" if keys & {*PICTURE, *QUESTION} else None
+    told = {key.strip().casefold(): value for key, value in record.items()}
+    return "pairs" if any(key in told and not _is_listing(told[key]) for key in (*PICTURE, *QUESTION)) else None
+
+
+def _is_listing(value: Any) -> bool:
+    """Whether a value is a list of records, as in files that hold a whole data set in one object."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and not {"bytes", "path", "role", "from"} & first.keys()
 
 
 def _is_said(turns: Any) -> bool:
