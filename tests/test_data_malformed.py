@@ -171,7 +171,7 @@ PICTURES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut off": (lambda path: path.write_bytes(png((90, 90))[:-60]), "'b.png' cannot be used.*damaged"),
     "bomb": (lambda path: path.write_bytes(bomb()), "'b.png' cannot be used: it is too large"),
     "pipe": (os.mkfifo, "'b.png' is not a file"),
-    "EPS": (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "'b.png' cannot be used.*not a picture"),
+    "EPS": (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "'b.png' cannot be used.*PostScript"),
     "dangling link": (lambda path: path.symlink_to("nowhere.png"), "'b.png' is missing"),
 }
 
