@@ -257,7 +257,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     began = time.perf_counter()
     pictures = [(row.where, picture) for row in some for picture in row.pictures]
     with tempfile.TemporaryDirectory() as features:
-        stage.see(pictures, features, 0, Together(0, 1))
+        stage.see(pictures, features, 0, Together(0, 1), lambda where, picture, reason: None)
         encoding = (time.perf_counter() - began) / len(pictures)
         loops = [
             Loop("plain", theirs, plain_step(stage, Collator(stage._processor), optimizer)),

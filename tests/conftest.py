@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before transformers or gradio is imported, and inherited by the programs that tests start.
@@ -50,3 +51,11 @@ def reference() -> Path:
     if not folders:
         pytest.skip("no reference cases: set MINICHAT_REFERENCE to their folder")
     return folders[0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What was found of pictures is remembered for this session of tests alone, not for the user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minichat.train.damage.home", lambda: tmp_path_factory.getbasetemp() / "home")
+        yield

@@ -349,5 +349,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
     (tmp_path / "pictures" / "0-0.png").unlink()
     result = CliRunner().invoke(cli.app, arguments)
-    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 2)  # the others are there
     assert "talks.jsonl:1: the picture 'pictures/0-0.png' is missing" in result.stderr
+    assert result.stderr.endswith("1 cannot be opened.\n")

@@ -44,6 +44,7 @@ def data_of(desk: Path, *settings: str, rank: int = 0, count: int = 1) -> tuple[
     stage = Replies(config, torch.device("cpu"))
     together = Together(0, 1)
     together.rank, together.count = rank, count
+    together.from_all = lambda value: [value]  # type: ignore[method-assign]
     return stage, read_data(config, stage, together, lambda text: None)
 
 

@@ -220,7 +220,8 @@ def features(
 ) -> None:
     """Compute what the frozen parts see in every picture, once; training with data.features=OUT then opens none.
 
-    A folder that holds some of them already is made whole: a pass that was stopped goes on.
+    A folder that holds some of them already is made whole: a pass that was stopped goes on. Pictures that cannot be
+    opened are named.
     """
     from minichat.data.encoding import encode
     from minichat.data.formats import examples
@@ -231,9 +232,26 @@ def features(
     pictures = [(example.where, picture) for example in records for picture in example.pictures]
     _tell(left_out)
     bot = load_bot(model, device, dtype)
-    told = {"batch_size": batch_size, "workers": workers}
-    cache = encode(bot.model, bot.processor, pictures, out, progress=lambda done: progress(done, len(pictures)), **told)
-    typer.echo(f"{len(cache):,} different pictures are in {out}.", err=True)
+    failed: list[object] = []
+
+    def tell(where: object, picture: object, reason: str) -> None:
+        failed.append(picture)
+        typer.echo(f"minichat: {where}: {reason}", err=True)
+
+    cache = encode(
+        bot.model,
+        bot.processor,
+        pictures,
+        out,
+        batch_size=batch_size,
+        workers=workers,
+        progress=lambda done: progress(done, len(pictures)),
+        damaged=tell,
+    )
+    more = f" {len(failed):,} cannot be opened." if failed else ""
+    typer.echo(f"{len(cache):,} different pictures are in {out}.{more}", err=True)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command()

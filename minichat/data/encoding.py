@@ -54,6 +54,7 @@ def encode(
     rank: int = 0,
     processes: int = 1,
     progress: Callable[[int], None] = lambda done: None,
+    damaged: Callable[[Where, StoredPicture, str], None] | None = None,
 ) -> FeatureCache:
     """Compute the features of every picture that `folder` does not hold yet, and keep them there.
 
@@ -68,6 +69,7 @@ def encode(
         workers: processes that open pictures ahead of time.
         rank, processes: which part this process does.
         progress: is told how many of the pictures have been passed.
+        damaged: is told of each picture that cannot be opened, and why, and the pass goes on; None: that ends it.
 
     Raises `DataError`, with file and line, for a picture that cannot be opened, and for a folder of another origin or
     that cannot be written.
@@ -83,8 +85,13 @@ def encode(
             known = FeatureCache(folder, origin)
             encoder = _Encoder(model, shard, batch_size)
             for part in _parts(pictures, rank, processes):
-                for (number, _, _), found in zip(part, _opened(part, known, processor, workers), strict=True):
-                    encoder.add(found)
+                for (number, where, picture), found in zip(part, _opened(part, known, processor, workers), strict=True):
+                    if isinstance(found, _Opened):
+                        encoder.add(found)
+                    elif damaged is None:
+                        raise DataError(f"{where}: {found}")
+                    else:
+                        damaged(where, picture, str(found))
                     progress(number)
             encoder.finish()
     finally:
@@ -110,13 +117,13 @@ def _parts(pictures: Iterable[tuple[Where, StoredPicture]], rank: int, processes
     own = (
         (number, where, picture)
         for number, (where, picture) in enumerate(pictures, start=1)
-        if _share(picture, processes) == rank
+        if share(picture, processes) == rank
     )
     while part := list(itertools.islice(own, _AT_ONCE)):
         yield part
 
 
-def _share(picture: StoredPicture, processes: int) -> int:
+def share(picture: StoredPicture, processes: int) -> int:
     """Which process a picture is for: the same wherever it is asked."""
     # One in memory is known by its content alone: its name may be every other's, too.
     said = picture.key() if isinstance(picture.source, bytes) else repr(picture.source)
@@ -125,13 +132,10 @@ def _share(picture: StoredPicture, processes: int) -> int:
 
 def _opened(
     items: Sequence[_Item], known: FeatureCache, processor: MiniChatProcessor, workers: int
-) -> Iterator[_Opened]:
-    """The pictures, in order, opened by `workers` processes ahead of time. Raises `DataError` at the first bad one."""
+) -> Iterator[_Opened | MiniChatError]:
+    """The pictures, in order, opened by `workers` processes ahead of time; an error in place of one that cannot be."""
     reader = _Reader(items, known, processor)
-    for found in DataLoader(reader, batch_size=None, num_workers=min(workers, len(items))):
-        if isinstance(found, MiniChatError):
-            raise found
-        yield found
+    yield from DataLoader(reader, batch_size=None, num_workers=min(workers, len(items)))
 
 
 class _Reader(Dataset[_Opened | MiniChatError]):
@@ -142,12 +146,11 @@ class _Reader(Dataset[_Opened | MiniChatError]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> _Opened | MiniChatError:
-        _, where, picture = self.items[index]
         try:
-            return self._open(picture)
+            return self._open(self.items[index][2])
         except MiniChatError as error:
             # Handed over rather than raised: PyTorch would put a worker's traceback into the message.
-            return DataError(f"{where}: {error}")
+            return error.with_traceback(None)
 
     def _open(self, picture: StoredPicture) -> _Opened:
         place = place_of(picture)

@@ -104,6 +104,9 @@ class DataConfig:
     """After the first question, so many tokens are kept of a row; a reply that is cut has no end."""
     features: str | None = None
     """A folder that keeps the frozen parts' output for each picture, not of a stream. None: computed each time."""
+    damaged_pictures: Literal["leave_out", "refuse"] = "leave_out"
+    """Records whose pictures cannot be opened are found before the run begins (of a stream, as they are read) and left
+    out, or the run is refused."""
     workers: int = 0
     """Processes that prepare batches ahead; 0: the program itself does."""
 

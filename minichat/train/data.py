@@ -18,10 +18,11 @@ from minichat.data.formats.reading import Options
 from minichat.data.rows import Row, Rows
 from minichat.errors import DataError, SettingsError
 from minichat.train.config import Config, DataConfig, Source
+from minichat.train.damage import Damage, find_damaged, problems, without
 from minichat.train.feed import Examples, Feed, Listed, Streamed
 
 if TYPE_CHECKING:
-    from minichat.data.example import Example
+    from minichat.data.example import Example, StoredPicture, Where
     from minichat.train.stage import Stage
     from minichat.train.together import Together
 
@@ -41,6 +42,7 @@ class Data:
     tokens_of_a_step: float | None  # on average; None: a stream
     held_out: Listed | None
     shown: list[Example]  # held-out samples for the report
+    damaged: list[str]  # the records that are left out for their pictures, each with its place
 
 
 def read_data(config: Config, stage: Stage, together: Together, say: Callable[[str], None]) -> Data:
@@ -54,11 +56,19 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     held_out = list(_examples(config.data, config.data.validation, config.seed, left_out=left_out))
     held_out_rows = _rows(held_out, stage.render) if held_out else None
     rows_of = None if config.data.stream else _Rows(config, stage.render, left_out)
-    if config.data.features is not None:
-        listed = [rows for rows in (rows_of(0) if rows_of else None, held_out_rows) if rows is not None]
-        pictures = [picture for rows in listed for picture in rows.pictures()]
-        say(f"Looking at {len(pictures):,} pictures, unless {config.data.features} holds them ...")
-        stage.see(pictures, config.data.features, config.data.workers, together)
+    listed = [rows for rows in (rows_of(0) if rows_of else None, held_out_rows) if rows is not None]
+    damaged = _damaged(config, stage, together, listed, say)
+    told = [problem for rows in listed for problem in problems(rows.pictures(), damaged)]
+    if told and config.data.damaged_pictures == "refuse":
+        raise DataError(
+            f"{len(told):,} of the pictures cannot be opened, and data.damaged_pictures is refuse: mend them, drop "
+            f"their records, or let them be left out (leave_out). The first: {told[0]}"
+        )
+    if told:
+        held_out = [example for example in held_out if not damaged.keys() & set(example.pictures)]
+        held_out_rows = None if held_out_rows is None else without(held_out_rows, damaged)
+        if rows_of is not None:
+            rows_of.leave_out(damaged)
 
     validation = None
     if held_out_rows is not None:
@@ -70,7 +80,7 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     if rows_of is None:
         left_out.tell(say)
         feed = _stream(config, stage, parts=parts, **place)
-        return Data(feed, None, stage.longest, None, validation, shown)
+        return Data(feed, None, stage.longest, None, validation, shown, told)
     length: dict[str, Any] = {"epochs": run.epochs, "steps": run.steps, "batch_size": run.batch_size}
     # Where rows are compared with each other, those of like length must not meet again and again.
     window = 1 if stage.joined else WINDOW
@@ -78,7 +88,26 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     left_out.tell(say)
     lengths = listed_feed.rows.lengths
     mean = float(lengths.mean()) * run.batch_size
-    return Data(listed_feed, listed_feed.of_an_epoch, int(lengths.max()), mean, validation, shown)
+    return Data(listed_feed, listed_feed.of_an_epoch, int(lengths.max()), mean, validation, shown, told)
+
+
+def _damaged(
+    config: Config, stage: Stage, together: Together, listed: Sequence[Rows], say: Callable[[str], None]
+) -> Damage:
+    """All pictures of these rows that cannot be opened, whichever process found them."""
+    pictures = itertools.chain.from_iterable(rows.pictures() for rows in listed)
+    found: dict[StoredPicture, str] = {}
+    if config.data.features is None:
+        found |= find_damaged(pictures, together, say)
+    else:
+        count = sum(int(rows.picture_counts.sum()) for rows in listed)
+        say(f"Looking at {count:,} pictures, unless {config.data.features} holds them ...")
+
+        def damaged(where: Where, picture: StoredPicture, reason: str) -> None:
+            found[picture] = reason
+
+        stage.see(list(pictures), config.data.features, config.data.workers, together, damaged)
+    return dict(itertools.chain.from_iterable(each.items() for each in together.from_all(found)))
 
 
 def _same(rows: Rows, epoch: int) -> Rows:
@@ -99,6 +128,7 @@ class _Rows:
         )
         self._drawn = random or first != second
         self._first: Rows | None = None
+        self._damaged: Damage = {}
 
     def _examples(self, epoch: int, sources: Sequence[Source]) -> Iterator[Example]:
         return _examples(self._data, sources, self._seed, epoch)
@@ -109,7 +139,11 @@ class _Rows:
             self._first = _rows(told, self._render)
         if epoch == 0 or not self._drawn:
             return self._first
-        return _rows(self._examples(epoch, self._data.train), self._render)
+        return without(_rows(self._examples(epoch, self._data.train), self._render), self._damaged)
+
+    def leave_out(self, damaged: Damage) -> None:
+        """Have no rows with these pictures, in no epoch. Raises `DataError` where none is left."""
+        self._damaged, self._first = damaged, without(self(0), damaged)
 
 
 def division(config: Config, processes: int) -> tuple[int, int]:
@@ -197,6 +231,7 @@ def _stream(config: Config, stage: Stage, **division: int) -> Streamed:
         _mixed(config),
         stage.render,
         stage.collate,
+        refuse_damaged=config.data.damaged_pictures == "refuse",
         steps=config.run.steps or 0,
         batch_size=config.run.batch_size,
         joined=stage.joined,

@@ -186,6 +186,7 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
         processes: int,
         joined: bool,
         fingerprint: str,
+        refuse_damaged: bool = False,
     ) -> None:
         if batch_size % processes:
             raise SettingsError(
@@ -196,7 +197,7 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
         self._stream, self._render, self._collate = stream, render, collate
         self._of_a_step, self._parts = batch_size // processes, parts
         self._part, self._joined = Part(rank, processes), joined
-        self._fingerprint = fingerprint
+        self._fingerprint, self._refuse_damaged = fingerprint, refuse_damaged
         self._start = 0
         self._left_out: list[tuple[int, str]] = []
 
@@ -226,6 +227,8 @@ class Streamed(IterableDataset["Records | MiniChatError"]):
                 shown = tuple(_opened(row, picture) for picture in row.pictures)
                 rows.append(replace(row, pictures=shown))
             except MiniChatError as error:
+                if self._refuse_damaged and isinstance(error, _Damaged):
+                    return DataError(f"{error} data.damaged_pictures is refuse: mend it, or drop the record.")
                 problems.append(str(error))
                 if self._joined:
                     rows.append(Row(_NO_IDS, _NO_IDS, (), record.where))
@@ -283,7 +286,11 @@ def _opened(row: Row, picture: StoredPicture) -> StoredPicture:
     try:
         return _Opened(picture.name, picture.source, picture.open())
     except MiniChatError as error:
-        raise DataError(f"{row.where}: {error}") from None
+        raise _Damaged(f"{row.where}: {error}") from None
+
+
+class _Damaged(DataError):
+    """A picture of a record cannot be opened."""
 
 
 @dataclass(frozen=True)

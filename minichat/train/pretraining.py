@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from minichat.data.example import Example
     from minichat.data.features import FeatureCache
     from minichat.train.config import Config
-    from minichat.train.stage import Batch, Seen
+    from minichat.train.stage import Batch, Seen, Told
     from minichat.train.together import Together
 
 _PARCEL = ".stage1"
@@ -153,15 +153,15 @@ class Pretraining(Stage):
     def _collator(self, features: FeatureCache | None = None) -> PairCollator:
         return PairCollator(self._side, self.model.config.bridge_config.qformer.pad_token_id, features)
 
-    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
+    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together, damaged: Told) -> None:
         """Let the vision encoder see every picture once; from then on batches hold its patches."""
         from minichat.data.encoding import encode
         from minichat.data.features import FeatureCache
 
         eyes: Any = _Eyes(self.model)
         pixels: Any = SimpleNamespace(image_processor=MiniChatImageProcessor(size=self._side))
-        rank, count = together.rank, together.count
-        cache = encode(eyes, pixels, pictures, folder, workers=workers, rank=rank, processes=count)
+        place: dict[str, Any] = {"rank": together.rank, "processes": together.count}
+        cache = encode(eyes, pixels, pictures, folder, workers=workers, damaged=damaged, **place)
         together.wait()  # what the others have seen
         self.collate = self._collator(FeatureCache(folder, cache.origin))
 

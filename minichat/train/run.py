@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -163,6 +163,7 @@ def restore(run: Run) -> None:
     run.journal.rewind(run.standing.step)
     if run.together.first:
         forget_what_was_left_out(run)
+    tell_what_was_left_out(run, run.data.damaged)
     start_trackers(run)
 
 
@@ -235,9 +236,13 @@ def tell_progress(run: Run, since: float) -> float:
     return now
 
 
-def tell_what_was_left_out(run: Run) -> None:
-    """Name the records of a stream that could not be read since the last time, and keep their list, step by step."""
+def tell_what_was_left_out(run: Run, before: Iterable[str] = ()) -> None:
+    """Name the records of a stream that could not be read since the last time, and keep their list, step by step.
+
+    `before` are those that are left out of the whole run; they stand at step 0.
+    """
     found = sorted(itertools.chain.from_iterable(run.together.from_all(run.data.feed.left_out())))
+    found = [*((0, problem) for problem in before), *found]
     if not found or not run.together.first:
         return
     with (run.out / LEFT_OUT).open("a", encoding="utf-8") as file:
@@ -251,7 +256,7 @@ def forget_what_was_left_out(run: Run) -> None:
     file = run.out / LEFT_OUT
     if file.exists():
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if (said := _STEP.match(line)) and int(said[1]) <= run.standing.step]
+        kept = [line for line in lines if (said := _STEP.match(line)) and 0 < int(said[1]) <= run.standing.step]
         replace_file(file, "".join(kept).encode())
 
 

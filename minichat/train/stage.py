@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minichat.train.together import Together
 
     Seen = tuple[Where, StoredPicture]
+    Told = Callable[[Where, StoredPicture, str], None]
 
 Batch = dict[str, Tensor]
 
@@ -69,8 +70,11 @@ class Stage(Protocol):
         stays = {name for name, value in vars(self).items() if name in ("model", "bot") or isinstance(value, Tensor)}
         return {name: value for name, value in vars(self).items() if name not in stays}
 
-    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together) -> None:
-        """Keep in `folder` what frozen parts make of the pictures, so that `collate` opens none."""
+    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together, damaged: Told) -> None:
+        """Keep in `folder` what frozen parts make of the pictures, so that `collate` opens none.
+
+        `damaged` is told of those that cannot be opened, and why.
+        """
         return
 
     def count(self, batch: Batch) -> int:
