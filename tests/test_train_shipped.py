@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import minichat
 from minichat import cli
+from minichat.train import vocabulary
 from minichat.train.config import read_config
 from minichat.train.journal import read_metrics
 from tests.test_train_data import write_tar
@@ -94,6 +95,17 @@ def test_the_built_in_model(desk: Path) -> None:
     assert minichat.load(out, device="cpu").chat(max_new_tokens=4).ask("Hello.")
 
 
+def test_language_in_peoples_words(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run by its curriculum, in which each stage is reached."""
+    monkeypatch.setattr(vocabulary, "_SPOKEN_LINES", 6_000)
+    sizes = ["language.width=24", "language.feed_forward=48", "language.layers=1", "language.heads=2"]
+    until = [f"data.train.0.options.stages.{number}.until={2 * number + 2}" for number in range(2)]
+    settings = ["run.steps=3", "run.batch_size=2", "report.log_every=1", "model.dtype=float32"]
+    invoke(commands("tiny_language")[-1], "model.device=cpu", *sizes, *until, *settings)
+    assert [line["step"] for line in read_metrics(Path("runs/tiny_language/metrics.jsonl"))] == [1, 2, 3]
+    assert "shape" in (Path("runs/tiny_language") / "tokenizer.model").read_bytes().decode("utf-8", "ignore")
+
+
 def test_captions_of_the_web_are_changed_as_the_originals_do() -> None:
     for name in ("minigpt4_vicuna_stage1", "minigpt4_llama2_stage1", "blip2_stage1", "blip2_stage2"):
         sources = read_config(CONFIGS / f"{name}.yaml").data.train
@@ -101,6 +113,9 @@ def test_captions_of_the_web_are_changed_as_the_originals_do() -> None:
 
 
 def test_every_config_is_tested_here() -> None:
-    tested = {f"minigpt4_{llm}_stage{number}" for llm in KINDS for number in (1, 2)} | {"tiny_finetune"}
+    tested = {f"minigpt4_{llm}_stage{number}" for llm in KINDS for number in (1, 2)} | {
+        "tiny_finetune",
+        "tiny_language",
+    }
     elsewhere = {"qformer_stage1", "qformer_stage2", "blip2_stage1", "blip2_stage2"}  # test_train_own_pairs.py
     assert {file.stem for file in CONFIGS.glob("*.yaml")} == tested | elsewhere

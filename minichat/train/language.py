@@ -134,7 +134,7 @@ class Language(Stage):
 
 def _tokenizer(sizes: NewLanguage, seed: int) -> SentencePieceTokenizer:
     if sizes.start is None:
-        return train_tokenizer(sizes.vocabulary, sizes.template, seed)
+        return train_tokenizer(sizes.vocabulary, sizes.template, seed, people=sizes.corpus == "people")
     folder = Path(sizes.start)
     if not all((folder / name).is_file() for name in (MODEL_FILE, TRAINING, WEIGHTS)) or _stage(folder) != "language":
         raise SettingsError(

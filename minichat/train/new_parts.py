@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from minichat.errors import SettingsError
 from minichat.train.typed import need
@@ -41,6 +42,8 @@ class NewLanguage:
     """The prompt template, whose delimiters are among what the tokenizer is trained on."""
     vocabulary: int = 1024
     """Pieces of the tokenizer."""
+    corpus: Literal["templates", "people"] = "templates"
+    """Whose dialogues the tokenizer is trained on: those of templates, or in people's words."""
     context: int = 1024
     """Tokens that it can read."""
     width: int = 256

@@ -12,24 +12,31 @@ from minichat.errors import SettingsError
 from minichat.prompt.template import BOS, get_template
 from minichat.prompt.tokenizer import SentencePieceTokenizer
 from minichat.scenes.description import SYMBOLS, WORDS
+from minichat.scenes.speech.lessons import spoken_corpus
 from minichat.scenes.training import ORDINALS, vocabulary_corpus
 
 _LINES = 60_000  # of dialogue that it is trained on
+_SPOKEN_LINES = 30_000  # of dialogue in people's words, which are longer
 
 
-def train_tokenizer(size: int, template: str, seed: int = 0) -> SentencePieceTokenizer:
+def train_tokenizer(size: int, template: str, seed: int = 0, *, people: bool = False) -> SentencePieceTokenizer:
     """A tokenizer of `size` pieces; bytes spell what it has never read.
 
     The template's delimiters are part of what it reads, so that they cost few tokens. Each of `description.WORDS` is
     one piece. Raises `SettingsError` where there are too few pieces for that.
+
+    Args:
+        people: it reads dialogues in people's words (`minichat.scenes.speech`), not those of templates.
     """
+    rng = random.Random(seed)
+    corpus = spoken_corpus(rng, _SPOKEN_LINES) if people else vocabulary_corpus(rng, _LINES)
     model = io.BytesIO()
     spelled = get_template(template)
     question = spelled.user_prefix.removeprefix(BOS)
     delimiters = (question + spelled.picture_prefix, spelled.picture_suffix, question, spelled.user_suffix)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=chain(vocabulary_corpus(random.Random(seed), _LINES), delimiters * 2_000),
+            sentence_iterator=chain(corpus, delimiters * 2_000),
             model_writer=model,
             model_type="bpe",
             vocab_size=size,

@@ -7,7 +7,7 @@ the split keeps are left out.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from minichat.scenes.pairs import random_pair
 from minichat.scenes.smalltalk import NEED
@@ -153,6 +153,17 @@ def hastily(turns: Sequence[Turn], rng: random.Random, amount: float) -> list[Tu
     """The turns as a person types them who is now careful, now not; `amount`: 0 to 1, how many are not, on average."""
     hasty = min(1.0, amount * rng.choice((0, 0.4, 1, 1.6, 2)))
     return [Turn(typed(turn.question, rng, hasty), turn.pictures, turn.reply) for turn in turns]
+
+
+def spoken_corpus(rng: random.Random, lines: int) -> Iterator[str]:
+    """Sample text for training a tokenizer: one question or reply per line."""
+    while lines > 0:
+        turns, _ = LESSONS[rng.choice(list(LESSONS))](rng, False)
+        for turn in hastily(turns, rng, NOISE / 2):
+            for line in (turn.question, turn.reply):
+                if lines > 0:
+                    yield line
+                lines -= 1
 
 
 LESSONS: dict[str, Callable[[random.Random, bool], Lesson]] = {
