@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from minichat.scenes.speech.answers import COMPARED, Answer
+from minichat.scenes.speech.answers import Answer
+from minichat.scenes.speech.answers_compared import COMPARED
 from minichat.scenes.speech.answers_whole import OPERATIONS, answer
 from minichat.scenes.speech.grammar import drawn, parsed, pattern, wordings
 from minichat.scenes.speech.nouns import COLOUR_WORDS, SHAPE_WORDS, Unsayable
@@ -105,6 +106,12 @@ def yes_no(scene: Scene, program: Program) -> bool:
             return len(things) == len(scene.things)
         case "same":
             return len({shown(t, words[0]) for t in things}) == 1
+        case "differ":
+            return len({shown(t, words[0]) for t in things}) > 1
+        case "repeats":
+            return len({shown(t, words[0]) for t in scene.things}) < len(scene.things)
+        case "sole":
+            return bool(things) and things == sets[1]
         case "number is":
             number = program.number
             exact, more = len(things) == number, len(things) > (number or 0)
@@ -173,7 +180,7 @@ def value(scene: Scene, program: Program) -> object:
     sets, words = [those(scene, things) for things in program.things], program.words
     things = sets[0] if sets else []
     match program.operation:
-        case "count":
+        case "count" | "count choose":
             return len(things)
         case "count beside":
             return sum(lies(t, things[0], words[0]) for t in scene.things if t is not things[0])
@@ -333,7 +340,7 @@ def test_a_wording_names_what_is_meant_and_nothing_else() -> None:
 
 def test_every_operation_has_wordings_and_a_topic() -> None:
     assert set(SHARES) == set(OPERATIONS)
-    heard = {said.meaning for _, program, _, said in asked(4, 40) if topic(program)}
+    heard = {said.meaning for _, program, _, said in asked(4, 90) if topic(program)}
     assert heard == set(WORDINGS)
 
 

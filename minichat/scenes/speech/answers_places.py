@@ -6,7 +6,18 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from minichat.scenes.speech.answers import Answer, Run, confirm, missing, one_of, sentence, stated, the, valued
+from minichat.scenes.speech.answers import (
+    Answer,
+    Run,
+    confirm,
+    each_told,
+    missing,
+    one_of,
+    sentence,
+    stated,
+    the,
+    valued,
+)
 from minichat.scenes.speech.program import ANYTHING, Program, matching, there_are
 from minichat.scenes.truth import (
     MARGIN,
@@ -102,8 +113,8 @@ def _all_pointed(found: Sequence[Thing], attribute: str) -> Answer | None:
         return Answer(sentence(listed(found)), None, ("things",), tuple(map(named, found)))
     if len(found) == 1:
         return pointed(found[0], attribute)
-    told = [f"one is {stated(attribute, str(valued(attribute, thing)))}" for thing in found]
-    return Answer(sentence(f"there are {NUMBERS[len(found)]}: {', '.join(told)}"), None, (attribute,))
+    told = each_told([stated(attribute, str(valued(attribute, thing))) for thing in found])
+    return Answer(sentence(f"there are {NUMBERS[len(found)]}: {told}"), None, (attribute,))
 
 
 def _at(program: Program, look: Look) -> Answer | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from minichat.scenes.captions import detailed, listing, setting
-from minichat.scenes.speech import answers, answers_places
+from minichat.scenes.speech import answers, answers_compared, answers_places
 from minichat.scenes.speech.answers import Answer, Run, confirm, sentence
 from minichat.scenes.speech.program import Program
 from minichat.scenes.stories import story
@@ -88,7 +88,7 @@ ANSWERS: dict[str, Run] = {
     "ground": _ground, "ground colour": _ground_colour, "ground kind": _ground_kind, "ground is": _ground_is,
     "ground choose": _ground_choose, "names": _names, "caption": _caption, "describe": _describe, "story": _story,
 }  # fmt: skip
-_ALL: dict[str, Run] = {**answers.ANSWERS, **answers_places.ANSWERS, **ANSWERS}
+_ALL: dict[str, Run] = {**answers.ANSWERS, **answers_compared.ANSWERS, **answers_places.ANSWERS, **ANSWERS}
 OPERATIONS = tuple(_ALL)
 
 

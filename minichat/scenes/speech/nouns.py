@@ -12,11 +12,11 @@ from minichat.scenes.world import SHAPES
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "dot", "disk"),
     "square": ("square", "box", "block"),
-    "triangle": ("triangle",),
-    "star": ("star",),
+    "triangle": ("triangle", "three-sided shape", "three-cornered shape"),
+    "star": ("star", "five-pointed star"),
     "heart": ("heart", "love heart"),
     "ring": ("ring", "donut", "hoop", "doughnut"),
-    "cross": ("cross", "plus sign", "plus"),
+    "cross": ("cross", "plus sign", "plus", "plus symbol"),
     "diamond": ("diamond", "rhombus", "lozenge"),
 }
 COLOUR_WORDS: dict[str, tuple[str, ...]] = {"purple": ("purple", "violet")}
@@ -127,7 +127,8 @@ class Nouns:
         return word
 
     def shape(self, shape: str) -> str:
-        return self._usual(SHAPE_WORDS[shape], 0.75)
+        rare = shape in ("triangle", "star", "heart")
+        return self._usual(SHAPE_WORDS[shape], 0.93 if rare else 0.75)
 
     def colour(self, colour: str) -> str:
         return self._usual(COLOUR_WORDS.get(colour, (colour,)), 0.8)
@@ -234,7 +235,8 @@ class Nouns:
         """Any of them: "a red star"."""
         if things.also is not None:
             raise Unsayable
-        return article(self.bare(things))
+        text = self.bare(things)
+        return article(text.replace("one ", "thing ", 1) if text.startswith("one ") else text)
 
     def many(self, things: Things) -> str:
         return self.bare(things, many=True)

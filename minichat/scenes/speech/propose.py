@@ -11,7 +11,7 @@ from minichat.scenes.speech.answers import Answer
 from minichat.scenes.speech.answers_places import FIRST
 from minichat.scenes.speech.answers_whole import answer
 from minichat.scenes.speech.program import ANYTHING, ATTRIBUTES, VALUES, Program, Things
-from minichat.scenes.truth import DIRECTIONS, OPPOSITE, Look, Name, named
+from minichat.scenes.truth import DIRECTIONS, NUMBERS, OPPOSITE, Look, Name, named
 from minichat.scenes.world import BACKGROUNDS, COLOURS, Thing
 
 SIDES = ("left", "right", "top", "bottom")
@@ -22,9 +22,10 @@ SHARES: dict[str, float] = {
     "exists": 10, "none": 2, "both exist": 2.5, "either exists": 1.5, "every": 3, "any": 2.5, "none are": 1,
     "both are": 2, "only": 3, "same": 2.5, "count": 10, "number is": 4, "more": 3, "as many": 1.5, "which more": 2,
     "how many more": 1, "kinds": 2.5, "common": 2, "query": 16, "verify": 8, "choose": 4, "tell": 1.5, "list": 4,
-    "values": 3.5, "bigger": 3, "is bigger": 2.5, "alike": 4, "at": 4, "anything at": 2, "empty at": 0.7, "first": 6,
-    "is first": 2, "beside": 5, "choose beside": 2.5, "where from": 3, "what beside": 4, "anything beside": 1.5,
-    "count beside": 2, "nearest": 3, "next to": 1.5, "between": 2, "is between": 1.5, "further": 2.5, "order": 1.5,
+    "values": 3.5, "differ": 1.5, "repeats": 1.5, "sole": 2, "count choose": 1.5, "bigger": 3, "is bigger": 2.5,
+    "alike": 4, "at": 4, "anything at": 2, "empty at": 0.7, "first": 6, "is first": 2,
+    "beside": 5, "choose beside": 2.5, "where from": 3, "what beside": 4, "anything beside": 1.5, "count beside": 2,
+    "nearest": 3, "next to": 1.5, "between": 2, "is between": 1.5, "further": 2.5, "order": 1.5,
     "ground": 2, "ground colour": 3.5, "ground kind": 2.5, "ground is": 4.5, "ground choose": 2, "names": 3,
     "caption": 2.5, "describe": 2.5, "story": 0.7,
 }  # fmt: skip
@@ -73,8 +74,18 @@ class Proposer:
         if which > 0.93:
             names: list[Name] = [(None, None, thing.shape), (None, thing.colour, None)]
             return self._told(rng.choice(names), hide)
-        name = look.reference(thing, rng, size=hide != "size", colour=hide != "colour", shape=hide != "shape")
-        return None if name is None else Things.of(name)
+        if which < 0.25:  # any name that means it alone, "the big one" among them
+            alone = [
+                Things.of(name)
+                for size in (None, thing.size)
+                for colour in (None, thing.colour)
+                for shape in (None, thing.shape)
+                if look.count[name := (size, colour, shape)] == 1 and any(name)
+            ]
+            alone = [things for things in alone if not getattr(things, hide, None)]
+            return rng.choice(alone) if alone else None
+        found = look.reference(thing, rng, size=hide != "size", colour=hide != "colour", shape=hide != "shape")
+        return None if found is None else Things.of(found)
 
     def _told(self, name: Name, hide: str) -> Things | None:
         things = Things.of(name)
@@ -178,8 +189,8 @@ def _quantified(operation: str) -> Callable[[Proposer], Program | None]:
         if not free:
             return None
         attribute = proposer.rng.choice(free)
-        if operation == "same":
-            return Program("same", (things,), (attribute,))
+        if operation in ("same", "differ"):
+            return Program(operation, (things,), (attribute,))
         if things == ANYTHING and operation != "every":
             return None
         return Program(operation, (things,), (attribute, proposer.value(attribute)))
@@ -219,6 +230,29 @@ def _counting(proposer: Proposer) -> Program:
     if which < 0.75 and (names := [name for name, number in proposer.look.count.items() if number > 1]):
         return Program("count", (Things.of(rng.choice(names)),))
     return Program("count", (proposer.some(),))
+
+
+def _count_choose(proposer: Proposer) -> Program | None:
+    """Are there two or three stars?"""
+    things = proposer.group()
+    number = len(proposer.look.things) if things == ANYTHING else proposer.look.number(things.name)
+    other = number + proposer.rng.choice((-1, 1, 1, 2))
+    if min(number, other) < 1 or max(number, other) > 7:
+        return None
+    low, high = sorted((number, other))
+    return Program("count choose", (things,), (NUMBERS[low], NUMBERS[high]))
+
+
+def _repeats(proposer: Proposer) -> Program | None:
+    return Program("repeats", (), (proposer.attribute(),)) if len(proposer.look.things) > 1 else None
+
+
+def _sole(proposer: Proposer) -> Program | None:
+    thing = proposer.thing()
+    things = proposer.one(thing)
+    among: list[Name] = [(None, None, thing.shape), (None, thing.colour, None), (thing.size, None, None)]
+    other = Things.of(proposer.rng.choice(among))
+    return None if things is None or things == other else Program("sole", (things, other))
 
 
 def _number_is(proposer: Proposer) -> Program:
@@ -418,6 +452,7 @@ _MAKERS: dict[str, Callable[[Proposer], Program | None]] = {
     "either exists": _two_sets("either exists"), "every": _quantified("every"), "any": _quantified("any"),
     "none are": _quantified("none are"), "both are": _quantified("both are"),
     "only": _only, "same": _quantified("same"),
+    "differ": _quantified("differ"), "repeats": _repeats, "sole": _sole, "count choose": _count_choose,
     "count": _counting, "number is": _number_is, "more": _compared("more"), "as many": _compared("as many"),
     "which more": _compared("which more"), "how many more": _compared("how many more"),
     "kinds": lambda p: Program("kinds", (), (p.attribute(),)),

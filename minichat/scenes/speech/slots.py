@@ -32,13 +32,35 @@ GROUND_ADJECTIVES = {
     "plain": ("plain", "solid", "uniform"), "noisy": ("noisy", "grainy", "speckled"), "gradient": ("gradient",
     "graded"),
 }  # fmt: skip
-_DOES = {"gradient": ("change colour", "fade", "go from one colour to another"), "noisy": ("have noise", "have grain")}
+_DOES = {
+    "gradient": (
+        "change colour",
+        "fade",
+        "go from one colour to another",
+        "have two colours",
+        "have more than one colour",
+    ),
+    "noisy": ("have noise", "have grain"),
+}
 _ALONG = {
     "left": ("from left to right", "left to right", "from the left to the right", "starting from the left"),
     "right": ("from right to left", "right to left", "starting from the right"),
     "top": ("from top to bottom", "top to bottom", "from the top down", "starting at the top"),
     "bottom": ("from bottom to top", "bottom to top", "from the bottom up", "starting at the bottom"),
 }
+PLACED = {
+    "left": ("on the left", "to the left", "left"), "right": ("on the right", "to the right", "right"),
+    "above": ("above", "on top", "above the other"), "below": ("below", "underneath", "below the other"),
+}  # fmt: skip
+ITS_SIDE = {
+    "left": ("to its left", "on its left", "on its left side"), "right": ("to its right", "on its right"),
+    "above": ("above it", "over it"), "below": ("below it", "under it", "beneath it"),
+}  # fmt: skip
+_GROUNDS = (
+    "the background", "background", "the backdrop", "the background of the {pic}", "its background", "the back",
+    "the bg", "the canvas",
+)  # fmt: skip
+_GROUND_WEIGHTS = (12, 1, 1, 2, 1, 1, 0.7, 0.7)
 _COMPARED = {
     "more": ("more",), "fewer": ("fewer", "fewer", "less"), "larger": ("larger", "bigger"),
     "smaller": ("smaller", "smaller", "tinier"),
@@ -53,7 +75,7 @@ class Slots(dict[str, str]):
         self.program, self.nouns, self.rng, self.it = program, nouns, nouns.rng, it
 
     def __missing__(self, name: str) -> str:
-        stem = name.rstrip("23")
+        stem = name.rstrip("23") if name not in _WORDS else name
         number = int(name[len(stem) :] or 1) - 1
         text = self._phrase(stem, number) if stem in _PHRASES else _WORDS[name](self)
         if name != "pic":
@@ -95,9 +117,9 @@ class Slots(dict[str, str]):
     def attribute(self) -> str:
         return next(word for word in reversed(self.program.words) if word in ATTRIBUTES)
 
-    def predicate(self, *, many: bool) -> str:
-        """What the first set is, after "are" or "is": "red", "stars", "not red"."""
-        things = self.program.things[0]
+    def predicate(self, *, many: bool, index: int = 0) -> str:
+        """What a set is, after "are" or "is": "red", "stars", "not red"."""
+        things = self.program.things[index]
         if things.also or things.side:
             raise Unsayable
         if things.without:
@@ -133,17 +155,7 @@ class Slots(dict[str, str]):
         return self.rng.choice(_COMPARED[self.program.words[index]])
 
     def ground(self) -> str:
-        text = self.rng.choices(
-            (
-                "the background",
-                "background",
-                "the backdrop",
-                "the background of the {pic}",
-                "its background",
-                "the back",
-            ),
-            (12, 1, 1, 2, 1, 1),
-        )[0]
+        text = self.rng.choices(_GROUNDS, _GROUND_WEIGHTS)[0]
         return text.format(pic=self.nouns.picture())
 
     def kind(self, index: int) -> str:
@@ -179,6 +191,11 @@ _WORDS: dict[str, Callable[[Slots], str]] = {
     "are1": lambda slots: slots.predicate(many=True),
     "is1": lambda slots: slots.predicate(many=False),
     "others": Slots.others,
+    "is_2": lambda slots: slots.predicate(many=False, index=1),
+    "n1": lambda slots: slots.program.words[0],
+    "n2": lambda slots: slots.program.words[1],
+    "placed": lambda slots: slots.rng.choice(PLACED[slots.program.words[0]]),
+    "itsside": lambda slots: slots.rng.choice(ITS_SIDE[slots.program.words[0]]),
     "how": Slots.how,
     "n": Slots.number,
     "more": Slots.compared,

@@ -6,7 +6,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from minichat.scenes.speech import wordings_places, wordings_things, wordings_whole
+from minichat.scenes.speech import wordings_numbers, wordings_places, wordings_things, wordings_whole
 from minichat.scenes.speech.frames import (
     CONFIRM,
     INDIRECT,
@@ -26,16 +26,18 @@ from minichat.scenes.speech.split import is_held_out
 from minichat.scenes.world import BACKGROUNDS
 
 WORDINGS: dict[str, Wording] = {
-    **wordings_things.WORDINGS, **wordings_places.WORDINGS, **wordings_whole.WORDINGS,
+    **wordings_things.WORDINGS, **wordings_numbers.WORDINGS, **wordings_places.WORDINGS, **wordings_whole.WORDINGS,
 }  # fmt: skip
 
 _TOPICS: dict[str, tuple[str, ...]] = {
-    "existence": ("exists", "none", "both exist", "either exists", "every", "any", "none are", "both are", "only"),
+    "existence": ("exists", "none", "both exist", "either exists", "every", "any", "none are", "both are", "only",
+    "sole"),
     "colour": ("query colour", "choose colour"),
     "shape": ("query shape", "choose shape", "tell"),
     "size": ("query size", "bigger", "is bigger"),
     "count": (
-        "count", "number is", "number is one", "more", "as many", "which more", "how many more", "kinds", "common",
+        "count", "number is", "number is one", "more", "count choose", "as many", "which more", "how many more",
+        "kinds", "common",
         "count beside",
     ),
     "position": (
@@ -100,7 +102,7 @@ def meaning(program: Program) -> str:
 def topic(program: Program) -> str:
     """What the question is about, as figures are reported."""
     key = meaning(program)
-    if key in ("verify", "same", "alike"):
+    if key in ("verify", "same", "alike", "differ", "repeats"):
         return program.words[0]
     return _TOPIC[key]
 
@@ -187,9 +189,9 @@ def _worded(key: str, wording: Wording, slots: Slots, rng: random.Random) -> tup
 
 def _fits(clause: str, manner: str) -> bool:
     """Whether a clause goes with a frame: one wonders what colour it is, but not "the colour of it"."""
-    if clause.startswith("about ") or " about " in clause[:12]:
+    if clause.startswith(("about ", "all about", "more about", "everything", "in one", "in a ", "in short", "briefly")):
         return manner in WITH_ABOUT
-    wh = clause.startswith(("what", "which", "where", "how", "whether", "if ", "on which", "in "))
+    wh = clause.startswith(("what", "which", "where", "how", "whether", "if ", "on which"))
     return wh or manner in WITH_PHRASES
 
 

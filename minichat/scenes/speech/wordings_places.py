@@ -137,8 +137,7 @@ WORDINGS: dict[str, Wording] = {
             "does {the} sit {to} {the2}", "is {the} located {to} {the2}",
         ),
         state=(
-            "{the} is {to} {the2}", "{the} lies {to} {the2}", "{the} sits {to} {the2}",
-            "{the}'s {to} {the2}",
+            "{the} is {to} {the2}", "{the} lies {to} {the2}", "{the} sits {to} {the2}", "{the}'s {to} {the2}",
         ),
         doubt=("isn't {the} {to} {the2}", "is {the} not {to} {the2}"),
         tag="isn't it",
@@ -171,9 +170,9 @@ WORDINGS: dict[str, Wording] = {
     ),
     "what beside": Wh(
         ask=(
-            "what is {to} {the}", "what's {to} {the}", "which (object|thing|shape) is {to} {the}",
-            "what do you see {to} {the}", "what lies {to} {the}", "what is there {to} {the}",
-            "what have you got {to} {the}", "which things are {to} {the}",
+            "what does {the} have {itsside}", "{the} has what {itsside}", "what is {to} {the}", "what's {to} {the}",
+            "which (object|thing|shape) is {to} {the}", "what do you see {to} {the}", "what lies {to} {the}",
+            "what is there {to} {the}", "what have you got {to} {the}", "which things are {to} {the}",
             "what (can you see|is drawn|is shown) {to} {the}", "what sits {to} {the}",
             "what (objects|things|shapes) are {to} {the}", "what comes {to} {the}",
         ),
@@ -196,9 +195,10 @@ WORDINGS: dict[str, Wording] = {
     ),
     "anything beside": YesNo(
         ask=(
-            "is there anything {to} {the}", "is anything {to} {the}", "do you see anything {to} {the}",
-            "is there something {to} {the}", "are there any (things|objects|shapes) {to} {the}",
-            "is there (a thing|an object|a shape) {to} {the}", "does anything lie {to} {the}",
+            "does {the} have anything {itsside}", "has {the} got something {itsside}", "is there anything {to} {the}",
+            "is anything {to} {the}", "do you see anything {to} {the}", "is there something {to} {the}",
+            "are there any (things|objects|shapes) {to} {the}", "is there (a thing|an object|a shape) {to} {the}",
+            "does anything lie {to} {the}",
         ),
         state=("there is something {to} {the}", "there's something {to} {the}", "something is {to} {the}"),
         doubt=("isn't there anything {to} {the}", "isn't there something {to} {the}"),
@@ -207,6 +207,7 @@ WORDINGS: dict[str, Wording] = {
     ),
     "count beside": Wh(
         ask=(
+            "how many (things|objects) does {the} have {itsside}",
             "how many (things|objects|shapes|items) are {to} {the}",
             "how many (things|objects|shapes) do you see {to} {the}", "how many are {to} {the}",
             "how many (things|objects) lie {to} {the}", "what's the number of (things|objects) {to} {the}",
@@ -262,6 +263,8 @@ WORDINGS: dict[str, Wording] = {
     ),
     "between": Wh(
         ask=(
+            "what is sandwiched between {the} and {the2}", "what separates {the} and {the2}",
+            "what is in the middle of {the} and {the2}", "what (thing|object|shape) stands between {the} and {the2}",
             "what is between {the} and {the2}", "what's between {the} and {the2}", "what lies between {the} and {the2}",
             "which (object|thing|shape) is between {the} and {the2}", "what do you see between {the} and {the2}",
             "what is in between {the} and {the2}", "what sits between {the} and {the2}",
@@ -287,6 +290,8 @@ WORDINGS: dict[str, Wording] = {
     ),
     "further": Wh(
         ask=(
+            "which is {placed}, {the} or {the2}", "which one is {placed}: {the} or {the2}",
+            "is it {the} or {the2} that is {placed}", "which of them is {placed}, {the} or {the2}",
             "which is {further}, {the} or {the2}", "what is {further}: {the} or {the2}", "is {the} or {the2} {further}",
             "{the} or {the2}: which is {further}", "which one is {further}, {the} or {the2}",
             "which of the two is {further}, {the} or {the2}", "which lies {further}, {the} or {the2}",
@@ -294,7 +299,7 @@ WORDINGS: dict[str, Wording] = {
             "which sits {further}, {the} or {the2}",
         ),
         clause=("which is {further}, {the} or {the2}", "whether {the} or {the2} is {further}"),
-        bare=("{the} or {the2}, which is {further}", "{further}: {the} or {the2}"),
+        bare=("{placed}: {the} or {the2}", "{the} or {the2}, which is {further}", "{further}: {the} or {the2}"),
     ),
     "order": Wh(
         ask=(

@@ -1,4 +1,4 @@
-"""What people say who ask about the things themselves: whether they are there, how many they are, what they are like.
+"""What people say who ask about the things themselves: whether they are there, and what they are like.
 
 {the}, {a}, {many}, {bare}, {adj}, {whose}: phrases for the first set, {the2} … for the second; {is}: a value after
 "is" ("red", "a star"), {are}: after "are" ("red", "stars"), {word}: alone; {n}: a number.
@@ -11,13 +11,15 @@ from minichat.scenes.speech.frames import Wh, Wording, YesNo
 WORDINGS: dict[str, Wording] = {
     "exists": YesNo(
         ask=(
-            "is there {a}", "are there any {many}", "is there any {bare}", "do you see {a}", "do you see any {many}",
-            "can you (see|find|spot) {a}", "can you (see|find|spot) any {many}",
-            "does the {pic} (show|have|contain) {a}", "is {a} there", "are any {many} (there|visible|shown|present)",
-            "is {a} (visible|present|shown)", "is there anything {adj}", "do you see anything {adj}",
-            "does it (have|show|contain) {a}", "is there at least one {bare}", "have you got {a}",
-            "is there such a thing as {a}", "did anyone draw {a}", "are there {many}", "can {a} be seen",
-            "have we got any {many}", "does this (have|show) any {many}",
+            "could you spot {a}", "does {a} exist", "is {a} in there", "are there {many} in it", "has it got {a}",
+            "does it include any {many}", "are we looking at any {many}", "do i see {a}", "can anyone see {a}",
+            "is there one that is {is1}", "would there be {a}", "is there {a}", "are there any {many}",
+            "is there any {bare}", "do you see {a}", "do you see any {many}", "can you (see|find|spot) {a}",
+            "can you (see|find|spot) any {many}", "does the {pic} (show|have|contain) {a}", "is {a} there",
+            "are any {many} (there|visible|shown|present)", "is {a} (visible|present|shown)", "is there anything {adj}",
+            "do you see anything {adj}", "does it (have|show|contain) {a}", "is there at least one {bare}",
+            "have you got {a}", "is there such a thing as {a}", "did anyone draw {a}", "are there {many}",
+            "can {a} be seen", "have we got any {many}", "does this (have|show) any {many}",
         ),
         state=(
             "there is {a}", "there's {a}", "there are {many}", "i see {a}", "the {pic} (has|shows|contains) {a}",
@@ -29,8 +31,9 @@ WORDINGS: dict[str, Wording] = {
         ),
         tag="isn't there",
         bare=(
-            "{a}", "any {many}", "any {bare}", "{many}", "anything {adj}", "something {adj}", "got any {many}",
-            "any sign of {a}", "see {a}", "see any {many}",
+            "{many} - any", "{a}, yes or no", "{bare} present", "{many} here", "{a}", "any {many}", "any {bare}",
+            "{many}", "anything {adj}", "something {adj}", "got any {many}", "any sign of {a}", "see {a}",
+            "see any {many}",
         ),
     ),
     "none": YesNo(
@@ -122,10 +125,11 @@ WORDINGS: dict[str, Wording] = {
     ),
     "same": YesNo(
         ask=(
-            "are all [of] the {many} the same {attr}", "do all [the] {many} have the same {attr}",
-            "are the {many} all [of] the same {attr}", "is the {attr} the same for all {many}",
-            "do the {many} (share|have) one {attr}", "are the {many} of the same {attr}",
-            "do the {many} match in {attr}", "are the {many} all one {attr}",
+            "are the {many} identical in {attr}", "do all [the] {many} match in {attr}",
+            "is every {bare} of the same {attr}", "are all [of] the {many} the same {attr}",
+            "do all [the] {many} have the same {attr}", "are the {many} all [of] the same {attr}",
+            "is the {attr} the same for all {many}", "do the {many} (share|have) one {attr}",
+            "are the {many} of the same {attr}", "do the {many} match in {attr}", "are the {many} all one {attr}",
         ),
         state=(
             "all [of] the {many} are the same {attr}", "all {many} have the same {attr}",
@@ -134,145 +138,60 @@ WORDINGS: dict[str, Wording] = {
         doubt=("aren't all the {many} the same {attr}", "don't the {many} have the same {attr}"),
         bare=("{many} all the same {attr}", "same {attr} for all {many}"),
     ),
-    "count": Wh(
+    "differ": YesNo(
         ask=(
-            "how many {many} are there", "how many {many} do you see", "how many {many} can you (see|count|find|spot)",
-            "how many {many} does the {pic} (have|show|contain)", "what is the number of {many}",
-            "what's the number of {many}", "how many {many} are (shown|visible|drawn)", "how many {many} have we got",
-            "how many {many} [do] you see", "how many of the (objects|things|shapes) are {are1}", "how many {many}",
-            "how many are {are1}", "in total, how many {many} are there", "what's the total number of {many}",
-            "how many {many} are there altogether", "how many {many} is that", "how many {many} in (all|total)",
-            "there are how many {many}", "how many times do you see {a}", "what number of {many} is there",
-        ),
-        clause=(
-            "how many {many} there are", "how many {many} you (see|can see|count)", "the number of {many}",
-            "how many {many} the {pic} has", "how many {many} are there", "how many {many} it shows",
-        ),
-        bare=(
-            "number of {many}", "{many}, how many", "{many} count", "count of {many}", "total {many}",
-            "amount of {many}",
-        ),
-        order=(
-            "count the {many}", "count [up] all [the] {many}", "give me the number of {many}", "count {many}",
-            "give a count of the {many}", "add up the {many}", "put a number on the {many}",
-        ),
-    ),
-    "number is": YesNo(
-        ask=(
-            "are there {how} {n} {many}", "do you see {how} {n} {many}", "can you see {how} {n} {many}",
-            "does the {pic} have {how} {n} {many}", "is the number of {many} {how} {n}",
-            "do you count {how} {n} {many}",
+            "do the {many} differ in {attr}", "are the {many} of different {attrs}",
+            "do the {many} have different {attrs}", "is there more than one {attr} among the {many}",
+            "are there different {attrs} among the {many}", "do the {many} come in different {attrs}",
+            "does the {attr} of the {many} vary", "is there any variety in the {attrs} of the {many}",
+            "have the {many} got different {attrs}",
         ),
         state=(
-            "there are {how} {n} {many}", "i see {how} {n} {many}", "i count {how} {n} {many}",
-            "the {pic} has {how} {n} {many}", "the number of {many} is {how} {n}",
+            "the {many} differ in {attr}", "the {many} have different {attrs}", "the {many} are of different {attrs}",
+            "there is more than one {attr} among the {many}",
         ),
-        doubt=("aren't there {how} {n} {many}", "don't you see {how} {n} {many}"),
-        tag="aren't there",
-        bare=("{how} {n} {many}",),
+        doubt=("don't the {many} have different {attrs}", "aren't the {many} of different {attrs}"),
+        bare=("{many} of different {attrs}", "different {attrs} among the {many}"),
     ),
-    "number is one": YesNo(
+    "repeats": YesNo(
         ask=(
-            "is there {how} one {bare}", "do you see {how} one {bare}", "can you see {how} one {bare}",
-            "does the {pic} (have|show) {how} one {bare}", "is there {how} a single {bare}@exactly",
+            "are there two (things|objects|shapes) of the same {attr}",
+            "do any two (things|objects|shapes) have the same {attr}",
+            "do any of the (things|objects|shapes) share a {attr}",
+            "does any {attr} (come up|appear) (twice|more than once)", "is any {attr} there more than once",
+            "are any two of them the same {attr}", "is there a {attr} that repeats", "does a {attr} repeat",
+            "do two of them match in {attr}", "have two (things|objects) got the same {attr}",
         ),
         state=(
-            "there is {how} one {bare}", "i see {how} one {bare}", "there's {how} one {bare}",
-            "the {pic} has {how} one {bare}",
+            "two (things|objects|shapes) have the same {attr}", "one {attr} (comes up|appears) more than once",
+            "at least two of them have the same {attr}", "two of them share a {attr}",
         ),
-        doubt=("isn't there {how} one {bare}",),
-        tag="isn't there",
-        bare=("{how} one {bare}",),
+        doubt=("aren't there two (things|objects) of the same {attr}", "don't two of them have the same {attr}"),
+        bare=("any two of the same {attr}", "any {attr} twice"),
     ),
-    "more": YesNo(
+    "sole": YesNo(
         ask=(
-            "are there {more} {many} than {many2}", "do you see {more} {many} than {many2}",
-            "does the {pic} have {more} {many} than {many2}", "is the number of {many} {greater} than that of {many2}",
-            "do the {many} outnumber the {many2}@more", "are the {many} outnumbered by the {many2}@fewer",
-            "can you see {more} {many} than {many2}",
+            "is {the} the only {bare2}", "is {the} the only one that is {is_2}", "would {the} be the only {bare2}",
+            "is {the} the sole {bare2}", "is {the} the one and only {bare2}", "is nothing {is_2} but {the}",
         ),
         state=(
-            "there are {more} {many} than {many2}", "i see {more} {many} than {many2}",
-            "the {many} outnumber the {many2}@more",
+            "{the} is the only {bare2}", "{the} is the sole {bare2}", "there is no other {bare2} than {the}",
+            "{the} is the only one that is {is_2}", "no other (thing|object|shape) is {is_2}, just {the}",
         ),
-        doubt=("aren't there {more} {many} than {many2}",),
-        tag="aren't there",
-        bare=("{more} {many} than {many2}",),
-    ),
-    "as many": YesNo(
-        ask=(
-            "are there as many {many} as {many2}", "is the number of {many} the same as the number of {many2}",
-            "are there equally many {many} and {many2}", "are there the same number of {many} and {many2}",
-            "is there an equal number of {many} and {many2}", "do you see as many {many} as {many2}",
-            "are there just as many {many} as {many2}", "does the number of {many} equal the number of {many2}",
-        ),
-        state=(
-            "there are as many {many} as {many2}", "there are equally many {many} and {many2}",
-            "the {many} are as many as the {many2}", "the number of {many} equals the number of {many2}",
-        ),
-        doubt=("aren't there as many {many} as {many2}",),
-        tag="aren't there",
-        bare=("as many {many} as {many2}", "same number of {many} and {many2}"),
-    ),
-    "which more": Wh(
-        ask=(
-            "are there more {many} or [more] {many2}@more", "which are there {more} of, {many} or {many2}",
-            "do you see more {many} or [more] {many2}@more", "what are there {more} of: {many} or {many2}",
-            "are there fewer {many} or [fewer] {many2}@fewer", "which is there {more} of, {many} or {many2}",
-            "{many} or {many2}: which are there {more} of", "what is {commoner}, {many} or {many2}",
-        ),
-        clause=(
-            "whether there are more {many} or [more] {many2}@more", "which there are {more} of, {many} or {many2}",
-            "if there are fewer {many} or {many2}@fewer",
-        ),
-        bare=("{more} {many} or [{more}] {many2}",),
-    ),
-    "how many more": Wh(
-        ask=(
-            "how many more {many} than {many2} are there", "how many more {many} are there than {many2}",
-            "by how many do the {many} outnumber the {many2}", "how many more {many} do you see than {many2}",
-        ),
-        clause=("how many more {many} than {many2} there are", "how many more {many} there are than {many2}"),
-        bare=("how many more {many} than {many2}",),
-    ),
-    "kinds": Wh(
-        ask=(
-            "how many {attrs} are there@colour size", "how many different {attrs} (are there|do you see)",
-            "how many {attrs} (do|can) you (see|count)@colour size", "how many [different] {attrs} do the {kind} have",
-            "what's the number of different {attrs}", "how many kinds of {attr} are there",
-            "how many distinct {attrs} are there [among the {kind}]", "in how many different {attrs} are the {kind}",
-        ),
-        clause=(
-            "how many different {attrs} there are", "how many different {attrs} you see",
-            "the number of different {attrs}",
-        ),
-        bare=("number of different {attrs}", "how many different {attrs}", "how many {attrs}@colour size"),
-        order=("count the different {attrs}", "count the {attrs}@colour size",),
-    ),
-    "common": Wh(
-        ask=(
-            "what is the most (common|frequent) {attr}", "what's the most common {attr}",
-            "which {attr} is [the] most common", "which {attr} (appears|occurs|comes up) most [often]",
-            "which {attr} do you see most [often]", "what {attr} are most of the {kind}",
-            "which {attr} is there most of", "what {attr} is used the most",
-            "which {attr} is the most (popular|frequent) [one]", "what {attr} shows up the most",
-        ),
-        clause=(
-            "which {attr} is most common", "what the most common {attr} is", "which {attr} appears most often",
-            "the most (common|frequent) {attr}",
-        ),
-        bare=("most common {attr}", "most frequent {attr}", "commonest {attr}"),
-        order=("name the most common {attr}", "give me the most frequent {attr}"),
+        doubt=("isn't {the} the only {bare2}",),
+        tag="isn't it",
+        bare=("{the} the only {bare2}",),
     ),
     "query colour": Wh(
         ask=(
-            "what colour is {the}", "which colour is {the}", "what is the colour of {the}",
-            "what's the colour of {the}", "which colour does {the} have", "what colour does {the} have",
-            "{the} is what colour", "{the} is which colour", "what is {whose} colour", "what's {whose} colour",
-            "in what colour is {the}", "what colour would you (say|call) {the} is", "what colour has {the} got",
-            "how is {the} coloured", "what colour did they (paint|give|make) {the}", "what's the colour {the} has",
-            "of what colour is {the}", "{the}: what colour is (it|that)", "{the}, what colour is it",
-            "what colour's {the}",
+            "what (hue|shade|tint) is {the}", "what is the hue of {the}", "in what colour did they draw {the}",
+            "how would you name the colour of {the}", "what colour is {the}", "which colour is {the}",
+            "what is the colour of {the}", "what's the colour of {the}", "which colour does {the} have",
+            "what colour does {the} have", "{the} is what colour", "{the} is which colour", "what is {whose} colour",
+            "what's {whose} colour", "in what colour is {the}", "what colour would you (say|call) {the} is",
+            "what colour has {the} got", "how is {the} coloured", "what colour did they (paint|give|make) {the}",
+            "what's the colour {the} has", "of what colour is {the}", "{the}: what colour is (it|that)",
+            "{the}, what colour is it", "what colour's {the}",
         ),
         clause=(
             "what colour {the} is", "which colour {the} is", "the colour of {the}", "which colour {the} has",
@@ -289,12 +208,14 @@ WORDINGS: dict[str, Wording] = {
     ),
     "query shape": Wh(
         ask=(
-            "what shape is {the}", "which shape is {the}", "what is the shape of {the}", "what's the shape of {the}",
-            "what shape does {the} have", "what is {the}", "what's {the}", "what kind of shape is {the}",
-            "{the} is what shape", "what form does {the} have", "what sort of (shape|thing|figure) is {the}",
-            "what type of shape is {the}", "{the} is what [exactly]", "which (shape|figure) is {the}",
-            "what would you call {the}", "how is {the} shaped", "what shape has {the} got", "what do you call {the}",
-            "what (might|could) {the} be", "{the}: what is it", "{the}, what is it", "what shape's {the}",
+            "what geometric (shape|figure) is {the}", "what kind of (thing|object|figure) is {the}",
+            "what shape do you see when you look at {the}", "what shape is {the}", "which shape is {the}",
+            "what is the shape of {the}", "what's the shape of {the}", "what shape does {the} have", "what is {the}",
+            "what's {the}", "what kind of shape is {the}", "{the} is what shape", "what form does {the} have",
+            "what sort of (shape|thing|figure) is {the}", "what type of shape is {the}", "{the} is what [exactly]",
+            "which (shape|figure) is {the}", "what would you call {the}", "how is {the} shaped",
+            "what shape has {the} got", "what do you call {the}", "what (might|could) {the} be", "{the}: what is it",
+            "{the}, what is it", "what shape's {the}",
         ),
         clause=(
             "what shape {the} is", "which shape {the} is", "the shape of {the}", "what {the} is",
@@ -308,6 +229,7 @@ WORDINGS: dict[str, Wording] = {
     ),
     "query size": Wh(
         ask=(
+            "how large a thing is {the}", "is {the} on the big or the small side", "just how big is {the}",
             "how big is {the}", "what size is {the}", "is {the} large or small", "is {the} small or large",
             "is {the} big or small", "what is the size of {the}", "what's the size of {the}", "how large is {the}",
             "is {the} a (big|large) or a (small|little) one", "{the} is what size", "is {the} big or little",
@@ -327,8 +249,11 @@ WORDINGS: dict[str, Wording] = {
     ),
     "query place": Wh(
         ask=(
-            "where is {the}", "where's {the}", "where in the {pic} is {the}", "in which part of the {pic} is {the}",
-            "where can i (find|see) {the}", "whereabouts is {the}", "where do (i|you) (find|see|spot) {the}",
+            "in which (area|region|section|corner) of the {pic} is {the}", "in which (area|region|section) is {the}",
+            "what spot is {the} (in|at)", "how is {the} placed in the {pic}",
+            "towards which (side|edge|corner) is {the}", "where is {the}", "where's {the}",
+            "where in the {pic} is {the}", "in which part of the {pic} is {the}", "where can i (find|see) {the}",
+            "whereabouts is {the}", "where do (i|you) (find|see|spot) {the}",
             "what is the (position|location) of {the}", "what's the (position|location|place) of {the}",
             "where would i find {the}", "where is {the} (located|placed|positioned|to be found)",
             "where does {the} sit", "in what part of the {pic} is {the}", "where has {the} been (put|drawn|placed)",
@@ -353,7 +278,9 @@ WORDINGS: dict[str, Wording] = {
     ),
     "verify": YesNo(
         ask=(
-            "is {the} {is}", "is {the} really {is}", "is {the} actually {is}", "is {the} {is} or not",
+            "is {the} on the {word} side@size", "is {the} {word} at all@size colour",
+            "did they (paint|colour) {the} {word}@colour", "is it {is} that {the} is", "is {the} {is}",
+            "is {the} really {is}", "is {the} actually {is}", "is {the} {is} or not",
             "does {the} look {word}@size colour", "is {whose} {attr} {word}@colour",
             "is the {attr} of {the} {word}@colour size", "is it {is}, {the}", "is {the} {is} in {attr}@colour",
             "would {the} be {is}", "is {the} by any chance {is}", "is {the} one of the {word} ones@colour size",
@@ -424,6 +351,8 @@ WORDINGS: dict[str, Wording] = {
     ),
     "values": Wh(
         ask=(
+            "what (kinds|sorts|types) of {attrs} are there@shape", "which (kinds|sorts) of {attrs} do you see@shape",
+            "what is the colour palette@colour", "which {attrs} make up the {pic}", "what {attrs} did they use",
             "what {attrs} are there", "which {attrs} are there", "what {attrs} do you see",
             "what {attrs} are the {many}", "which {attrs} can you see",
             "what {attrs} (appear|are used|are shown|come up)", "what {attr} are the {many}",

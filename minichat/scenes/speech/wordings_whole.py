@@ -27,10 +27,11 @@ WORDINGS: dict[str, Wording] = {
     ),
     "ground colour": Wh(
         ask=(
-            "what colour is {ground}", "which colour is {ground}", "what is the colour of {ground}",
-            "what's the colour of {ground}", "what colour does {ground} have", "{ground} is what colour",
-            "which colour does {ground} have", "what's the background colour", "what is the background colour",
-            "what colours are in {ground}", "which colours does {ground} have",
+            "what colour (canvas|paper|page) is it on", "what colour's behind it all", "what is the bg colour",
+            "which colour do i see behind everything", "what colour is {ground}", "which colour is {ground}",
+            "what is the colour of {ground}", "what's the colour of {ground}", "what colour does {ground} have",
+            "{ground} is what colour", "which colour does {ground} have", "what's the background colour",
+            "what is the background colour", "what colours are in {ground}", "which colours does {ground} have",
             "what colour is behind the (shapes|things)", "in which colour is {ground}",
             "what colour(s|) (is|was) used for {ground}", "what colour is it in the back",
             "against what colour are the (shapes|things)", "what colour did they (paint|make) {ground}",
@@ -120,7 +121,8 @@ WORDINGS: dict[str, Wording] = {
     ),
     "names": Wh(
         ask=(
-            "what is in the {pic}", "what's in the {pic}", "what do you see",
+            "what do we see", "what are we looking at", "what's happening here", "what's up with this {pic}",
+            "what all have we got here", "what is in the {pic}", "what's in the {pic}", "what do you see",
             "what can you see [here|in (the|this) {pic}]", "what (objects|things|items) are [there] in the {pic}",
             "what is this", "what's this", "what are these", "what (objects|things|items|figures) (do|can) you see",
             "what is there", "what's there to see", "what all is in [the|this] {pic}",
@@ -147,6 +149,7 @@ WORDINGS: dict[str, Wording] = {
     ),
     "caption": Wh(
         ask=(
+            "what's the gist of (it|the {pic})", "can you sum (it|this) up [for me]", "how would you sum (it|this) up",
             "what does the {pic} show", "what is this {a_pic} of",
             "can you (describe|sum up|summarise) the {pic} (briefly|in one sentence|in a few words)",
             "could you (write|give me) a [short] caption [for (this|the) {pic}]",
@@ -161,11 +164,12 @@ WORDINGS: dict[str, Wording] = {
             "in short what this is", "in a few words what you see", "what this is {a_pic} of",
         ),
         bare=(
-            "caption", "short caption", "caption please", "a short description", "title",
-            "one sentence about the {pic}", "summary", "a title for (this|the) {pic}", "brief description",
-            "in one sentence", "in short",
+            "in a nutshell", "the gist", "alt text", "headline", "caption", "short caption", "caption please",
+            "a short description", "title", "one sentence about the {pic}", "summary", "a title for (this|the) {pic}",
+            "brief description", "in one sentence", "in short",
         ),
         order=(
+            "give me the gist", "write an alt text [for this {pic}]", "put it in a nutshell",
             "write a [short] caption for (this|the) {pic}", "give me a [short|brief] caption",
             "caption (this|the {pic}|it)", "describe the {pic} (briefly|in one sentence|in short|in a few words)",
             "sum up the {pic}", "sum it up", "describe [it] in one sentence", "give a brief description [of the {pic}]",
@@ -195,8 +199,10 @@ WORDINGS: dict[str, Wording] = {
             "a description", "details",
         ),
         order=(
-            "describe (the|this) {pic}", "describe (the|this) {pic} in detail", "describe it", "describe this",
-            "describe what you see", "describe everything [you see]",
+            "walk me through (it|the {pic})", "talk me through (it|the {pic}|this)",
+            "explain (it|the {pic}|this {pic}) to me", "give me a rundown [of the {pic}]",
+            "tell me everything [you see]", "describe (the|this) {pic}", "describe (the|this) {pic} in detail",
+            "describe it", "describe this", "describe what you see", "describe everything [you see]",
             "give me a [detailed|full] description [of the {pic}]",
             "take a look at (this|the) {pic} and describe (it|what you notice)",
             "provide a [detailed] description of the {pic}", "give a full description",
