@@ -80,7 +80,7 @@ def test_what_is_wrong_is_all_reported_with_its_line(home: Path, processor: Mini
         "train.jsonl:2: the picture 'absent.png' is missing: put it there, or correct its path.",
         "train.jsonl:3: the record says the same as train.jsonl:1: remove one of them.",
         "train.jsonl:4: the picture 'broken.png' cannot be used: it is not a picture that can be opened: save it as "
-        "JPEG, PNG, WebP, GIF or BMP (the content counts, not the file's ending).",
+        "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC (the content counts, not the ending).",
         "train.jsonl:4: the picture 'absent.png' is missing: put it there, or correct its path.",
         "train.jsonl:5: turn 2, a reply, is empty: write what is to be learnt, or remove the record.",
         "train.jsonl:6: turn 1, the system text, is empty: write one, or leave the turn out.",
@@ -279,9 +279,9 @@ def test_a_folder_that_holds_a_data_set_says_so(home: Path) -> None:
 
 def test_drawn_scenes_are_read_as_they_were_written(home: Path) -> None:
     assert run("scenes", "--count", "4", "--out", "scenes", "--size", "32").exit_code == 0
-    detailed, replies = ["--text-column", "detailed"], ["--text-column", "reply"]
-    files = {"conversations.jsonl": [[]], "captions.csv": [[], detailed], "questions.jsonl": [replies]}
-    for name, options in ((name, some) for name, several in files.items() for some in several):
+    replies = ["--text-column", "reply"]
+    files = {"conversations.jsonl": [], "captions.csv": [], "descriptions.csv": [], "questions.jsonl": replies}
+    for name, options in files.items():
         result = run("check", f"scenes/{name}", *options)
         assert result.exit_code == 0, result.stdout
     two = run("check", "scenes/questions.jsonl")

@@ -191,6 +191,11 @@ def test_what_the_columns_of_a_table_hold_is_named_too(home: Path) -> None:
     assert (report.records, report.wrong) == (2, 1)
 
 
+def test_a_mark_that_stays_a_word_is_noted(home: Path) -> None:
+    rows = [{"image": "a.png", "question": "What is <image>?", "answer": "A mark."}]
+    assert told(file("x.jsonl", rows))[1].notes == ["Records whose questions hold <image>, there a word: 1."]
+
+
 def test_system_texts_and_marks_that_contradict(home: Path) -> None:
     twice = {"conversations": [{"from": "system", "value": "Hm."}, *TALK], "system": "Oh.", "images": ["a.png"]}
     with pytest.raises(DataError, match="one system text is under 'system' and another among the turns"):

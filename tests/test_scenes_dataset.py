@@ -17,7 +17,7 @@ from minichat.scenes.captions import facts
 from minichat.scenes.questions import Question
 from minichat.scenes.world import Scene
 
-FILES = ["captions.csv", "conversations.jsonl", "pictures", "questions.jsonl", "scenes.jsonl"]
+FILES = ["captions.csv", "conversations.jsonl", "descriptions.csv", "pictures", "questions.jsonl", "scenes.jsonl"]
 
 
 def lines(path: Path) -> list[dict[str, object]]:
@@ -47,10 +47,10 @@ def test_pictures_have_the_size_asked_for(written: Path) -> None:
 
 def test_what_is_written_is_true_of_the_scene(written: Path) -> None:
     scenes = {record["image"]: Scene.from_dict(record["scene"]) for record in lines(written / "scenes.jsonl")}  # type: ignore[arg-type]
-    with open(written / "captions.csv", encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            for caption in (row["caption"], row["detailed"]):
-                assert facts(caption).things.total() == len(scenes[row["image"]].things)
+    for table in ("captions.csv", "descriptions.csv"):
+        with open(written / table, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                assert facts(row["caption"]).things.total() == len(scenes[row["image"]].things)
     asked = lines(written / "questions.jsonl")
     assert len(asked) > 12 * 5
     for record in asked:

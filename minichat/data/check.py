@@ -13,6 +13,7 @@ from PIL import Image
 
 from minichat.data.example import Example, Problem, StoredPicture, Where
 from minichat.data.formats import Source, scan
+from minichat.data.formats.marked import IMAGE
 from minichat.data.formats.record import refusal
 from minichat.data.lengths import plot
 from minichat.errors import DataError, MiniChatError
@@ -95,6 +96,7 @@ class _Checker:
         self._records: dict[bytes, Where] = {}
         self._systems: Counter[str] = Counter()
         self._broken_markers = 0
+        self._typed_marks = 0
         self._without_picture = 0
 
     def problems(self, example: Example) -> Iterator[Problem]:
@@ -140,6 +142,8 @@ class _Checker:
             )
         elif len(self._systems) > 1:
             report.notes.append(f"Different system texts: {len(self._systems):,}.")
+        if self._typed_marks:
+            report.notes.append(f"Records whose questions hold {IMAGE}, there a word: {self._typed_marks:,}.")
         if self._broken_markers:
             report.notes.append(
                 f"Replies that spell a marker of the template: {self._broken_markers:,}; it gets a hyphen in it."
@@ -159,6 +163,7 @@ class _Checker:
         shown, replies = len(example.pictures), example.replies
         self.report.pictures += shown
         self._without_picture += not shown
+        self._typed_marks += any(IMAGE in turn.text for turn in example.turns if turn.role == "user")
         self._systems.update(turn.text for turn in example.turns if turn.role == "system")
         lengths.setdefault("replies in a record", []).append(len(replies))
         lengths.setdefault("pictures in a record", []).append(shown)

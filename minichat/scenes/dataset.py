@@ -3,7 +3,8 @@
     OUT/pictures/000000.png …
     OUT/conversations.jsonl   one conversation per scene, as Hugging Face messages; picture paths relative to OUT:
                               dialogues, or in the style "storybook" one request and one long reply
-    OUT/captions.csv          image, short caption, detailed caption
+    OUT/captions.csv          image, short caption
+    OUT/descriptions.csv      image, detailed caption
     OUT/questions.jsonl       image, kind, question, answer, reply
     OUT/scenes.jsonl          image and scene; `Scene.from_dict(record["scene"])` reads it back
 
@@ -68,9 +69,11 @@ def _write(folder: Path, count: int, seed: int, size: int, style: str) -> None:
         open(folder / "questions.jsonl", "w", encoding="utf-8") as asked,
         open(folder / "scenes.jsonl", "w", encoding="utf-8") as scenes,
         open(folder / "captions.csv", "w", encoding="utf-8", newline="") as captions,
+        open(folder / "descriptions.csv", "w", encoding="utf-8", newline="") as descriptions,
     ):
-        table = csv.writer(captions)
-        table.writerow(("image", "caption", "detailed"))
+        tables = csv.writer(captions), csv.writer(descriptions)
+        for table in tables:
+            table.writerow(("image", "caption"))
         for number in range(count):
             image = f"{PICTURES}/{number:0{digits}d}.png"
             after = (number + 1) % count
@@ -85,7 +88,8 @@ def _write(folder: Path, count: int, seed: int, size: int, style: str) -> None:
             for question in questions(scene, rng, QUESTIONS):
                 _line(asked, {"image": image, "kind": question.kind, "question": question.text,
                               "answer": question.answer, "reply": question.reply})  # fmt: skip
-            table.writerow((image, short(scene, rng), detailed(scene, rng)))
+            for table, text in zip(tables, (short(scene, rng), detailed(scene, rng)), strict=True):
+                table.writerow((image, text))
             _line(scenes, {"image": image, "scene": scene.to_dict()})
 
 

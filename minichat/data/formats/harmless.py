@@ -11,11 +11,9 @@ author category comment_number copyright created_at data_source dataset dataset_
 error_message exif finish format guid hash idx index key lang language license licence link md5 meta metadata mime
 mime_type mode model nsfw num_bytes origin phash punsafe pwatermark sha1 sha256 similarity size source sources split
 status subset subcategory task timestamp uid uri url urls uuid watermark height width original_height original_width
-imgid cocoid sentid sentids type answer_type question_type l2-category
+imgid cocoid sentid sentids kind type answer_type question_type l2-category
 """
-# Of the tables that `minichat data scenes` writes: a question's sort, and a caption's second wording.
-_OWN = ("kind", "detailed")
-_HARMLESS = frozenset((*_NAMES.split(), *_OWN))
+_HARMLESS = frozenset(_NAMES.split())
 _ENDINGS = ("_id", "_ids", "_url", "_hash", "_score", "_similarity", "_width", "_height", "_license")
 _INDEX = re.compile(r"(|unnamed: ?\d+|__.*__|ids?)")  # a table program's own, which has no name at times
 

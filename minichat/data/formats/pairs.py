@@ -35,7 +35,8 @@ def samples(record: object, shelf: Shelf, columns: Columns, asking: Asking, name
         name: the record's, from which follows what is drawn for it.
     """
     read = fields(record, "the record", ())
-    _refuse_failed(read)
+    if columns == Columns():
+        _leave_out_failed(read)
     if isinstance(read.get("prompt"), list):
         yield _messages(read, shelf)
         return
@@ -68,7 +69,7 @@ def _known(there: Mapping[str, Any], named: Columns, held: list[str], columns: C
     return known if named.question is None else [*known, INPUT, "history"]
 
 
-def _refuse_failed(read: Mapping[str, Any]) -> None:
+def _leave_out_failed(read: Mapping[str, Any]) -> None:
     """Leave out a row that says why there is no caption."""
     if not empty(read.get(_ERROR)) and all(empty(read.get(key)) for key in TEXT):
         raise LeftOut(f"the row holds an error in place of a caption: {shown(read[_ERROR])}.")
