@@ -176,6 +176,18 @@ def _sync(path: Path, flags: int) -> None:
         os.close(handle)
 
 
+@contextmanager
+def told(name: str, error: type[MiniChatError]) -> Iterator[None]:
+    """Raise `error`, in a sentence, where the disk does not take the file `name` in the block."""
+    try:
+        yield
+    except OSError as failure:
+        raise error(
+            f"{name} cannot be written ({failure.strerror or failure}): make room or check the folder, and the same "
+            "command goes on."
+        ) from None
+
+
 def write_json(path: Path, content: Any) -> None:
     """Indented JSON, in readable letters of any script."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

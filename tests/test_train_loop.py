@@ -349,7 +349,7 @@ def test_a_validation_loss_that_is_no_number_is_named(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The records of the batch that it is from; the rate, where it is from all of them."""
-    real, wrong = Replies.loss, [False, True]
+    real, wrong = Replies.loss, [False, False, False, True]  # of two batches, before the run and after three steps
 
     def broken(self: Replies, batch: Any) -> torch.Tensor:
         return real(self, batch) * (float("nan") if not self.model.training and wrong.pop(0) else 1.0)
@@ -364,9 +364,12 @@ def test_a_validation_loss_that_is_no_number_is_named(
     first, second = (held_out.where(step)[0] for step in (0, 1))
     assert f"The validation loss is nan after step 3, from {', '.join(second)}: mend" in str(caught.value)
     assert not any(place in str(caught.value) for place in first)
-    wrong += [True, True]
+    wrong += [False, False, True, True]
     with pytest.raises(ModelError, match=r"from all held-out records: .* Lower optimizer\.rate"):
         run(desk, *given, f"out={tmp_path / 'again'}")
+    wrong += [True, True]
+    with pytest.raises(ModelError, match=r"nan before the first step, from all held-out records: .* Begin with others"):
+        run(desk, *given, f"out={tmp_path / 'never'}")
 
 
 def test_a_record_without_a_reply_is_refused_by_file_and_line(desk: Path, tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_fingerprints_do_not_tell_whether_the_llm_is_held(models: dict[str, Path
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     facts = json.loads((folder / "minichat.json").read_text())
+    del facts["checksum"]  # as whoever makes one by hand
     edit(facts)
     (folder / "minichat.json").write_text(json.dumps(facts))
 

@@ -84,6 +84,13 @@ def run(desk: Path, *overrides: str, stop: int | None = None, number: int = sign
     return train(config_of(desk, *overrides), say=at_step(stop, number))
 
 
+def said_by(desk: Path, *overrides: str) -> str:
+    """What a run says, from beginning to end."""
+    said: list[str] = []
+    train(config_of(desk, *overrides), say=said.append)
+    return "\n".join(said)
+
+
 def at_step(stop: int | None, number: int) -> Callable[[str], None]:
     def say(text: str) -> None:
         if stop is not None and text.startswith(f"step {stop}/"):

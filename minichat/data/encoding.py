@@ -226,7 +226,8 @@ class _Shard:
         try:
             self._save()
         finally:
-            self._stack.close()
+            with self._told():  # which writes what is still held
+                self._stack.close()
 
     def remember(self, place: bytes, key: bytes) -> None:
         self._places += place + key

@@ -65,13 +65,14 @@ class Checkpoints:
         except _NotWritten as error:
             raise SettingsError(f"The best weights, {_BEST}, cannot be written ({error}): make room.") from None
 
-    def last(self, say: Callable[[str], None] = lambda text: None) -> Saved | None:
+    def last(self, say: Callable[[str], None] = lambda text: None, *, tidy: bool = True) -> Saved | None:
         """The newest checkpoint that is as it was written; None where there is none at all.
 
-        One that is not is told, and put aside under another name. Raises `ModelError`, naming them, where there are
-        some and all are damaged.
+        One that is not is told. Raises `ModelError`, naming them, where there are some and all are damaged.
+
+        `tidy`: put damaged ones aside under another name, and remove what a killed writer left; for the run itself.
         """
-        for leftover in self.folder.glob(f"*{_PART}"):
+        for leftover in self.folder.glob(f"*{_PART}") if tidy else ():
             leftover.unlink(missing_ok=True)
         damaged: list[tuple[Path, str]] = []
         for path in reversed(self._steps()):
@@ -82,7 +83,8 @@ class Checkpoints:
                 continue
             for file, reason in damaged:
                 say(f"{reason} The one before it, {path.name}, is taken instead.")
-                _put_aside(file)
+                if tidy:
+                    _put_aside(file)
             return saved
         if damaged:
             raise ModelError(f"{' '.join(reason for _, reason in damaged)} {self._left()}")
@@ -94,11 +96,11 @@ class Checkpoints:
             best = self.best()
         except ModelError:
             best = None
-        run = self.folder.parent.name
+        run = self.folder.parent
         if best is None:
-            return f"None is left in {run!r}: begin anew in another out."
+            return f"None is left in {run.name!r}: begin anew in another out."
         return (
-            f"No other is left in {run!r} but {_BEST}, the best weights, after step {best.step}: begin with them in "
+            f"None is left in {run.name!r} but {_BEST}, the best weights, after step {best.step}: begin with them in "
             f"another out, by --initialize-from {run}."
         )
 

@@ -235,6 +235,8 @@ class Config:
     """The same seed gives the same run."""
     trainable: tuple[str, ...] = ()
     """The parts that train, by name; none: the stage's own."""
+    initialize_from: str | None = None
+    """A run's folder, stopped or finished, or a model: what trains begins with its weights, and the optimizer anew."""
     lora: LoraConfig | None = None
     """An adapter of the LLM that trains beside these parts; of the stage `replies` alone."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -40,7 +40,7 @@ def introduce(run: Run) -> None:
     if run.standing.step == 0:
         for note in (*stage.notes, *_notes(run)):
             run.say(note)
-    if run.together.first and data.shown and report.kept(run.out / BEFORE) is None and run.standing.step == 0:
+    if run.together.first and data.shown and run.standing.step == 0:
         report.keep(run.out / BEFORE, stage.answer(data.shown))
 
 

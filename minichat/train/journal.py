@@ -5,17 +5,21 @@ Losses stay on the device until they are asked for: reading one makes the progra
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minichat.disk import replace_file
-from minichat.errors import ModelError
+from minichat.disk import replace_file, told
+from minichat.errors import ModelError, SettingsError
 from minichat.train.together import Together
 
 Line = dict[str, float]
@@ -62,13 +66,30 @@ class Journal:
         self._overflow = norms_may_overflow
         self._waiting: list[Entry] = []
         self._recent: list[Line] = []
+        self._digest = hashlib.sha256()  # of all lines, written or not
+        #: Lines that the disk did not take yet; a checkpoint holds them.
+        self.unwritten: list[Line] = []
 
-    def rewind(self, step: int) -> None:
-        """Forget what was written after `step`: it will be done again. A torn last line goes too."""
-        if not self._together.first or not self._path.exists():
-            return
-        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        replace_file(self._path, "".join(line + "\n" for line in kept).encode())
+    def rewind(self, step: int, unwritten: Sequence[Line] = ()) -> list[int]:
+        """Forget what was written after `step`: it will be done again.
+
+        `unwritten`: what the checkpoint holds of lines that the disk did not take. Returns the numbers of lines that
+        are none, and go too: a torn one, or damaged ones. Raises `SettingsError` where the disk does not take the rest.
+        """
+        if not self._together.first:
+            return []
+        found = _lines(self._path)
+        kept = [raw for raw, line in found if line is not None and line["step"] <= step]
+        content = b"".join(raw + b"\n" for raw in kept) + _spelled(unwritten)
+        if self._path.exists() or content:
+            with told(self._path.name, SettingsError):
+                replace_file(self._path, content)
+        self._digest = hashlib.sha256(content)
+        return [number for number, (_, line) in enumerate(found, start=1) if line is None]
+
+    def checksum(self) -> str:
+        """SHA-256 of all lines so far."""
+        return self._digest.hexdigest()
 
     def add(self, entry: Entry) -> None:
         self._waiting.append(entry)
@@ -86,28 +107,52 @@ class Journal:
         local = [sum((part.view(-1) for part in e.losses), none) for e in entries]
         losses = self._together.add(torch.stack(local)).tolist()  # entries × terms
         norms = torch.stack([e.norm for e in entries]).tolist()
+        lines, wrong = list[Line](), None
         for entry, parts, norm in zip(entries, losses, norms, strict=True):
             loss = sum(parts)
             if not math.isfinite(loss) or not (math.isfinite(norm) or self._overflow):
-                raise ModelError(self._culprit(entry, loss, where))
+                wrong = entry, loss
+                break
             line = {"step": entry.step, "loss": loss}
             if self._terms:
                 line |= zip(self._terms, parts, strict=True)
-            self.write(line | {"rate": entry.rate, "norm": norm, "items": entry.items, "tokens": entry.tokens})
+            lines.append(line | {"rate": entry.rate, "norm": norm, "items": entry.items, "tokens": entry.tokens})
+        self.write(*lines)
+        if wrong is not None:
+            raise ModelError(self._culprit(*wrong, where))
 
     def recent(self) -> list[Line]:
         """The steps' lines since this was last asked."""
         lines, self._recent = [line for line in self._recent if "loss" in line], []
         return lines
 
-    def write(self, line: Line) -> None:
-        """Append a line, and hand its figures to the trackers."""
-        self._recent.append(line)
+    def write(self, *lines: Line) -> None:
+        """Append lines, and hand their figures to the trackers.
+
+        Raises `SettingsError` where the disk does not take them; they are tried again with the next.
+        """
+        self._recent += lines
         if not self._together.first:
             return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
+        self.unwritten += lines
+        self._digest.update(_spelled(lines))
+        for line in lines:
+            self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
+        with told(self._path.name, SettingsError):
+            self._append(_spelled(self.unwritten))
+        self.unwritten = []
+
+    def _append(self, content: bytes) -> None:
+        """All of it or nothing."""
+        with self._path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
 
     def _culprit(self, entry: Entry, loss: float, where: Callable[[int], list[list[str]]]) -> str:
         # There may be fewer parts than there are of other steps, where records of a stream could not be read.
@@ -127,14 +172,26 @@ class Journal:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """The lines of a `metrics.jsonl`; none where there is no such file."""
+    """The lines of a `metrics.jsonl`, without those that are damaged; none where there is no such file."""
+    return [line for _, line in _lines(path) if line is not None]
+
+
+def _lines(path: Path) -> list[tuple[bytes, Line | None]]:
+    """Each line as it is, and what it says, or None where it is not what a step wrote."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(raw, _parsed(raw)) for raw in path.read_bytes().splitlines()]
 
 
-def _step_of(line: str) -> float:
+def _parsed(raw: bytes) -> Line | None:
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        line = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(line, dict) and all(type(value) in (int, float) for value in line.values())
+    whole = known and "step" in line and ("validation_loss" in line or {"loss", "items", "tokens"} <= line.keys())
+    return line if whole else None
+
+
+def _spelled(lines: Iterable[Line]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()

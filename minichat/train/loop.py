@@ -13,13 +13,15 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from minichat.errors import DataError, SettingsError
+from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
 from minichat.hardware.exhaustion import memory_told
 from minichat.train.config import Config, check_unused
 from minichat.train.data import read_data
@@ -35,9 +37,11 @@ from minichat.train.run import (
     Say,
     alone_in,
     begin,
+    held_out_loss,
     places,
     restore,
     save,
+    save_before_the_end,
     tell_progress,
     to_device,
     tokens_of,
@@ -82,7 +86,7 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
     if together.count == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         say("One process: accelerate's --cpu starts no more. For several on the CPU: --multi_gpu, or torchrun.")
     with alone_in(out, together):
-        if together.from_first(begin(out, config) if together.first else None):
+        if together.from_first(begin(out, config, say) if together.first else None):
             say(f"The run in {out} is finished.")
             return Outcome(out, 0)
         check_unused(config, stage_class.unused)
@@ -94,54 +98,101 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
             stopped = loop(run)
         if stopped is None:
             finish(run)
-        accelerator.end_training()
+        _end_trackers(run)
         return Outcome(out, run.standing.step, stopped)
 
 
 def loop(run: Run) -> int | None:
-    """Step after step to the end. Returns the signal that stopped it, if one did."""
-    config, stage, standing, together, accelerator = run.config, run.stage, run.standing, run.together, run.accelerator
-    stage.model.train()
-    began, since = time.monotonic() - standing.seconds, time.monotonic()
+    """Step after step to the end. Returns the signal that stopped it, if one did.
+
+    A run that must end by an error is saved first, where its state is whole. Not after a `ModelError`, which is a loss
+    that is no number: what it spoilt must not be kept. Nor by one process of several, unless all know of the error.
+    """
     with Interruption() as interruption:
-        for batches in run.data.feed.load(standing.step, config.data.workers, pinned=run.pinned):
-            here = sum(stage.count(batch) for batch in batches), sum(tokens_of(batch) for batch in batches)
-            items, tokens, stopping = together.agree(*here, int(interruption.signal is not None))
-            if stopping or standing.ended:
-                break
-            if items == 0:
-                raise DataError(f"Nothing can be learnt at step {standing.step + 1}: {places(run, standing.step)}.")
-
-            seed_step(config.seed, standing.step, together.rank)
-            losses = []
-            for batch in batches:
-                with accelerator.autocast():
-                    loss = stage.loss(to_device(batch, accelerator.device)) / items  # () or (terms,)
-                if loss.requires_grad:  # not where only the projection trains and the batch has no picture
-                    accelerator.backward(loss.sum())
-                losses.append(loss.detach())
-            together.add_gradients(run.weights.values())
-            norm = accelerator.clip_grad_norm_(run.weights.values(), config.optimizer.clip or math.inf)
-            rate = set_rate(run.optimizer, rate_of(standing.step, run.steps, config.optimizer))
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            standing.step += 1
-            run.journal.add(Entry(standing.step, losses, norm, rate, items, tokens))
-
-            last = standing.step == run.steps
-            if last or standing.step % config.report.log_every == 0:
-                since = tell_progress(run, since)
-            if last or standing.step % validate_every(run) == 0:
-                validate(run)
-            standing.seconds = time.monotonic() - began
-            if last or standing.ended or standing.step % config.run.save_every == 0:
-                save(run)
-        (stopping,) = together.agree(int(interruption.signal is not None))
+        try:
+            _steps(run, interruption)
+        except ModelError:
+            raise
+        except Exception as error:
+            if run.together.count == 1:
+                save_before_the_end(run, str(error))
+            raise
+        (stopping,) = run.together.agree(int(interruption.signal is not None))
     if not stopping:
         return None
     save(run)
-    run.say(f"Stopped after step {standing.step} of {run.steps}: the same command goes on from there.")
+    run.say(f"Stopped after step {run.standing.step} of {run.steps}: the same command goes on from there.")
     return interruption.signal or signal.SIGTERM
+
+
+def _steps(run: Run, interruption: Interruption) -> None:
+    config, stage, standing, together = run.config, run.stage, run.standing, run.together
+    if standing.step == 0:
+        standing.began = held_out_loss(run)
+    stage.model.train()
+    began, since = time.monotonic() - standing.seconds, time.monotonic()
+    feed = run.data.feed.load(standing.step, config.data.workers, pinned=run.pinned)
+    for batches, failure in _with_failure(feed):
+        here = sum(stage.count(batch) for batch in batches), sum(tokens_of(batch) for batch in batches)
+        told = int(interruption.signal is not None), int(failure is not None)
+        items, tokens, stopping, failing = together.agree(*here, *told)
+        if stopping or standing.ended:
+            break
+        if failing or items == 0:
+            nothing = f"Nothing can be learnt at step {standing.step + 1}: {places(run, standing.step)}."
+            if together.count > 1:
+                save_before_the_end(run, str(failure))
+            raise failure or DataError("Another process of this run says why it ends." if failing else nothing)
+
+        _step(run, batches, items, tokens)
+        last = standing.step == run.steps
+        if last or standing.step % config.report.log_every == 0:
+            since = tell_progress(run, since)
+        if last or standing.step % validate_every(run) == 0:
+            validate(run)
+        standing.seconds = time.monotonic() - began
+        if last or standing.ended or standing.step % config.run.save_every == 0:
+            save(run)
+
+
+def _step(run: Run, batches: Sequence[dict[str, Tensor]], items: int, tokens: int) -> None:
+    """One update; its figures stay on the device."""
+    config, standing, together, accelerator = run.config, run.standing, run.together, run.accelerator
+    seed_step(config.seed, standing.step, together.rank)
+    losses = []
+    for batch in batches:
+        with accelerator.autocast():
+            loss = run.stage.loss(to_device(batch, accelerator.device)) / items  # () or (terms,)
+        if loss.requires_grad:  # not where only the projection trains and the batch has no picture
+            accelerator.backward(loss.sum())
+        losses.append(loss.detach())
+    together.add_gradients(run.weights.values())
+    norm = accelerator.clip_grad_norm_(run.weights.values(), config.optimizer.clip or math.inf)
+    rate = set_rate(run.optimizer, rate_of(standing.step, run.steps, config.optimizer))
+    run.whole = False
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    standing.step += 1
+    run.journal.add(Entry(standing.step, losses, norm, rate, items, tokens))
+    run.whole = True
+
+
+def _with_failure(
+    feed: Iterable[list[dict[str, Tensor]]],
+) -> Iterator[tuple[list[dict[str, Tensor]], MiniChatError | None]]:
+    """Each step's batches; or what is wrong with them, which all processes are to know before one of them ends."""
+    try:
+        for batches in feed:
+            yield batches, None
+    except MiniChatError as error:
+        yield [], error
+
+
+def _end_trackers(run: Run) -> None:
+    try:
+        run.accelerator.end_training()
+    except OSError as error:  # a full disk; the result is there
+        run.say(f"The trackers' curves could not be ended ({error.strerror or error}).")
 
 
 def make_accelerator(config: Config, trainable: tuple[str, ...], out: Path) -> Any:

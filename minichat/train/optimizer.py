@@ -91,13 +91,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn
     }
 
 
+def is_of_optimizer(name: str) -> bool:
+    """Whether a tensor of a checkpoint is of the optimizer's state."""
+    return name.startswith(_PREFIX)
+
+
 def load_optimizer(
     optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put back what `optimizer_tensors` gave."""
     state: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        if key.startswith(_PREFIX):
+        if is_of_optimizer(key):
             kind, _, name = key.removeprefix(_PREFIX).partition(".")
             state.setdefault(name, {})[kind] = value
     names = {id(weight): name for name, weight in weights.items()}

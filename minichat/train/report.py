@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minichat.data.example import Example
-from minichat.disk import replace_file
-from minichat.errors import MiniChatError
+from minichat.disk import replace_file, told
+from minichat.errors import MiniChatError, ModelError, SettingsError
 from minichat.prompt.conversation import Conversation, Message
+from minichat.weights.checksum import KEY, of_facts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,13 +44,27 @@ def _opening(conversation: Conversation) -> tuple[tuple[Message, ...], Message]:
 
 
 def keep(path: Path, replies: Sequence[str]) -> None:
-    """Put replies away until the run's end."""
-    replace_file(path, json.dumps(list(replies), ensure_ascii=False, indent=1).encode())
+    """Put replies away until the run's end. Raises `SettingsError` where the disk does not take them."""
+    content = {"replies": list(replies), KEY: of_facts({"replies": list(replies)})}
+    with told(path.name, SettingsError):
+        replace_file(path, json.dumps(content, indent=1).encode())
 
 
 def kept(path: Path) -> list[str] | None:
-    """The replies that were put away; None where there are none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The replies that were put away; None where there are none. Raises `ModelError` where the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes().decode())
+        if isinstance(content, dict):
+            replies, sound = content["replies"], content[KEY] == of_facts({"replies": content["replies"]})
+        else:  # as versions before had it
+            replies, sound = content, True
+        if sound and isinstance(replies, list) and all(isinstance(reply, str) for reply in replies):
+            return replies
+    except (OSError, ValueError, KeyError, RecursionError):
+        pass
+    raise ModelError(f"{path.name} is damaged: it is not what was written before training.")
 
 
 def page(

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,22 +16,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minichat.disk import locked, replace_file
-from minichat.errors import ModelError, SettingsError
+from minichat.disk import locked, replace_file, told
+from minichat.errors import MiniChatError, ModelError, SettingsError
 from minichat.hardware.memory import gib
 from minichat.train import opening
 from minichat.train.checkpoint import Checkpoints
-from minichat.train.config import Config, difference, plain, read_config, write_yaml
+from minichat.train.config import Config, difference, plain
 from minichat.train.data import Data
 from minichat.train.feed import Feed
-from minichat.train.files import CONFIG, LEFT_OUT, LOCK, METRICS
+from minichat.train.files import CHECKPOINTS, CONFIG, LEFT_OUT, LOCK, METRICS
+from minichat.train.initialization import initialize, is_finished, read_start
 from minichat.train.journal import Journal
+from minichat.train.kept import keep_config, kept_config
 from minichat.train.network import precision
 from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
 from minichat.train.stage import Stage
 from minichat.train.together import Together
+from minichat.weights.files import weight_files
 from minichat.weights.fingerprint import fingerprint
-from minichat.weights.projection import FACTS
+from minichat.weights.projection import is_projection, read_projection
+from minichat.weights.reading import read_checkpoint
 
 Say = Callable[[str], None]
 _STEP = re.compile(r"step (\d+): ")
@@ -44,6 +48,8 @@ class Standing:
     step: int = 0  # optimizer steps that are done
     best: float = math.inf  # the lowest validation loss …
     best_step: int = 0  # … and after which step
+    began: float | None = None  # the validation loss before the first step
+    last: float | None = None  # and that of the last validation
     waited: int = 0  # validations since then
     seconds: float = 0.0  # of training so far
     ended: bool = False  # before all steps, for want of a better validation loss
@@ -65,14 +71,26 @@ class Run:
     def __post_init__(self) -> None:
         self.weights: dict[str, nn.Parameter] = trained(self.stage.model)
         self.optimizer = self.accelerator.prepare(make_optimizer(self.weights, self.config.optimizer))
-        self.checkpoints = Checkpoints(self.out / "checkpoints")
+        self.checkpoints = Checkpoints(self.out / CHECKPOINTS)
+        self.saved = 0  # the step of the newest checkpoint that this run wrote
+        self._tracked = True
+        self.whole = True  # not while the optimizer moves the weights
         self.journal = Journal(
             self.out / METRICS,
             self.together,
-            self.accelerator.log,
+            self._track,
             terms=self.stage.terms,
             norms_may_overflow=self.accelerator.scaler is not None,
         )
+
+    def _track(self, figures: Mapping[str, float], step: int) -> None:
+        if not self._tracked:
+            return
+        try:
+            self.accelerator.log(figures, step)
+        except OSError as error:
+            self._tracked = False
+            self.say(f"The trackers' curves end here ({error.strerror or error}); {METRICS} goes on.")
 
     @property
     def steps(self) -> int:
@@ -124,26 +142,42 @@ def alone_in(out: Path, together: Together) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def begin(out: Path, config: Config) -> bool:
+def begin(out: Path, config: Config, say: Say = lambda text: None) -> bool:
     """Take the folder for a run, new or to go on with; whether that run is finished.
 
     A configuration alone is left by a run that could not begin, and stands in nobody's way. Raises `SettingsError`
-    where the folder holds a run of another configuration, naming the key that differs, or files of another kind.
+    where the folder holds a run of another configuration, naming the key that differs, or files of another kind, and
+    `ModelError` where its result is damaged and no checkpoint is left to make it anew of.
     """
     held = {file.name for file in out.iterdir() if not file.name.startswith(".")}
     if CONFIG in held and held != {CONFIG}:
-        run = plain(read_config(out / CONFIG))
-        if found := difference(run, plain(config)):
+        if found := difference(kept_config(out, say), plain(config)):
             key, there, asked = found
             raise SettingsError(
                 f"{out.name!r} holds a run with {key} {there!r}, but {asked!r} is asked for: give another out, or the "
                 "same configuration to go on with it."
             )
-        return (out / FACTS).exists() or (out / "config.json").exists()
+        return is_finished(out) and _is_sound(out, say)
     if held - {CONFIG}:
         raise SettingsError(f"{out.name!r} holds files, but no run: give a new or empty folder as out.")
-    replace_file(out / CONFIG, write_yaml(config).encode())
+    keep_config(out, config)
     return False
+
+
+def _is_sound(out: Path, say: Say) -> bool:
+    """Whether a result is as it was written. One that is not is to be made anew, of its checkpoints."""
+    try:
+        if is_projection(out):
+            read_projection(out)
+        else:
+            for file in weight_files(out):
+                read_checkpoint(out / file)
+    except ModelError as error:
+        if not any((out / CHECKPOINTS).glob("*.safetensors")):
+            raise
+        say(f"{error} It is made anew of the checkpoints.")
+        return False
+    return True
 
 
 def restore(run: Run) -> None:
@@ -151,7 +185,13 @@ def restore(run: Run) -> None:
 
     Raises `SettingsError` where the data sets or the frozen weights are not those that the run began with.
     """
-    saved = run.together.from_first(run.checkpoints.last(run.say) if run.together.first else None)
+    config, first = run.config, run.together.first
+    saved = run.together.from_first(run.checkpoints.last(run.say) if first else None)
+    if saved is None and config.initialize_from is not None:
+        start = run.together.from_first(read_start(config.initialize_from, run.weights, run.say) if first else None)
+        initialize(run.weights, start, run.say)
+        if start.facts and _same_weights_elsewhere(run, start.facts):
+            run.say("Its frozen weights were others than those here: what was learnt before them may be of little use.")
     if saved is not None:
         _check_ground(run, saved.facts)
         load_weights(run.weights, saved.tensors)
@@ -160,11 +200,24 @@ def restore(run: Run) -> None:
             run.accelerator.scaler.load_state_dict(saved.facts["scaler"])
         run.standing = Standing(**saved.facts["standing"])
         run.say(f"Going on after step {run.standing.step}.")
-    run.journal.rewind(run.standing.step)
-    if run.together.first:
+    facts = {} if saved is None else saved.facts
+    if damaged := run.journal.rewind(run.standing.step, facts.get("unwritten", ())):
+        run.say(
+            f"{METRICS}: what is in line {', '.join(map(str, damaged))} is no step's (cut off, or damaged); it is left "
+            "out, and the curve lacks it unless its step is done again."
+        )
+    elif first and facts.get("metrics") not in (None, run.journal.checksum()):
+        run.say(f"{METRICS} is not as it was written up to step {run.standing.step}: its curve may not be true.")
+    if first:
         forget_what_was_left_out(run)
     tell_what_was_left_out(run, run.data.damaged)
     start_trackers(run)
+
+
+def _same_weights_elsewhere(run: Run, facts: Mapping[str, Any]) -> bool:
+    """Whether a run trained the same parts before other frozen weights, as far as they can be compared."""
+    now = run.ground
+    return facts.get("precision") == now["precision"] and facts.get("frozen") != now["frozen"]
 
 
 def _check_ground(run: Run, began: dict[str, Any]) -> None:
@@ -178,7 +231,8 @@ def _check_ground(run: Run, began: dict[str, Any]) -> None:
     for name in (name for name in changed if not same[name]):
         raise SettingsError(
             f"{changed[name]} changed since the run in {run.out.name!r} began ({began[name][:12]} is now "
-            f"{now[name][:12]}): put back what was there, or give another out to begin a new run."
+            f"{now[name][:12]}): put back what was there; or begin a new run with its weights: give another out and "
+            f"--initialize-from {run.config.out}."
         )
 
 
@@ -245,42 +299,35 @@ def tell_what_was_left_out(run: Run, before: Iterable[str] = ()) -> None:
     found = [*((0, problem) for problem in before), *found]
     if not found or not run.together.first:
         return
-    with (run.out / LEFT_OUT).open("a", encoding="utf-8") as file:
-        file.write("".join(f"step {step}: {problem}\n" for step, problem in found))
     more = f" (and {len(found) - 1} more: {LEFT_OUT})" if len(found) > 1 else ""
     run.say(f"Left out: {found[0][1]}{more}")
+    with told(LEFT_OUT, SettingsError), (run.out / LEFT_OUT).open("a", encoding="utf-8") as file:
+        file.write("".join(f"step {step}: {problem}\n" for step, problem in found))
 
 
 def forget_what_was_left_out(run: Run) -> None:
     """Of steps that will be done again."""
     file = run.out / LEFT_OUT
     if file.exists():
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = file.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
         kept = [line for line in lines if (said := _STEP.match(line)) and 0 < int(said[1]) <= run.standing.step]
-        replace_file(file, "".join(kept).encode())
+        with told(LEFT_OUT, SettingsError):
+            replace_file(file, "".join(kept).encode())
 
 
 @torch.no_grad()
 def validate(run: Run) -> None:
     """The loss per token on what was held out; the best weights are kept, and patience is counted."""
     run.journal.flush(run.data.feed.where)
-    feed, stage, standing = run.data.held_out, run.stage, run.standing
-    if feed is None:
+    standing = run.standing
+    loss = held_out_loss(run)
+    if loss is None:
         return
-    stage.model.eval()
-    sums, count = [torch.zeros((), device=run.accelerator.device)], 0
-    for batches in feed.load(pinned=run.pinned):
-        for batch in batches:
-            with run.accelerator.autocast():
-                sums.append(stage.loss(to_device(batch, run.accelerator.device)).sum())
-            count += stage.count(batch)
-    stage.model.train()
-    (items,) = run.together.agree(count)
-    loss = float(run.together.add(torch.stack(sums).sum())) / items
-    if not math.isfinite(loss):
-        raise ModelError(f"The validation loss is {loss} after step {standing.step}, {_culprits(run, feed, sums[1:])}.")
+    standing.last = loss
     run.journal.write({"step": standing.step, "validation_loss": loss})
-    run.say(f"step {standing.step}/{run.steps}  validation loss {loss:.4f}")
+    above = standing.began is not None and loss > standing.began
+    more = f", above {standing.began:.4f}, which it was before the first step" if above else ""
+    run.say(f"step {standing.step}/{run.steps}  validation loss {loss:.4f}{more}")
     if loss < standing.best:
         standing.best, standing.best_step, standing.waited = loss, standing.step, 0
         if run.together.first:
@@ -292,24 +339,76 @@ def validate(run: Run) -> None:
         run.say(f"No better validation loss for {standing.waited} times: the run ends here.")
 
 
+@torch.no_grad()
+def held_out_loss(run: Run) -> float | None:
+    """The loss per token on what was held out, as the weights are; None where nothing was.
+
+    Raises `ModelError`, naming the records that it is from, for a loss that is no number.
+    """
+    feed, stage, standing = run.data.held_out, run.stage, run.standing
+    if feed is None:
+        return None
+    stage.model.eval()
+    sums, count = [torch.zeros((), device=run.accelerator.device)], 0
+    for batches in feed.load(pinned=run.pinned):
+        for batch in batches:
+            with run.accelerator.autocast():
+                sums.append(stage.loss(to_device(batch, run.accelerator.device)).sum())
+            count += stage.count(batch)
+    stage.model.train()
+    (items,) = run.together.agree(count)
+    loss = float(run.together.add(torch.stack(sums).sum())) / items
+    if not math.isfinite(loss):
+        when = f"after step {standing.step}" if standing.step else "before the first step"
+        raise ModelError(f"The validation loss is {loss} {when}, {_culprits(run, feed, sums[1:])}.")
+    return loss
+
+
 def _culprits(run: Run, feed: Feed, sums: list[Tensor]) -> str:
     """Where the losses are from that are no numbers, and what to do; each of the feed's steps is one batch."""
     wrong = [step for step, loss in enumerate(sums) if not math.isfinite(loss.item())]
     named = run.together.listed(place for step in wrong for places in feed.where(step) for place in places)
     all_wrong, batches = run.together.agree(len(wrong), len(sums))
+    if all_wrong == batches > 1 and not run.standing.step:
+        return "from all held-out records: the weights that it begins with are spoilt. Begin with others"
     if all_wrong == batches > 1:
         return "from all held-out records: the weights are spoilt. Lower optimizer.rate, and begin anew in another out"
     return f"from {named}: mend or drop these records, or lower optimizer.rate, and begin anew in another out"
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint, after a look at the losses so far: what is no number must not be kept."""
-    run.journal.flush(run.data.feed.where)
-    tell_what_was_left_out(run)  # a run that goes on from here does not read these records again
+    """Write a checkpoint, after a look at the losses so far: what is no number must not be kept.
+
+    Raises `SettingsError` where the disk does not take it, or the figures beside it, which it then holds.
+    """
+    failure = None
+    # A run that goes on from here does not read the records again that were left out.
+    for told_before in (lambda: run.journal.flush(run.data.feed.where), lambda: tell_what_was_left_out(run)):
+        try:
+            told_before()
+        except SettingsError as error:
+            failure = failure or error
     if not run.together.first:
         return
     tensors = {**run.weights, **optimizer_tensors(run.optimizer, run.weights)}
-    facts: dict[str, Any] = {"standing": asdict(run.standing), **run.ground}
+    facts: dict[str, Any] = {"standing": asdict(run.standing), "config": plain(run.config), **run.ground}
+    facts |= {"metrics": run.journal.checksum(), "unwritten": run.journal.unwritten}
     if run.accelerator.scaler is not None:
         facts["scaler"] = run.accelerator.scaler.state_dict()
     run.checkpoints.save(run.standing.step, tensors, facts)
+    run.saved = run.standing.step
+    if failure is not None:
+        raise failure
+
+
+def save_before_the_end(run: Run, why: str) -> None:
+    """Keep what is whole where the run must end by an error; that is told, and also where it cannot be kept."""
+    if not run.whole or not run.standing.step:
+        return
+    try:
+        save(run)
+    except (MiniChatError, OSError, RuntimeError) as error:
+        if str(error) != why:
+            run.say(str(error))
+    if run.saved == run.standing.step:
+        run.say(f"Saved after step {run.saved}: the same command goes on from there.")

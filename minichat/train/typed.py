@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from minichat.errors import SettingsError
+from minichat.errors import SettingsError, sentence
 
 T = TypeVar("T")
 
@@ -36,6 +36,10 @@ def read_yaml(text: str, where: str) -> Any:
     """What a text of YAML holds. Raises `SettingsError`, naming the line, where it is none; `where` begins it."""
     try:
         return yaml.load(text, _Reader)  # a SafeLoader
+    except RecursionError:
+        raise SettingsError(f"{where} is nested too deeply to be read: it should hold keys and their values.") from None
+    except ValueError as error:  # a date that there is not, or a number of thousands of digits
+        raise SettingsError(f"{where} holds a value that cannot be read ({sentence(error)}): correct it.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{where}:{mark.line + 1}" if mark else where

@@ -8,10 +8,13 @@ A file without one, as others write them, is read as it is.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from minichat.weights.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +50,5 @@ def _is_sound(path: Path, size: int, changed: int) -> bool:
 
 def of_facts(facts: Mapping[str, Any]) -> str:
     """SHA-256 of what a JSON object says, however it is laid out."""
-    import json
-
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+    read_back = json.loads(json.dumps(facts))  # where all keys are texts
+    return hashlib.sha256(json.dumps(read_back, sort_keys=True).encode()).hexdigest()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError
 from minichat.weights.adapter import copy_adapter, trained_adapter
+from minichat.weights.checksum import of_facts
 from minichat.weights.files import HUB_ID, check_header, read_json, weight_files
 from minichat.weights.known import KNOWN
 from minichat.weights.verifying import RECORDED, hashes
@@ -29,6 +30,7 @@ TENSORS, FACTS = "projection.safetensors", "minichat.json"
 FROZEN = ("vision_model", "bridge", "language_model")
 _FORMAT = "minichat-projection"
 _PARCEL = ".projection"
+_SUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,11 @@ def read_projection(folder: Path) -> Projection:
         or not isinstance(facts.get("template"), str)
     ):
         raise ModelError(f"{FACTS} in {folder.name!r} does not describe a projection: export it again.")
+    if facts.get(_SUM) not in (None, _checksum(facts)):
+        raise ModelError(
+            f"{FACTS} in {folder.name!r} is damaged: what it holds does not match its checksum. Put back a copy, or "
+            "make it anew with the command that made it; only its base may be corrected by hand."
+        )
     check_header(folder, TENSORS)
     checkpoint = read_checkpoint(folder / TENSORS)
     held = {name: list(checkpoint.plain(name).shape) for name in checkpoint}
@@ -160,10 +167,16 @@ def write_projection(
         )
         if beside is not None:
             beside(made)
-        write_json(made / FACTS, {**(facts or {}), **about})
+        content = {**(facts or {}), **about}
+        write_json(made / FACTS, content | {_SUM: _checksum(content)})
     if into:
         unpack(out / _PARCEL, out, last=FACTS)
     return out
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    """Of all but the base, which may have moved."""
+    return of_facts({name: value for name, value in facts.items() if name not in ("base", _SUM)})
 
 
 def unpack(parcel: Path, out: Path, last: str) -> None:
