@@ -25,8 +25,6 @@ _AT_MOST = 2**30  # bytes of a file that is hashed whenever it is read; `--verif
 
 def checksum(tensors: Iterable[tuple[str, Tensor]], said: str = "") -> str:
     """SHA-256 of tensors by name, and of a text that belongs to them."""
-    from minichat.weights.fingerprint import fingerprint
-
     return hashlib.sha256(f"{fingerprint(tensors, whole=True)} {said}".encode()).hexdigest()
 
 
