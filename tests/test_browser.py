@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from minichat.scenes.world import COLOURS, SHAPES, Background, Scene, Thing
 from minichat.web import Limits, Running, build_app, launch
 from minichat.web.settings import panel
 from tests.fake_bot import FakeBot
+from tests.web_visitor import Visitor
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 from benchmarks.screenshot import (
@@ -85,11 +86,23 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[tuple[FakeBot, str]]:
-    bot = FakeBot("fake", pause=0.05)
-    running = launch(build_app(bot))
-    yield bot, running.url
+def scripted() -> Iterator[Running]:
+    running = launch(build_app(FakeBot("fake", pause=0.05)))
+    yield running
     running.close()
+
+
+@pytest.fixture(scope="module")
+def fake(scripted: Running) -> tuple[FakeBot, str]:
+    return scripted.page.sessions.new_chat.__self__, scripted.url
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until it is so."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def watch(page: Any) -> dict[str, list[str]]:
@@ -189,6 +202,57 @@ def test_pictures_come_by_paste_and_by_drag_several_in_a_turn(fake, browser):
     page.context.close()
 
 
+def paste(page: Any, text: str) -> None:
+    page.evaluate("text => navigator.clipboard.writeText(text)", text)
+    page.focus("#mc-box textarea")
+    page.keyboard.press("Control+V")
+
+
+def test_a_long_text_is_pasted_as_text(fake, browser):
+    bot, url = fake
+    bot.enqueue("Long.")
+    page = open_page(browser, url)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    text = "Zeile\t<b> ü😀\n" * 308  # 4,004 characters
+    paste(page, text.replace("\n", "\r\n"))
+    paste(page, text + "the end")
+    page.wait_for_function("() => document.querySelector('#mc-box textarea').value.endsWith('the end')")
+    assert page.input_value("#mc-box textarea") == text + text + "the end"
+    assert page.locator("#mc-box .thumbnail-item").count() == 0
+    page.press("#mc-box textarea", "Enter")
+    page.locator("#mc-chat [data-testid=user] .message-content").wait_for()
+    wait_for_reply(page)
+    shown = page.locator("#mc-chat [data-testid=user] .message-content").evaluate("e => e.textContent")
+    assert shown.strip() == text + text + "the end"
+    page.context.close()
+
+
+@pytest.mark.parametrize("how", ["paste", "drop"])
+def test_a_text_beside_a_picture_or_dropped_is_not_lost(how, fake, browser):
+    _, url = fake
+    page = open_page(browser, url)
+    page.fill("#mc-box textarea", "What")
+    page.evaluate(
+        """([how, bytes]) => {
+            const data = new DataTransfer();
+            if (how == 'paste') data.items.add(new File([new Uint8Array(bytes)], 'a.png', {type: 'image/png'}));
+            data.setData('text/plain', ' is it?');
+            const options = {bubbles: true, cancelable: true};
+            const event = how == 'paste' ? new ClipboardEvent('paste', {...options, clipboardData: data})
+                                         : new DragEvent('drop', {...options, dataTransfer: data});
+            document.querySelector('#mc-box textarea').focus();
+            document.querySelector('#mc-box textarea').dispatchEvent(event);
+        }""",
+        [how, list(picture_file(HEART)["buffer"])],
+    )
+    page.wait_for_function("() => document.querySelector('#mc-box textarea').value == 'What is it?'")
+    if how == "paste":
+        page.locator("#mc-box .thumbnail-item").wait_for()
+    page.press("#mc-box textarea", "Enter")
+    page.get_by_text(f"You asked “What is it?”, pictures: {int(how == 'paste')}.").wait_for()
+    page.context.close()
+
+
 def test_edit_and_retry(fake, browser):
     bot, url = fake
     page = open_page(browser, url)
@@ -235,6 +299,70 @@ def test_too_many_pictures_are_refused_in_a_sentence(fake, browser):
     page.context.close()
 
 
+def test_what_waits_for_its_turn_can_be_stopped(fake, browser):
+    bot, url = fake
+    others = [Visitor(url) for _ in range(Limits().concurrent)]
+    bot.enqueue(*[" ".join(["word"] * 3000)] * len(others))
+    page = open_page(browser, url)
+    for other in others:
+        other.send("go on").raise_for_status()
+    until(lambda: bot.running == len(others))
+    page.fill("#mc-box textarea", "I wait")
+    page.press("#mc-box textarea", "Enter")
+    page.locator("#mc-box .stop-button").click()
+    page.locator("#mc-box .submit-button").wait_for()
+    assert page.input_value("#mc-box textarea") == "I wait"  # to be sent again, or not
+    for other in others:
+        other.direct("mc-box", "stop")
+        other.close()
+    until(lambda: bot.running == 0)
+    page.press("#mc-box textarea", "Enter")
+    page.get_by_text("You asked “I wait”").wait_for()
+    assert replies(page) == ["You asked “I wait”, pictures: 0."]
+    page.context.close()
+
+
+def test_a_refused_message_leaves_the_box_as_it_was(fake, browser):
+    _, url = fake
+    page = open_page(browser, url)
+    ask(page, "hello")
+    wait_for_reply(page)
+    page.context.clear_cookies()
+    page.fill("#mc-box textarea", "and now?")
+    page.press("#mc-box textarea", "Enter")
+    page.get_by_text("Open the page first, with cookies allowed.").first.wait_for()
+    page.locator("#mc-box .submit-button").wait_for()
+    assert page.input_value("#mc-box textarea") == "and now?"
+    page.context.close()
+
+
+def test_closing_a_tab_keeps_the_picture_of_a_hidden_one(scripted, browser, monkeypatch):
+    monkeypatch.setattr("minichat.web.store.UPLOAD_GRACE", 0.0)
+    uploads = scripted.page.uploads
+    until(lambda: not uploads._pages)  # those of other tests
+    hidden = open_page(browser, scripted.url)
+    hidden.set_input_files("#mc-box input[type=file]", [picture_file(HEART)])
+    hidden.locator("#mc-box .thumbnail-item").wait_for()
+    front = hidden.context.new_page()
+    front.goto(scripted.url)
+    front.wait_for_selector("#mc-box textarea")
+    front.bring_to_front()
+    until(lambda: list(uploads._pages.values()) == [2])
+    front.close()
+    until(lambda: list(uploads._pages.values()) == [1])
+    uploads.sweep()
+    hidden.bring_to_front()
+    ask(hidden, "Is it there?")
+    assert "pictures: 1" in wait_for_reply(hidden)
+    hidden.set_input_files("#mc-box input[type=file]", [picture_file(HEART)])
+    hidden.locator("#mc-box .thumbnail-item").wait_for()
+    assert len(uploads) == 1
+    hidden.context.close()
+    until(lambda: not uploads._pages)
+    uploads.sweep()
+    assert len(uploads) == 0
+
+
 def test_closing_the_tab_ends_the_reply(fake, browser):
     bot, url = fake
     page = open_page(browser, url)
@@ -242,10 +370,7 @@ def test_closing_the_tab_ends_the_reply(fake, browser):
     ask(page, "go on")
     page.locator("#mc-chat [data-testid=bot] .message-content").wait_for()
     page.context.close()
-    end = time.monotonic() + 30
-    while bot.running and time.monotonic() < end:
-        time.sleep(0.05)
-    assert bot.running == 0
+    until(lambda: bot.running == 0)
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -797,6 +797,7 @@ def test_it_listens_on_loopback_and_loads_nothing_from_elsewhere(page, visitor):
     assert "http" not in answer.headers["content-security-policy"]
     config = visitor.http.get("/config").json()
     assert config["analytics_enabled"] is False
+    assert config["connect_heartbeat"] is True  # or nothing would tell that a page has been closed
     assert not config.get("enable_monitoring")
     assert "https://fonts" not in visitor.http.get("/theme.css").text
     assert "set-cookie" not in answer.headers  # given once, on the first visit

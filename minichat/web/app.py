@@ -180,6 +180,8 @@ def _connect(
     box.stop(listeners.stop, None, box, **direct)
     for cleared in (chat.clear, new.click):
         cleared(listeners.clear, None, [chat, box], **direct)
+    # Gradio's page holds a connection, by which the guard knows that it is open, only where something waits for its end.
+    page.unload(lambda: None)
 
 
 def _buttons(shown: dict[str, bool]) -> str:
