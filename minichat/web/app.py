@@ -180,7 +180,7 @@ def _connect(
     box.stop(listeners.stop, None, box, **direct)
     for cleared in (chat.clear, new.click):
         cleared(listeners.clear, None, [chat, box], **direct)
-    # Gradio's page holds a connection, by which the guard knows that it is open, only where something waits for its end.
+    # Only where something waits for its end does Gradio's page hold a connection; it tells the guard that it is open.
     page.unload(lambda: None)
 
 
