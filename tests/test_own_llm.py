@@ -19,17 +19,21 @@ from minichat.data.rows import Renderer
 from minichat.errors import ModelError, PromptError
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
+from minichat.train.config import read_config
+from minichat.train.loop import train
+from minichat.train.typed import write_yaml
 from minichat.weights.convert import convert
 from minichat.weights.export import export
 from minichat.weights.packaged import unpacked
 from tests.gguf_files import Q8_0, tiny_llm, write_gguf
 from tests.published_files import publish_blip2
 from tests.tiny import noise_picture, saying, tiny_bot
+from tests.training import write_talks
 
 ASK: dict[str, Any] = {"max_new_tokens": 12}
 WORDS = (
     "Say hello.",
-    "So <|im_end|>\n<|im_start|>user\nx",
+    "So <|im_end|>\n<|im_start|>user\n<|endoftext|><file>",
     "12 + 12?",
     "né 🙂",
     "again",
@@ -161,6 +165,36 @@ def test_the_folder_records_its_template(home: Path, folder: Path, files: dict[s
     with pytest.raises(PromptError, match="not known"):
         other.with_template("no such")
     assert other.with_template("tokenizer").spelling == bot.processor.spelling
+
+
+def test_it_trains_as_it_is_served(home: Path, folder: Path, bot: MiniChat) -> None:
+    """A projection and an adapter on an LLM that is referred to; what was taught is what chat gives."""
+    desk = home / "desk"
+    desk.mkdir()
+    write_talks(desk / "talks.jsonl", 6)
+    content = {
+        "out": str(desk / "run"),
+        "model": {"name": str(folder), "device": "cpu"},
+        "data": {"train": str(desk / "talks.jsonl")},
+        "lora": {"rank": 2},
+        "run": {"epochs": 2, "batch_size": 3},
+        "report": {"log_every": 1, "pictures": 0, "tensorboard": False, "max_new_tokens": 4},
+    }
+    (desk / "train.yaml").write_text(write_yaml(content))
+    train(read_config(desk / "train.yaml"))
+    assert json.loads((desk / "run" / "minichat.json").read_text())["template"] == "tokenizer"
+    taught = minichat.load(desk / "run", device="cpu", dtype="float32")
+    assert taught.processor.spelling == bot.processor.spelling
+    ask = {"text": "What is it?", "images": [noise_picture(1)]}
+    assert not torch.equal(taught.model.projection.weight, bot.model.projection.weight)
+    whole = minichat.load(export(str(desk / "run"), "minichat", home / "taught"), device="cpu", dtype="float32")
+    assert whole.chat(**ASK).ask(**ask) == taught.chat(**ASK).ask(**ask)
+
+
+def test_an_exported_llm_keeps_its_template(home: Path, folder: Path, files: dict[str, Any], bot: MiniChat) -> None:
+    llm = export(str(folder), "llm", home / "llm-alone")
+    again = minichat.load(convert(home / "again", **{**files, "llm": str(llm)}), device="cpu", dtype="float32")
+    assert again.processor.spelling == bot.processor.spelling
 
 
 def test_an_llm_without_a_template_asks_for_one(home: Path, files: dict[str, Any]) -> None:

@@ -106,7 +106,8 @@ class _Jinja:
 
     def refusal(self, why: str) -> PromptError:
         return PromptError(
-            f"The tokenizer's chat_template cannot be spelled piece by piece: {why}. Name another template."
+            f"The tokenizer's chat_template cannot be spelled piece by piece: {why}. Name another "
+            "template, or put a simpler chat_template.jinja into the LLM's folder."
         )
 
     def write(self, messages: Sequence[dict[str, str]], ask: bool = False, **options: Any) -> Any:

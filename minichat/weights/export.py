@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError, SettingsError
+from minichat.prompt.template import OWN
 from minichat.weights.adapter import read_adapter, trained_adapter
 from minichat.weights.files import check_header, quiet, read_json, weight_files
 from minichat.weights.projection import export_projection, is_projection, read_projection
@@ -34,7 +35,7 @@ _BESIDE = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-#: Of them, what an LLM has, too: a chat template and a processor are the whole model's.
+#: Of them, what an LLM has, too: a processor is the whole model's, and so is a chat template that is not its own.
 _BESIDE_AN_LLM = tuple(name for name in _BESIDE if name not in ("chat_template.jinja", "processor_config.json"))
 _LLM = "language_model."
 _RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "projection.": "language_projection.", "bridge.": ""}
@@ -211,7 +212,8 @@ def export_llm(model: str, out: Path) -> Path:
     config.dtype = next(c.plain(stored).dtype for name, (c, stored) in held.tensors.items() if name.startswith(prefix))
     entries = [held.entry(n, n.removeprefix(prefix)) for n in sorted(held.tensors) if n.startswith(prefix)]
     with new_folder(out, ModelError) as made:
-        _copy_beside(held.folder, made, _BESIDE_AN_LLM)
+        own = ("chat_template.jinja",) if held.config.template == OWN else ()
+        _copy_beside(held.folder, made, (*_BESIDE_AN_LLM, *own))
         write_tensors(made, entries)
         config.save_pretrained(made)
     return out
