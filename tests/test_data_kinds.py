@@ -426,7 +426,10 @@ def test_malformed_captions_of_coco(home: Path) -> None:
         (coco(caption=None), "has no 'caption'"),
         (coco(image_id=5), "the image 5, which is not listed"),
         ({**coco(), "annotations": []}, "'annotations' is empty"),
-        ({**coco(), "images": [{"id": 1, "file_name": "a.png"}] * 2}, "the id 1, as another has"),
+        (
+            {**coco(), "images": [{"id": 1, "file_name": name} for name in ("a.png", "b.png")]},
+            "as another has .number 1",
+        ),
         (coco("absent.png"), None),
     ):
         source = file("x.json", document)

@@ -216,7 +216,8 @@ def test_a_data_set_of_scenes_is_read_back(tmp_path):
 def test_polls_of_pope(shots):
     record = {"question_id": 1, "image": "a.png", "text": "Is there a dog in the image?", "label": "no"}
     paths = tuple(
-        write(shots / f"coco_pope_{name}.json", record, {**record, "label": "yes"}) for name in ("popular", "random")
+        write(shots / f"coco_pope_{name}.json", record, {**record, "question_id": 2, "label": "yes"})
+        for name in ("popular", "random")
     )
     found = Files(paths).polls()
     assert [(poll.setting, poll.true) for poll in found] == [

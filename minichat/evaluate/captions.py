@@ -12,7 +12,9 @@ from typing import Any
 
 from minichat.evaluate.facts import check, fact_figures
 from minichat.evaluate.figures import Figure, Outcome, ratio, share
+from minichat.evaluate.ids import Id
 from minichat.evaluate.replies import Ask, Reply, Shown, Teller
+from minichat.evaluate.results import RESULTS, grouped
 from minichat.evaluate.scenes import Drawn, held_out_scene
 from minichat.evaluate.wording import wording
 from minichat.scenes.captions import DETAILED_REQUESTS, SHORT_REQUESTS, detailed, short
@@ -78,11 +80,12 @@ class SceneCaptions:
 
 @dataclass(frozen=True)
 class OwnCaption:
-    """A picture of a user's, and what people wrote of it."""
+    """A picture of a user's, and what people wrote of it. `ids`: the files (their stems) in which it has an id."""
 
     picture: Shown
     references: tuple[str, ...]
     name: str = ""
+    ids: tuple[tuple[str, Id], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,15 @@ class OwnCaptions:
             {"picture": item.name, "reply": reply.text, "references": list(item.references)}
             for item, reply in zip(self.items, replies, strict=True)
         ]
-        return Outcome(figures, records, "ROUGE-L")
+        results = grouped(
+            (
+                (stem, {"image_id": key, "caption": reply.text})
+                for item, reply in zip(self.items, replies, strict=True)
+                for stem, key in item.ids
+            ),
+            RESULTS,
+        )
+        return Outcome(figures, records, "ROUGE-L", results)
 
 
 def _wording_figures(

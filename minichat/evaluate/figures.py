@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from minichat.evaluate.results import Results
+
 Z = 1.96  # the normal distribution's 97.5 % point: intervals hold 95 %
 HARDLY = 0.1  # a smaller difference to the blank picture may be none
 
@@ -40,12 +42,14 @@ class Figure:
 class Outcome:
     """What one task found: figures by name, and a record of each question for those who want to look closer.
 
-    `headline` names the figure that falls where the pictures are not seen; None where none is sure to.
+    `headline` names the figure that falls where the pictures are not seen; None where none is sure to. `results` are
+    the replies in the forms of official programs.
     """
 
     figures: dict[str, Figure]
     records: list[dict[str, Any]] = field(default_factory=list)
     headline: str | None = None
+    results: list[Results] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

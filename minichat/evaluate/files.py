@@ -6,14 +6,15 @@ A record names its picture, in the folder that is given for pictures or else bes
     questions      {"image": "a.png", "question": "…", "answer": "…"}    or "answers": ["…", …], "images": ["…", "…"]
     hallucination  {"image": "a.png", "text": "Is there a dog in the image?", "label": "no"}
 
-Captions and dialogues are also read from whatever `minichat.data` reads.
+Captions and dialogues are also read from whatever `minichat.data` reads, questions from its tables. An id ("image_id",
+"question_id") belongs to one picture or question in all files together; POPE's, to one of each setting.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from minichat.errors import DataError, shown
 from minichat.evaluate.captions import OwnCaption
 from minichat.evaluate.dialogue import OwnDialogue
 from minichat.evaluate.hallucination import SETTINGS, Poll
+from minichat.evaluate.ids import Id, Places, as_id, written
 from minichat.evaluate.questions import OwnQuestion
 from minichat.evaluate.replies import Ask, Reply
 from minichat.evaluate.report import readable
@@ -54,50 +56,67 @@ class Files:
     def captions(self) -> tuple[OwnCaption, ...]:
         """Pictures with all the captions that the files have for them."""
         told: dict[StoredPicture, list[str]] = {}
+        ids: dict[StoredPicture, dict[tuple[str, Id], None]] = {}
+        places = Places("picture")
         for path in self.data:
-            for picture, texts in self._captions(path):
+            for where, picture, texts, key in self._captions(path):
+                if key is not None:
+                    places.take(key, where, _thing(picture))
                 if picture in told or self._room(len(told)):
                     told.setdefault(picture, []).extend(texts)
-        return tuple(OwnCaption(picture, tuple(texts), picture.name) for picture, texts in told.items())
+                    ids.setdefault(picture, {}).update({} if key is None else {(self._stem(path), key): None})
+        return tuple(
+            OwnCaption(picture, tuple(texts), picture.name, tuple(ids[picture])) for picture, texts in told.items()
+        )
 
-    def _captions(self, path: Path) -> Iterator[tuple[StoredPicture, list[str]]]:
-        if coco.is_document(_document(path, ())):
+    def _captions(self, path: Path) -> Iterator[tuple[Where, StoredPicture, list[str], Id | None]]:
+        """Of each record its place, its picture, what it says of it, and the picture's id where it has one."""
+        document = _document(path, ())
+        if document is not None and coco.is_document(document):
+            notes = document[coco.NOTES]
             for example in self._examples(path):
                 picture, texts = _pair(example)
-                yield _there(example.where, picture), texts
+                where = Where(self._shown(path), record=example.where.record)
+                yield where, _there(where, picture), texts, as_id(notes[example.where.record - 1]["image_id"])
         elif path.is_dir() or path.suffix.lower() not in (".json", ".jsonl") or _talks(path):
             for example in self._examples(path):
-                yield _pair(example)
+                yield (example.where, *_pair(example), None)
         else:
-            for where, record in _records(path):
+            for where, record in _records(path, self._shown(path)):
                 if record.get("error") and "caption" not in record:  # of `minichat caption`
                     self.left_out(Problem(where, f"the row holds an error: {shown(record['error'])}."))
                     continue
                 key = next((key for key in ("captions", "references", "caption") if key in record), "text")
-                yield self._picture(where, path, _field(where, record, "image")), _texts(where, record, key)
+                picture = self._picture(where, path, _field(where, record, "image"))
+                number = _id(where, record, "image_id") if record.get("image_id") is not None else None
+                yield where, picture, _texts(where, record, key), number
 
     def questions(self) -> tuple[OwnQuestion, ...]:
         """Questions with people's answers."""
         documents = {path: _document(path, ()) or {} for path in self.data}
         asked: list[OwnQuestion] = []
-        answers = {
-            _id(where, note, "question_id"): (where, note)
-            for path, document in documents.items()
-            for where, note in _numbered(path, document, "annotations")
-        }
+        answers: dict[Id, Record] = {}
+        answered, places = Places("question of these answers"), (Places("question"), Places("picture"))
+        for path, document in documents.items():
+            for where, note in _numbered(self._shown(path), document, "annotations"):
+                answered.take(_id(where, note, "question_id"), where)
+                answers[_id(where, note, "question_id")] = where, note
         for path, document in documents.items():
             if _list(document, "questions"):
-                asked += self._vqa(path, document, answers)
+                asked += self._vqa(path, document, answers, places)
             elif not _list(document, "annotations"):
-                asked += self._own_questions(path)
+                asked += self._table(path) if _is_table(path) else self._own_questions(path, places)
         if not asked:
             names = ", ".join(repr(path.name) for path in self.data)
             raise DataError(f"{names} holds no questions: give the file of questions, too.")
         return tuple(asked[: self.count])
 
-    def _vqa(self, path: Path, document: dict[str, Any], answers: dict[int | str, Record]) -> Iterator[OwnQuestion]:
-        for where, question in _numbered(path, document, "questions"):
+    def _vqa(
+        self, path: Path, document: dict[str, Any], answers: dict[Id, Record], places: tuple[Places, Places]
+    ) -> Iterator[OwnQuestion]:
+        for where, question in _numbered(self._shown(path), document, "questions"):
             number = _id(where, question, "question_id")
+            places[0].take(number, where)
             if number not in answers:
                 raise DataError(
                     f"{where}: the question {shown(number)} has no answers: give VQAv2's annotations file, too."
@@ -105,29 +124,58 @@ class Files:
             name = _vqa_picture(where, document, question)
             given, kind = _people(*answers[number])
             picture = self._picture(where, path, name)
-            yield OwnQuestion(_text(where, question, "question"), (picture,), given, kind, name)
+            if question.get("image_id") is not None:
+                places[1].take(_id(where, question, "image_id"), where, _thing(picture))
+            text, key = _text(where, question, "question"), (self._stem(path), number)
+            yield OwnQuestion(text, (picture,), given, kind, name, key)
 
-    def _own_questions(self, path: Path) -> Iterator[OwnQuestion]:
-        for where, record in _records(path):
+    def _table(self, path: Path) -> Iterator[OwnQuestion]:
+        """Of a table with columns for picture, question and answer."""
+        for example in self._examples(path):
+            asked = [turn.text for turn in example.turns if turn.role == "user"]
+            if len(asked) != 1 or not asked[0].strip() or len(example.replies) != 1:
+                raise DataError(f"{example.where}: there is no question: a column 'question' holds it.")
+            pictures = tuple(_there(example.where, picture) for picture in example.pictures)
+            names = ", ".join(picture.name for picture in pictures)
+            yield OwnQuestion(asked[0], pictures, (written(example.replies[0]) or "",), "", names)
+
+    def _own_questions(self, path: Path, places: tuple[Places, Places]) -> Iterator[OwnQuestion]:
+        for where, record in _records(path, self._shown(path)):
             names = record["images"] if isinstance(record.get("images"), list) else [_field(where, record, "image")]
             pictures = tuple(self._picture(where, path, name) for name in names)
-            given = tuple(_texts(where, record, "answers" if "answers" in record else "answer"))
+            given = tuple(
+                written(t) or "" for t in _texts(where, record, "answers" if "answers" in record else "answer")
+            )
             text, kind = _text(where, record, "question"), _kind(where, record, "kind")
-            yield OwnQuestion(text, pictures, given, kind, ", ".join(map(str, names)))
+            key = None
+            if record.get("question_id") is not None:
+                key = self._stem(path), _id(where, record, "question_id")
+                places[0].take(key[1], where)
+            if record.get("image_id") is not None:
+                places[1].take(_id(where, record, "image_id"), where, tuple(map(_thing, pictures)))
+            yield OwnQuestion(text, pictures, given, kind, ", ".join(map(str, names)), key)
 
     def polls(self) -> tuple[Poll, ...]:
         """POPE's questions; a file's setting is told by its name ("coco_pope_popular.json")."""
         polls: list[Poll] = []
+        numbers: dict[str, Places] = {}
+        pictures = Places("picture")
         for path in self.data:
             setting = next((name for name in SETTINGS if name in path.stem), readable(path.stem))
             found: list[Poll] = []
-            for where, record in _records(path):
+            for where, record in _records(path, self._shown(path)):
                 label = _text(where, record, "label").strip().lower()
                 if label not in ("yes", "no"):
                     raise DataError(f"{where}: label is {shown(label)}; it must be 'yes' or 'no'.")
                 name = _text(where, record, "image")
                 picture = self._picture(where, path, name)
-                found.append(Poll(setting, picture, _text(where, record, "text"), label == "yes", name))
+                if record.get("question_id") is not None:  # each setting's file begins at 1
+                    taken = numbers.setdefault(setting, Places("question"))
+                    taken.take(_id(where, record, "question_id"), where)
+                if record.get("image_id") is not None:
+                    pictures.take(_id(where, record, "image_id"), where, _thing(picture))
+                text = _text(where, record, "text")
+                found.append(Poll(setting, picture, text, label == "yes", name, self._stem(path)))
             polls += found[: self.count]
         return tuple(polls)
 
@@ -143,6 +191,16 @@ class Files:
         options: dict[str, Any] = {} if self.images is None else {"pictures": self.images}
         return formats.read(path, left_out=self.left_out, unknown_keys=self.unknown_keys, **options)
 
+    def _shown(self, path: Path) -> str:
+        """What errors call a file: its name, or its path where another has the same name."""
+        return path.name if sum(other.name == path.name for other in self.data) == 1 else str(path)
+
+    def _stem(self, path: Path) -> str:
+        """What its files of results begin with: its own name, and a number where an earlier file has the same."""
+        stem = path.stem.removesuffix("_questions")
+        earlier = [other for other in dict.fromkeys(self.data[: self.data.index(path)]) if other.stem == path.stem]
+        return readable(f"{stem}-{len(earlier) + 1}" if earlier else stem)
+
     def _room(self, taken: int) -> bool:
         return self.count is None or taken < self.count
 
@@ -153,6 +211,15 @@ class Files:
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         return _there(where, picture)
+
+
+def _thing(picture: StoredPicture) -> Hashable:
+    """What two records of the same picture have in common, however they write its path."""
+    return os.path.realpath(picture.source) if isinstance(picture.source, Path) else picture.source
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv", ".parquet")
 
 
 def _there(where: Where, picture: StoredPicture) -> StoredPicture:
@@ -184,10 +251,10 @@ def _list(document: dict[str, Any], key: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _numbered(path: Path, document: dict[str, Any], key: str) -> Iterator[Record]:
+def _numbered(file: str, document: dict[str, Any], key: str) -> Iterator[Record]:
     """The records of a document's list, each with its number."""
     for number, record in enumerate(_list(document, key), start=1):
-        yield Where(path.name, record=number), record
+        yield Where(file, record=number), record
 
 
 def _people(where: Where, note: dict[str, Any]) -> tuple[tuple[str, ...], str]:
@@ -195,7 +262,7 @@ def _people(where: Where, note: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     answers = _field(where, note, "answers")
     if not isinstance(answers, list) or not answers:
         raise DataError(f"{where}: answers is {shown(answers)}; it must be a list of one at least.")
-    return tuple(_text(where, answer, "answer") for answer in answers), _kind(where, note, "answer_type")
+    return tuple(_answer(where, answer, "answer") for answer in answers), _kind(where, note, "answer_type")
 
 
 def _vqa_picture(where: Where, document: dict[str, Any], question: dict[str, Any]) -> str:
@@ -213,25 +280,25 @@ def _vqa_picture(where: Where, document: dict[str, Any], question: dict[str, Any
 
 def _talks(path: Path) -> bool:
     """Whether the first record is a conversation, as `minichat data split` writes them."""
-    first = next(_lines(path), None)
+    first = next(_lines(path, path.name), None)
     return isinstance(first, tuple) and isinstance(first[1], dict) and "messages" in first[1]
 
 
-def _lines(path: Path) -> Iterator[Value | Problem]:
+def _lines(path: Path, file: str) -> Iterator[Value | Problem]:
     """The records of a file. Raises `DataError` for one that cannot be read."""
     try:
-        yield from records(path, path.name)
+        yield from records(path, file)
     except FileNotFoundError:
         raise DataError(f"{path.name!r} was not found: check the path.") from None
     except OSError as error:
         raise DataError(f"{path.name!r} cannot be read ({error.strerror}): check it.") from None
 
 
-def _records(path: Path) -> Iterator[Record]:
+def _records(path: Path, file: str) -> Iterator[Record]:
     """The objects of JSON lines or of a JSON list, each with its line."""
     if path.is_dir():
         raise DataError(f"{path.name!r} is a folder: give the file of the questions, and with --images the pictures.")
-    for record in _lines(path):
+    for record in _lines(path, file):
         if isinstance(record, Problem):
             raise DataError(str(record))
         where, value = record
@@ -246,20 +313,25 @@ def _field(where: Where, record: Any, key: str) -> Any:
     return record[key]
 
 
-def _id(where: Where, record: Any, key: str) -> int | str:
+def _id(where: Where, record: Any, key: str) -> Id:
     value = _field(where, record, key)
-    if not isinstance(value, (int, str)) or isinstance(value, bool):
+    found = as_id(value)
+    if found is None:
         raise DataError(f"{where}: {key} is {shown(value)}; it must be a whole number or a text.")
-    return value
+    return found
 
 
 def _text(where: Where, record: Any, key: str) -> str:
     value = _field(where, record, key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = str(value)
+    if isinstance(value, (int, float)):
+        value = written(value) or value
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {key} is {shown(value)}; it must be text.")
     return words(value, f"{where}: {key}")
+
+
+def _answer(where: Where, record: Any, key: str) -> str:
+    return written(_text(where, record, key)) or ""
 
 
 def _kind(where: Where, record: dict[str, Any], key: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from minichat.evaluate.figures import Figure, Outcome, share
 from minichat.evaluate.replies import Ask, Shown, Teller
+from minichat.evaluate.results import ANSWERS, grouped
 from minichat.evaluate.scenes import Drawn, held_out_scene
 from minichat.evaluate.yes_no import is_clear, says_yes, yes_no_figures
 from minichat.scenes.truth import some
@@ -30,13 +31,14 @@ Pair = tuple[str, str]  # colour, shape
 
 @dataclass(frozen=True)
 class Poll:
-    """Is there such a thing in the picture? `name` is the picture's, for the record."""
+    """Is there such a thing in the picture? `name` is the picture's, for the record; `stem`: of a user's file."""
 
     setting: str
     picture: Shown
     text: str
     true: bool
     name: str = ""
+    stem: str = ""
 
 
 def scene_polls(scenes: Sequence[Scene], seed: int = 0) -> list[Poll]:
@@ -109,4 +111,6 @@ class Polls:
              "answer": "yes" if poll.true else "no", "reply": reply.text, "right": yes == poll.true}
             for poll, reply, yes in zip(self.polls, replies, said, strict=True)
         ]  # fmt: skip
-        return Outcome(figures, records, f"{settings[-1]}: accuracy" if settings else None)
+        asked = [(poll, reply.text) for poll, reply in zip(self.polls, replies, strict=True) if poll.stem]
+        results = grouped(((poll.stem, {"question": poll.text, "answer": text}) for poll, text in asked), ANSWERS)
+        return Outcome(figures, records, f"{settings[-1]}: accuracy" if settings else None, results)

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from minichat.evaluate.figures import Outcome, by_kind, share
+from minichat.evaluate.ids import Id
 from minichat.evaluate.redrawn import MANNERS
 from minichat.evaluate.replies import Ask, Shown, Teller
+from minichat.evaluate.results import RESULTS, grouped
 from minichat.evaluate.scenes import Asked, Drawer, Drawing, Drawn, held_out
 from minichat.evaluate.vqa import accuracy, within
 from minichat.scenes.questions import ALL_KINDS
@@ -63,13 +65,18 @@ def _replies(teller: Teller, asked: Sequence[Asked], drawer: Drawer) -> list[str
 
 @dataclass(frozen=True)
 class OwnQuestion:
-    """A question of a user's file. `kind`: VQAv2's type of answer, or what the file says; `name`: the pictures'."""
+    """A question of a user's file.
+
+    `kind`: VQAv2's type of answer, or what the file says; `name`: the pictures'; `id`: the file (its stem) and the id
+    that it has there.
+    """
 
     text: str
     pictures: tuple[Shown, ...]
     answers: tuple[str, ...]
     kind: str = ""
     name: str = ""
+    id: tuple[str, Id] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,4 +102,6 @@ class OwnQuestions:
         kinds = by_kind((str(record["kind"]), float(str(record["accuracy"]))) for record in records)
         figures = {name: figure for name, figure in kinds.items() if name}
         figures["the answer is in the reply"] = share(bool(record["within"]) for record in records)
-        return Outcome(figures, records, "the answer is in the reply")
+        numbered = [(*item.id, reply) for item, reply in zip(self.items, replies, strict=True) if item.id is not None]
+        results = grouped(((stem, {"question_id": key, "answer": reply}) for stem, key, reply in numbered), RESULTS)
+        return Outcome(figures, records, "the answer is in the reply", results)

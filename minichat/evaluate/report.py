@@ -10,6 +10,7 @@ from typing import Any
 from minichat.disk import json_line, new_folder, write_json
 from minichat.errors import DataError
 from minichat.evaluate.figures import Figure, Line
+from minichat.evaluate.results import Results
 
 FORMAT = "minichat-evaluation"
 RESULTS, TABLE, REPLIES = "results.json", "results.md", "replies.jsonl"
@@ -36,6 +37,7 @@ class Report:
     asked: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     records: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Results] = field(default_factory=list)
 
     @property
     def tasks(self) -> list[str]:
@@ -83,7 +85,10 @@ class Report:
             self.write_into(folder)
 
     def write_into(self, folder: Path) -> None:
-        """Write `results.json`, `results.md`, `replies.jsonl` and a plot for each task to a folder."""
+        """Write `results.json`, `results.md`, `replies.jsonl` and a plot for each task to a folder.
+
+        Beside them go the replies in the forms of official programs (`minichat.evaluate.results`).
+        """
         from minichat.evaluate.plots import plot
 
         write_json(folder / RESULTS, self.to_json())
@@ -91,6 +96,8 @@ class Report:
         with open(folder / REPLIES, "w", encoding="utf-8") as file:
             for record in self.records:
                 file.write(json_line(record) + "\n")
+        for found in self.results:
+            (folder / found.name(self.model)).write_text(found.text(), encoding="utf-8")
         for task in self.tasks:
             plot(folder / f"{task}.png", task, [line for line in self.lines if line.task == task])
 

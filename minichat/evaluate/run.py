@@ -157,6 +157,7 @@ def _take(report: Report, task: str, asked: str, take: Callable[[bool], Outcome]
     found = lines(task, seen.figures, blind.figures if blind else None)
     report.lines += found
     report.records += [{"task": task, **record} for record in seen.records]
+    report.results += seen.results
     report.asked[task] = asked
     report.seconds[task] = round(time.monotonic() - start, 1)
     report.blind += [line for line in found if line.name == seen.headline and is_blind(line)]

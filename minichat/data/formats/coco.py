@@ -41,14 +41,13 @@ def entries(path: Path, file: str, home: Path | None = None) -> Iterator[Entry |
     if not is_document(value):
         yield Problem(Where(file, 1), f"the file must hold an object with lists {IMAGES!r} and {NOTES!r}.")
         return
-    names, notes = dict[object, Any](), dict[object, list[tuple[int, Any]]]()
+    names, notes = dict[object, tuple[int, Any]](), dict[object, list[tuple[int, Any]]]()
     for number, image in enumerate(value[IMAGES], start=1):
         key = _key(image, "id")
-        if key is None or key in names:
-            what = "has no 'id'" if key is None else f"has the id {shown(key)}, as another has"
+        first, before = names.setdefault(key, (number, image))
+        if key is None or before.get("file_name") != image.get("file_name"):  # the same picture may be listed again
+            what = "has no 'id'" if key is None else f"has the id {shown(key)}, as another has (number {first})"
             yield Problem(Where(file, record=number), f"an entry of {IMAGES!r} {what}: give each its own.")
-        else:
-            names[key] = image
     for number, note in enumerate(value[NOTES], start=1):
         notes.setdefault(_key(note, "image_id"), []).append((number, note))
     if not notes:
@@ -56,7 +55,9 @@ def entries(path: Path, file: str, home: Path | None = None) -> Iterator[Entry |
     places = [home] if home is not None else _places(path)
     for key, some in notes.items():
         where = Where(file, record=some[0][0])
-        yield Entry(where, path.parent, partial(_samples, names.get(key), [note for _, note in some], places))
+        yield Entry(
+            where, path.parent, partial(_samples, names.get(key, (0, None))[1], [note for _, note in some], places)
+        )
 
 
 def _key(record: Any, name: str) -> object:
