@@ -75,6 +75,16 @@ def _holds(link: Path, folder: Path) -> bool:
 
 def _below(folder: Path, closed: list[Skipped]) -> Iterator[Path]:
     """The pictures; folders that cannot be read are added to `closed`."""
+    for parent, names in walk(folder, closed):
+        yield from (path for name in names if looks_like_picture(path := parent / name))
+
+
+def walk(folder: Path, closed: list[Skipped]) -> Iterator[tuple[Path, list[str]]]:
+    """The folder and those below it, each with the names of its files, sorted and without hidden ones.
+
+    Links to folders are followed last, but not upwards, and no folder is looked through twice. Folders that cannot be
+    read are added to `closed`.
+    """
 
     def note(error: OSError) -> None:
         why = f"The folder {error.filename!r} cannot be read ({error.strerror}): check its permissions."
@@ -90,6 +100,4 @@ def _below(folder: Path, closed: list[Skipped]) -> Iterator[Path]:
                 continue
             seen.add(real)
             tops += [path for name in folders if (path := Path(parent, name)).is_symlink() and not _holds(path, folder)]
-            for name in sorted(files):
-                if not name.startswith(".") and looks_like_picture(path := Path(parent, name)):
-                    yield path
+            yield Path(parent), sorted(name for name in files if not name.startswith("."))

@@ -31,6 +31,7 @@ MAX_PIXELS = 64_000_000  # of one picture, as its header states them
 MAX_BYTES = 64 * 1024 * 1024  # of one encoded picture
 MAX_SCANS = 100  # of one progressive JPEG, which has about ten: each scan passes over the whole picture again
 BACKGROUND = (255, 255, 255)
+READING = "sRGB"  # how a file becomes a picture: it changes when the same file gives other pixels than before
 
 # Mean and standard deviation of CLIP's training pictures (openai/CLIP, clip/clip.py), which EVA-CLIP uses too.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

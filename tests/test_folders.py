@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from minichat.data.check import check
+from minichat.data.example import Problem
 from minichat.errors import DataError, ImageError
 from minichat.folders import Skipped, find_pictures, looks_like_picture
 from minichat.images import load
@@ -129,3 +131,24 @@ def test_without_an_ending_the_content_says_it(tmp_path):
     assert load(found[0]).size == (4, 3)
     with pytest.raises(ImageError, match="“layers” is a Photoshop file, which is not opened"):
         load(found[1])
+
+
+def test_a_data_folder_names_what_it_does_not_read(tmp_path):
+    """What looks like a picture, beside one that is read or alone; folders are looked through as everywhere."""
+    away = tmp_path / "away"
+    for folder in (tmp_path / "set", away):
+        folder.mkdir()
+        Image.new("RGB", (4, 3)).save(folder / "a.JFIF", "JPEG")
+        (folder / "a.txt").write_text("A field.")
+    (tmp_path / "set" / "a.CR2").write_bytes(b"II*\0\x10\0\0\0CR\2\0" + b"\0" * 99)
+    (tmp_path / "set" / "b.psd").write_bytes(b"8BPS\0\1" + b"\0" * 99)
+    (tmp_path / "set" / "c.svg").write_text("<svg></svg>")
+    (tmp_path / "set" / "c.txt").write_text("Drawn.")
+    (tmp_path / "set" / "linked").symlink_to(away)
+    found: list[Problem] = []
+    report = check(tmp_path / "set", found=found.append)
+    said = [(Path(problem.where.file).name, problem.text) for problem in found]
+    assert (report.records, report.wrong) == (5, 3)
+    assert said[0][0] == "a.CR2" and "looks like a picture, but beside 'a.JFIF' it is not read" in said[0][1]
+    assert said[1] == ("b.psd", "the picture has no text: write 'b.txt'.")
+    assert said[2][0] == "c.txt" and "it is a drawing in SVG, which is not opened" in said[2][1]

@@ -25,6 +25,7 @@ from minichat.data.example import Member, StoredPicture
 from minichat.data.tables import Cell
 from minichat.disk import replace_file
 from minichat.errors import DataError, shown
+from minichat.images import READING
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration
@@ -56,7 +57,7 @@ class Origin:
         held = {name: fingerprint(part.state_dict().items()) for name, part in parts.items()}
         pixels = processor.image_processor
         # Pillow resizes alike within a major version.
-        said = f"{pixels.size['height']} {pixels.image_mean} {pixels.image_std} Pillow {pillow.split('.')[0]}"
+        said = f"{pixels.size['height']} {pixels.image_mean} {pixels.image_std} Pillow {pillow.split('.')[0]} {READING}"
         shape = (model.config.num_image_tokens, model.config.image_feature_size)
         return cls(**held, preprocessing=said, dtype=str(_dtype(model)).removeprefix("torch."), shape=shape)
 

@@ -16,7 +16,7 @@ import torch
 from PIL import __version__ as _pillow
 from torch import Tensor
 
-from minichat.images import CLIP_MEAN, CLIP_STD, Source, load, to_pixels
+from minichat.images import CLIP_MEAN, CLIP_STD, READING, Source, load, to_pixels
 from minichat.weights.zoo import BUILT_IN_STAGE1
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Reader:
         from minichat.weights.fingerprint import fingerprint
 
         # Pillow resizes alike within a major version.
-        said = [self.side, CLIP_MEAN, CLIP_STD, _pillow.split(".")[0], str(self.model.dtype)]
+        said = [self.side, CLIP_MEAN, CLIP_STD, _pillow.split(".")[0], READING, str(self.model.dtype)]
         weights = fingerprint(self.model.state_dict().items())
         return hashlib.sha256(f"{weights} {json.dumps(said)}".encode()).hexdigest()
 
