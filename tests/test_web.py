@@ -463,6 +463,8 @@ def test_the_session_id_of_one_visitor_is_of_no_use_to_another(bot, visitor, oth
         ("GET", "/monitoring"),
         ("GET", "/docs"),
         ("PUT", "/"),
+        ("POST", f"{API}/run/%00"),
+        ("GET", "/static/%00"),
     ],
 )
 def test_only_the_routes_of_the_page_exist(method, path, visitor):

@@ -148,7 +148,8 @@ class Guard:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, method = scope["path"], scope["method"]
-        if not (_POST if method == "POST" else _GET).fullmatch(path) or method not in ("GET", "HEAD", "POST"):
+        known = (_POST if method == "POST" else _GET).fullmatch(path)
+        if not known or not path.isprintable() or method not in ("GET", "HEAD", "POST"):
             raise Refusal(404, "There is no such page here.")
         visitor = visitor_of(Headers(scope=scope))
         if path == "/" and visitor is None:
