@@ -14,6 +14,7 @@ from minichat.weights.fetch import is_here
 from minichat.weights.files import check_header, quiet, read_json, weight_files
 from minichat.weights.known import KNOWN
 from minichat.weights.projection import is_projection, read_projection
+from minichat.weights.values import check_values, read_config
 from minichat.weights.zoo import BUILT_IN, find
 
 if TYPE_CHECKING:
@@ -88,13 +89,11 @@ def load_processor(name: str | os.PathLike[str]) -> tuple[MiniChatProcessor, int
 
     `name` is as in `load`, and so are the errors; the weights stay where they are.
     """
-    from minichat.model import MiniChatConfig
-
     folder = find(name)
     if is_projection(folder):
         folder = read_projection(folder).base_folder()
     _check_files(folder)
-    config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder)
     processor = _load_processor(folder)
     _check_together(folder, config, processor)
     return processor, getattr(config.text_config, "max_position_embeddings", None)
@@ -119,12 +118,13 @@ def _check_files(folder: Path) -> dict[str, str] | None:
     if config.get("architectures") == ["Blip2ForImageTextRetrieval"]:
         raise ModelError(f"{folder.name!r} is no chat model: it finds pictures (minichat search).")
     if kind != "minichat":
-        raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not 'minichat': convert it first.")
+        raise ModelError(f"{folder.name!r} holds a model of model_type {kind!r}, not 'minichat': convert it first.")
     reference = config.get("llm")
     if reference is not None and not (
         isinstance(reference, dict) and all(isinstance(v, str) for v in reference.values())
     ):
         raise ModelError(f"llm in config.json of {folder.name!r} is {reference!r}; it must say where the LLM is.")
+    check_values(config, f"config.json in {folder.name!r}")
     for file in weight_files(folder):
         check_header(folder, file)
     return reference
@@ -136,9 +136,13 @@ def _load_processor(folder: Path) -> MiniChatProcessor:
     try:
         with quiet():
             return MiniChatProcessor.from_pretrained(folder, local_files_only=True)
-    except MiniChatError:
+    except ModelError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except MiniChatError as error:
+        raise ModelError(f"The processor in {folder.name!r} cannot be used: {error}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged tokenizer.json may raise anything, also a bare Exception
         raise ModelError(f"The processor in {folder.name!r} cannot be loaded: {sentence(error)}.") from error
 
 
@@ -146,6 +150,7 @@ def _check_together(folder: Path, config: MiniChatConfig, processor: MiniChatPro
     """Model and processor count alike."""
     pairs = {
         "template": (config.template, processor.template),
+        "picture size": (config.vision_config.image_size, processor.image_processor.size["height"]),
         "number of image tokens": (config.num_image_tokens, processor.num_image_tokens),
         "image slot's id": (config.image_token_index, processor.image_token_id),
     }
@@ -157,4 +162,4 @@ def _check_together(folder: Path, config: MiniChatConfig, processor: MiniChatPro
             )
     rows, words = config.text_config.vocab_size, processor.content_tokenizer.vocab_size
     if words > rows:
-        raise ModelError(f"In {folder.name!r} the tokenizer has {words} ids but the LLM only {rows}.")
+        raise ModelError(f"In {folder.name!r} the tokenizer has {words} ids but the LLM only {rows} (vocab_size).")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from minichat import images as pictures_io
 from minichat.errors import SettingsError
+
+_MOST = 10_000  # pixels of a side
 
 
 class MiniChatImageProcessor(BaseImageProcessor):
@@ -25,9 +28,13 @@ class MiniChatImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        sides = {"height": size, "width": size} if isinstance(size, int) else dict(size)
-        if set(sides) != {"height", "width"} or sides["height"] != sides["width"] or sides["height"] < 1:
+        sides = dict(size) if isinstance(size, Mapping) else {"height": size, "width": size}
+        whole = all(isinstance(side, int) and 1 <= side <= _MOST for side in sides.values())
+        if set(sides) != {"height", "width"} or not whole or sides["height"] != sides["width"]:
             raise SettingsError(f"size is {sides}: MiniChat's pictures are squares, such as 224.")
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if not _are_channels(values, positive=name == "image_std"):
+                raise SettingsError(f"{name} is {values!r}; it must be three numbers, and a deviation above 0.")
         self.size = sides
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
@@ -40,6 +47,15 @@ class MiniChatImageProcessor(BaseImageProcessor):
 
     def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         return self.preprocess(images, *args, **kwargs)
+
+
+def _are_channels(values: Any, positive: bool) -> bool:
+    """A finite number for each of red, green and blue."""
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        return False
+    return all(
+        isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or not positive) for value in values
+    )
 
 
 def flat(images: Any) -> list[Any]:

@@ -25,6 +25,7 @@ from minichat.prompt.tokenizer import ContentTokenizer, SentencePieceTokenizer
 __all__ = ["MODEL_FILE", "MiniChatImageProcessor", "MiniChatProcessor"]
 
 MODEL_FILE = "tokenizer.model"
+_MOST = 10_000_000  # no vocabulary has more ids, and no picture more slots
 
 
 class MiniChatProcessor(ProcessorMixin):
@@ -54,6 +55,10 @@ class MiniChatProcessor(ProcessorMixin):
         chat_template: str | None = None,
         own_template: dict[str, Any] | None = None,
     ) -> None:
+        for name, value, least in (("num_image_tokens", num_image_tokens, 1), ("image_token_id", image_token_id, 0)):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole and least <= value <= _MOST) and not (name == "image_token_id" and value is None):  # type: ignore[operator]
+                raise ModelError(f"{name} is {value!r}; it must be a whole number from {least} to {_MOST}.")
         if template == OWN and own_template is None:
             tokenizer, own = read_chat_template(tokenizer)
             own_template = own.as_dict()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from minichat.errors import ModelError, some
 from minichat.weights.keys import KeyMap
 from minichat.weights.reading import Checkpoint
+from minichat.weights.values import asked_by, decided_by
 
 
 @dataclass(frozen=True)
@@ -116,16 +118,23 @@ class Account:
         zeros = torch.zeros_like(next(iter(given.values())))
         return torch.cat([given.get(third, zeros) for third in range(3)])
 
-    def check(self, wanted: dict[str, tuple[int, ...]]) -> None:
-        """Raise `ModelError` unless the account holds exactly these tensors, in these shapes."""
+    def check(self, wanted: dict[str, tuple[int, ...]], stored: Mapping[str, Any] | None = None) -> None:
+        """Raise `ModelError` unless the account holds exactly these tensors, in these shapes.
+
+        `stored`: the `config.json` that the shapes follow from, if there is one: its keys are named.
+        """
         files = ", ".join(dict.fromkeys(piece.checkpoint.file for piece in self._whole.values()))
         if missing := wanted.keys() - self.names():
             raise ModelError(f"Nothing in {files} gives {some(missing)}: a file is missing, or is not a whole one.")
         for name in sorted(self.names()):
             if name not in wanted:
-                raise ModelError(f"The tensor {self.source(name)} has no place beside the others: give another file.")
+                raise ModelError(
+                    f"The tensor {self.source(name)} has no place beside the others{decided_by([name])}: give another "
+                    "file."
+                )
             if self.shape(name) != wanted[name]:
+                by = "" if stored is None else f" by {asked_by(stored, name, self.shape(name), wanted[name])}"
                 raise ModelError(
                     f"The tensor {self.source(name)} has the shape {self.shape(name)}, but beside the others it must "
-                    f"have {wanted[name]}: the files do not belong together."
+                    f"have {wanted[name]}{by}: the files do not belong together."
                 )

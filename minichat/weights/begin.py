@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, Blip2VisionConfig, Blip2VisionModel, PreTrainedTokenizerBase
 
-from minichat.errors import ModelError, SettingsError, sentence
+from minichat.errors import ModelError, SettingsError
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.pretraining_config import PretrainingConfig
 from minichat.weights.account import Account
@@ -22,6 +22,7 @@ from minichat.weights.projection import is_projection, read_projection
 from minichat.weights.published import Sizes, add_vision, open_part, resize_positions
 from minichat.weights.reading import Checkpoint, read_checkpoint
 from minichat.weights.stage1 import Stage1
+from minichat.weights.values import building, check_parts, check_values
 from minichat.weights.zoo import BUILT_IN, find
 
 _PICKLES = "pytorch_model.bin"
@@ -117,7 +118,7 @@ def read_vision(
         config = _add_ours(account, folder if ours else find(name), image_size)
     else:
         config, _ = add_hugging_face(account, name, Sizes(image_size=image_size), qformer=False)
-    account.check(_wanted_vision(config))
+    account.check(_wanted_vision(config), {"vision_config": config})
     return config, {name.removeprefix("vision_model."): account.tensor(name) for name in account.names()}
 
 
@@ -136,13 +137,13 @@ _SIZES = (
 
 def _add_ours(account: Account, folder: Path, image_size: int | None) -> dict[str, Any]:
     """Take in a MiniChat model's vision encoder; returns its configuration."""
-    stored = read_json(folder, "config.json").get("vision_config")
-    try:
-        given = Blip2VisionConfig(**stored)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"config.json in {folder.name!r} cannot be used: {sentence(error)}.") from None
+    whole, where = read_json(folder, "config.json"), f"config.json in {folder.name!r}"
+    check_values(whole, where)
+    with building(where):
+        given = Blip2VisionConfig(**whole["vision_config"])
     for file in weight_files(folder):
         account.add(read_checkpoint(folder / file), OUR_VIT)
+    check_parts(whole, account.names(), where)
     size = image_size or given.image_size
     if size % given.patch_size:
         raise SettingsError(f"image_size is {size}; it must be a multiple of the patch size {given.patch_size}.")
@@ -170,11 +171,10 @@ def read_bert(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     stored = read_json(folder, "config.json")
     if stored.get("model_type") != "bert":
         raise ModelError(f"{folder.name!r} holds a model of type {stored.get('model_type')!r}, not 'bert'.")
-    try:
-        with quiet():
-            theirs = BertConfig(**stored)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"config.json in {folder.name!r} cannot be used: {sentence(error)}.") from None
+    where = f"config.json in {folder.name!r}"
+    check_values(stored, where)
+    with building(where), quiet():
+        theirs = BertConfig(**stored)
     account = Account()
     base = _PICKLES if (folder / _PICKLES).is_file() and not (folder / WEIGHTS).is_file() else WEIGHTS
     for file in weight_files(folder, base):

@@ -12,6 +12,7 @@ from minichat.weights.hub import verify
 from minichat.weights.keys import HUGGING_FACE_BLIP2, HUGGING_FACE_VIT
 from minichat.weights.published import Sizes, resize_positions
 from minichat.weights.reading import read_checkpoint
+from minichat.weights.values import building, check_parts, check_values
 
 _INDEX = f"{WEIGHTS}.index.json"
 CONFIGS = ("config.json", _INDEX)
@@ -33,6 +34,7 @@ def add_hugging_face(
     config = read_json(folder, "config.json")
     if config.get("model_type") != "blip-2":
         raise ModelError(f"{folder.name!r} holds a model of type {config.get('model_type')!r}, not 'blip-2'.")
+    check_values(config, f"config.json in {folder.name!r}")
     files = vision_files(folder, qformer)
     folder = find_folder(name, what, [*CONFIGS, *files])
     for file in files:
@@ -41,7 +43,9 @@ def add_hugging_face(
     verify(folder, files)
     for file in files:
         account.add(read_checkpoint(folder / file), keys)
-    vision, known = _configs(account, config, sizes)
+    check_parts(config, account.names(), f"config.json in {folder.name!r}")
+    with building(f"config.json in {folder.name!r}"):
+        vision, known = _configs(account, config, sizes)
     return vision, known if qformer else {}
 
 

@@ -100,7 +100,7 @@ def convert(
     )
     if trained is None:
         _begin_projection(account, config)
-    account.check(_wanted(config))
+    account.check(_wanted(config), config.to_dict())
     processor = _processor(words, config)
     ids = _control_ids(words, processor)
     config.text_config.update(ids)
@@ -222,8 +222,8 @@ def _processor(words: Llm, config: MiniChatConfig) -> MiniChatProcessor:
     count, rows = processor.content_tokenizer.vocab_size, words.config.vocab_size
     if not 0 <= rows - count <= _SPARE_ROWS:
         raise ModelError(
-            f"The tokenizer in {words.folder.name!r} has {count} ids, but the LLM's vocabulary has {rows}: they do not "
-            "belong together."
+            f"The tokenizer in {words.folder.name!r} has {count} ids, but the LLM's vocabulary has {rows} "
+            "(vocab_size): they do not belong together."
         )
     return processor
 

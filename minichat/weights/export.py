@@ -93,9 +93,10 @@ def _hold(model: str) -> _Held:
     """Open a model's files, its own, its LLM's and its projection's, and see that it is whole; reads headers alone."""
     import torch
 
-    from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+    from minichat.model import MiniChatForConditionalGeneration
     from minichat.weights.llm import referred_llm
     from minichat.weights.reading import read_checkpoint
+    from minichat.weights.values import building, check_parts, read_config
 
     own = folder = find(model)
     trained = None
@@ -105,8 +106,7 @@ def _hold(model: str) -> _Held:
         trained.check(folder)
     if (kind := read_json(folder, "config.json").get("model_type")) != "minichat":
         raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not 'minichat'.")
-    with quiet():
-        config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+    config = read_config(folder)
     held: dict[str, tuple[Checkpoint, str]] = {}
     if config.llm:
         llm = referred_llm(config.llm, folder.name)
@@ -117,7 +117,8 @@ def _hold(model: str) -> _Held:
         held |= {name: (checkpoint, name) for name in checkpoint}
     if trained is not None:
         held |= {f"projection.{name}": (trained.checkpoint, name) for name in ("weight", "bias")}
-    with torch.device("meta"):
+    check_parts(read_json(folder, "config.json"), held, f"config.json in {folder.name!r}")
+    with building(f"config.json in {folder.name!r}"), torch.device("meta"):
         network = MiniChatForConditionalGeneration(config)
     _check_whole(folder, network, held)
     if (found := trained_adapter(own, folder)) is None:

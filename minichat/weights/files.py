@@ -77,13 +77,13 @@ def weight_map(folder: Path, index: str) -> dict[str, str]:
     return files
 
 
-def check_header(folder: Path, name: str) -> None:
-    """Raise `ModelError`, naming the file, unless it is a whole safetensors file."""
+def check_header(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """A file's tensors: name → shape. Raises `ModelError`, naming it, unless it is a whole safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(folder / name, framework="pt") as file:
-            file.keys()
+            return {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise ModelError(f"The folder {folder.name!r} has no {name}: some of the weights are missing.") from None
     except (SafetensorError, OSError) as error:

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from minichat.errors import ModelError, sentence, some
-from minichat.weights.files import WEIGHTS, find_folder, quiet, weight_files
+from minichat.errors import ModelError, some
+from minichat.weights.files import WEIGHTS, find_folder, quiet, read_json, weight_files
 from minichat.weights.fingerprint import fingerprint
 from minichat.weights.gguf_file import is_gguf
 from minichat.weights.hub import cached, verify
@@ -19,6 +20,7 @@ from minichat.weights.keys import LLM_UNUSED
 from minichat.weights.known import KNOWN_LLMS
 from minichat.weights.packaged import packaged_folder, unpacked
 from minichat.weights.reading import Checkpoint, read_checkpoint
+from minichat.weights.values import asked_by, building, check_depth, check_values, decided_by
 
 _PICKLES = "pytorch_model.bin"
 #: Of a repository on the hub: nothing that could run. Where there are no safetensors, `PICKLED` too.
@@ -112,14 +114,18 @@ def _config(folder: Path) -> PreTrainedConfig:
         )
     if not (folder / "config.json").is_file():
         raise ModelError(f"The LLM {folder.name!r} has no config.json: it is not a model, or not a whole one.")
-    try:
-        with quiet():
-            config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
-            config.name_or_path = ""  # no path of this machine in what is written
-            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            known = type(config) in kind._model_mapping
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"The LLM's config.json in {folder.name!r} cannot be used: {sentence(error)}.") from None
+    stored, where = read_json(folder, "config.json"), f"config.json of the LLM {folder.name!r}"
+    if stored.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"model_type in {where} is {stored.get('model_type')!r}, which transformers does not know: use 'llama', or "
+            "what the LLM is."
+        )
+    check_values(stored, where)
+    with building(where), quiet():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config.name_or_path = ""  # no path of this machine in what is written
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        known = type(config) in kind._model_mapping
     if not known:
         raise ModelError(
             f"{folder.name!r} is of type {config.model_type!r}, but the LLM must be one that writes, such as 'llama' "
@@ -130,24 +136,40 @@ def _config(folder: Path) -> PreTrainedConfig:
 
 def _check(llm: Llm) -> None:
     """Whole, by its headers. Other types than LLaMA may store tensors under names that transformers changes on load."""
-    if llm.config.model_type != "llama":
-        return
-    with quiet(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(llm.config)
+    held, whole = llm.tensors(), llm.config.model_type == "llama"
+    shapes = {name: tuple(checkpoint.plain(name).shape) for name, checkpoint in sorted(held.items())}
+    stored, where = read_json(llm.folder, "config.json"), f"config.json of the LLM {llm.folder.name!r}"
+    check_depth(stored, held, where, exact=whole)
+    kind = AutoModelForSeq2SeqLM if llm.config.is_encoder_decoder else AutoModelForCausalLM
+    with building(where), quiet(), torch.device("meta"):
+        model = kind.from_config(llm.config)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    held = llm.tensors()
-    optional = {"lm_head.weight"} if llm.config.tie_word_embeddings else set()
-    if missing := wanted.keys() - held.keys() - optional:
-        raise ModelError(f"The LLM {llm.folder.name!r} lacks {some(missing)}: its weights are not whole.")
-    if unknown := held.keys() - wanted.keys():
-        raise ModelError(f"The LLM {llm.folder.name!r} holds {some(unknown)}, which its config.json knows nothing of.")
-    for name, checkpoint in sorted(held.items()):
-        shape = tuple(checkpoint.plain(name).shape)
+    if not whole:  # a file may hold the LLM without its output layer, whose names then begin further down
+        top = f"{model.base_model_prefix}."
+        shapes = {name if name in wanted else top + name: shape for name, shape in shapes.items()}
+        layers = {name for name in shapes if any(step.isdecimal() for step in name.split("."))}
+        if layers and not layers & wanted.keys():
+            raise ModelError(
+                f"The LLM {llm.folder.name!r} holds {some(held)}, but model_type in its config.json is "
+                f"{llm.config.model_type!r}, which has other tensors: they do not belong together."
+            )
+    for name in sorted(shapes.keys() & wanted.keys()):
+        shape = shapes[name]
         if shape != wanted[name]:
+            by = asked_by(stored, name, shape, wanted[name])
             raise ModelError(
                 f"The tensor {name} of the LLM {llm.folder.name!r} has the shape {shape}, but its config.json asks for "
-                f"{wanted[name]}: they do not belong together."
+                f"{wanted[name]} ({by}): they do not belong together."
             )
+    if not whole:
+        return
+    optional = {"lm_head.weight"} if llm.config.tie_word_embeddings else set()
+    if missing := wanted.keys() - held.keys() - optional:
+        raise ModelError(
+            f"The LLM {llm.folder.name!r} lacks {some(missing)}{decided_by(missing)}: its weights are not whole."
+        )
+    if unknown := held.keys() - wanted.keys():
+        raise ModelError(f"The LLM {llm.folder.name!r} holds {some(unknown)}, which its config.json knows nothing of.")
 
 
 def referred_llm(reference: dict[str, str], model: str) -> Llm:

@@ -16,10 +16,12 @@ from minichat.hardware.placement import Placement, outline
 from minichat.hardware.quantization import suit_cpu
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.weights.adapter import Adapter
-from minichat.weights.files import quiet, weight_files
+from minichat.weights.files import quiet, read_json, weight_files
 from minichat.weights.llm import referred_llm
 from minichat.weights.streaming import Stream, large_apart
+from minichat.weights.values import asked_by, building, check_parts, check_values, decided_by, read_config
 
+_GENERATION = "generation_config.json"
 _LLM = "language_model."
 
 
@@ -36,9 +38,9 @@ def load_network(
     stream = Stream(placement.dtype, placement.as_stored, None if adapter is None else _adding(adapter))
     try:
         with quiet(), large_apart() if placement.quantize is not None else nullcontext():
-            config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+            config = read_config(folder)
             config.llm = None  # what is saved of the loaded model holds its LLM
-            check_fits(config, folder.name, placement)
+            generation = _generation_config(folder)
             if reference is not None:
                 llm = referred_llm(reference, folder.name)
                 for checkpoint in llm.checkpoints:
@@ -49,13 +51,13 @@ def load_network(
             if adapter is not None:
                 shapes = {n.removeprefix(_LLM): t.shape for n, t in stream.tensors.items() if n.startswith(_LLM)}
                 adapter.check(shapes, tied=config.text_config.tie_word_embeddings)
-            if placement.quantize is not None:  # then transformers does not look
-                _check_shapes(folder, stream, config)
+            _check_shapes(folder, stream, config)
+            check_fits(config, folder.name, placement)
             model, account = MiniChatForConditionalGeneration.from_pretrained(
                 None,
                 config=config,
                 state_dict=stream.tensors,
-                generation_config=_generation_config(folder),
+                generation_config=generation,
                 ignore_mismatched_sizes=True,  # reported below, with both shapes
                 output_loading_info=True,
                 **placement.options(config),
@@ -80,10 +82,12 @@ def _adding(adapter: Adapter) -> Callable[[str, Tensor], Tensor]:
 
 
 def _generation_config(folder: Path) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except OSError:  # there need not be one
+    if not (folder / _GENERATION).is_file():  # there need not be one
         return None
+    where = f"{_GENERATION} in {folder.name!r}"
+    check_values(read_json(folder, _GENERATION), where)
+    with building(where):
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _check_account(folder: Path, account: dict[str, Any]) -> None:
@@ -93,23 +97,28 @@ def _check_account(folder: Path, account: dict[str, Any]) -> None:
     for what, names in (("lack", account["missing_keys"]), ("have left over", account["unexpected_keys"])):
         if names:
             raise ModelError(
-                f"The weights of {folder.name!r} {what} {some(names)}: they do not belong to config.json, "
-                "or were not written whole."
+                f"The weights of {folder.name!r} {what} {some(names)}: they do not belong to config.json"
+                f"{decided_by(names)}, or were not written whole."
             )
     if account["error_msgs"]:
         raise ModelError(f"The weights of {folder.name!r} cannot be used: {'; '.join(account['error_msgs'])}.")
 
 
 def _check_shapes(folder: Path, stream: Stream, config: MiniChatConfig) -> None:
-    for name, wanted in outline(config).state_dict().items():
-        if name in stream.tensors and stream.tensors[name].shape != wanted.shape:
-            _refuse_shape(folder, name, stream.tensors[name].shape, wanted.shape)
+    """Depths and shapes against the tensors that are there, before any is made."""
+    stored, where = read_json(folder, "config.json"), f"config.json in {folder.name!r}"
+    check_parts(stored, stream.tensors, where)
+    with building(where):
+        wanted = {name: tuple(tensor.shape) for name, tensor in outline(config).state_dict().items()}
+    for name in sorted(wanted.keys() & stream.tensors.keys()):
+        if (held := stream.tensors[name].shape) != wanted[name]:
+            _refuse_shape(folder, name, held, wanted[name], asked_by(stored, name, held, wanted[name]))
 
 
-def _refuse_shape(folder: Path, name: str, stored: Iterable[int], wanted: Iterable[int]) -> None:
+def _refuse_shape(folder: Path, name: str, stored: Iterable[int], wanted: Iterable[int], by: str = "") -> None:
     raise ModelError(
         f"The tensor {name} of {folder.name!r} has the shape {tuple(stored)}, but config.json asks for "
-        f"{tuple(wanted)}: weights and config.json do not belong together."
+        f"{tuple(wanted)}{f' ({by})' * bool(by)}: weights and config.json do not belong together."
     )
 
 

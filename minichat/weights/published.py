@@ -162,7 +162,7 @@ def qformer_sizes(account: Account, patches: int, sizes: Sizes) -> dict[str, Any
     if (read := _shape(account, reader, 2)[1]) != patches:
         raise ModelError(
             f"{account.source(reader)} reads patches of width {read}, but the vision encoder's have the width "
-            f"{patches}: they do not belong together."
+            f"{patches} (hidden_size): they do not belong together."
         )
     layers = sum(f"{layer}.{number}.output_query.dense.weight" in account for number in range(512))
     return {

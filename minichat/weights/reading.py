@@ -17,6 +17,22 @@ from minichat.errors import ModelError, sentence
 from minichat.weights.checksum import is_sound
 
 _ZIP = b"PK\x03\x04"  # what torch.save has written since PyTorch 1.6; older files cannot be mapped
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
+#: How safetensors spells the dtypes that PyTorch has.
+_SPELLED = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "BOOL": "bool",
+    "C64": "complex64",
+    **{f"{sign}{bits}": f"{kind}{bits}" for sign, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+#: Buffers that some LLMs save with their weights: masks and positions, which nothing is multiplied with.
+_BUFFERS = re.compile(r".*\.(position_ids|inv_freq|num_batches_tracked|masked_bias|attn\.bias|attention\.bias)")
 _CODE = re.compile(r"GLOBAL\s+([\w.]+)")
 
 
@@ -58,6 +74,7 @@ class Checkpoint(Mapping[str, Tensor]):
         whole = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
         if not whole or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ModelError(f"The tensor {name} in {self.file} is not a plain one with all its values: give another.")
+        check_float(self.file, name, tensor)
         return tensor
 
 
@@ -125,6 +142,21 @@ def _unpickle(path: Path, mapped: bool) -> Any:
                 f"{path.name} is a pickle that asks to run {code[1]}, which is refused: get plain weights."
             ) from None
         raise ModelError(f"{path.name} is damaged, cut off or no file of weights: download it again.") from None
+
+
+def check_float(file: str, name: str, value: Any) -> None:
+    """Raise `ModelError`, with the dtype, for a tensor or a slice of a file that is no floating-point weight.
+
+    Numbers of 8 bits and below are only half of a weight: the other half is in scales beside it.
+    """
+    spelled = value.get_dtype() if hasattr(value, "get_dtype") else str(value.dtype).removeprefix("torch.")
+    dtype = _SPELLED.get(spelled, spelled)
+    if dtype not in _FLOATS and not _BUFFERS.fullmatch(name):
+        raise ModelError(
+            f"The tensor {name} in {file} is stored as {dtype}, where a floating-point weight is needed: the file is "
+            "quantized, or was half converted. Give it in float32, bfloat16 or float16; MiniChat quantizes an LLM "
+            "itself when it is loaded (quantize='8bit' or '4bit')."
+        )
 
 
 def largest(tensor: Tensor) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Blip2Config, PreTrainedTokenizerBase
 
 from minichat.disk import new_folder, write_json
-from minichat.errors import ModelError, SettingsError, sentence
+from minichat.errors import ModelError, SettingsError
 from minichat.images import CLIP_MEAN, CLIP_STD
 from minichat.model.configuration import BridgeConfig
 from minichat.model.pretraining import QFormerPretraining
@@ -23,6 +23,7 @@ from minichat.weights.files import find_folder, quiet, read_json, weight_files
 from minichat.weights.keys import BLIP2_STAGE1, HUGGING_FACE_RETRIEVAL, STAGE1_BESIDE
 from minichat.weights.published import Sizes, add_vision, open_part, qformer_sizes
 from minichat.weights.reading import Checkpoint, read_checkpoint
+from minichat.weights.values import building, check_parts, check_values
 from minichat.weights.writing import Entry, write_tensors
 from minichat.weights.zoo import BUILT_IN, BUILT_IN_STAGE1, find
 
@@ -120,6 +121,8 @@ def read_stage1(name: str) -> Stage1:
             f"{folder.name!r} holds a {what}, not a Blip2ForImageTextRetrieval: give what stage 1 left, such as "
             "minichat-tiny-stage1."
         )
+    where = f"config.json in {folder.name!r}"
+    check_values(stored, where)
     account = Account()
     for file in weight_files(folder):
         if not (folder / file).is_file():
@@ -129,7 +132,8 @@ def read_stage1(name: str) -> Stage1:
     if beside:
         account.add(read_checkpoint(folder / BESIDE), STAGE1_BESIDE)
     words = read_wordpiece(folder)
-    try:
+    check_parts(stored, account.names(), where)
+    with building(where), quiet():
         theirs = Blip2Config(**stored)
         config = PretrainingConfig(
             vision_config=theirs.vision_config,
@@ -142,9 +146,7 @@ def read_stage1(name: str) -> Stage1:
             decoder_start_token_id=words.bos_token_id,
             tie_word_embeddings=_tied(account) if beside else True,
         )
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"config.json in {folder.name!r} cannot be used: {sentence(error)}.") from None
-    return _load(account, config, words, may_lack=() if beside else ("cls.", "temp"))
+    return _load(account, config, words, may_lack=() if beside else ("cls.", "temp"), stored=stored)
 
 
 def write_stage1(out: Path, model: QFormerPretraining, tokenizer: PreTrainedTokenizerBase) -> Path:
@@ -198,7 +200,11 @@ def _tied(account: Account) -> bool:
 
 
 def _load(
-    account: Account, config: PretrainingConfig, words: PreTrainedTokenizerBase, may_lack: tuple[str, ...] = ()
+    account: Account,
+    config: PretrainingConfig,
+    words: PreTrainedTokenizerBase,
+    may_lack: tuple[str, ...] = (),
+    stored: dict[str, Any] | None = None,
 ) -> Stage1:
     rows = config.bridge_config.qformer.vocab_size
     if (last := max(words.bos_token_id, words.vocab_size - 1)) >= rows:
@@ -206,10 +212,11 @@ def _load(
             f"The tokenizer has a word piece {last}, but the Q-Former's vocabulary has {rows}: they do not belong "
             "together."
         )
-    wanted = shapes(config)
+    with building("The configuration" if stored is None else "config.json"):
+        wanted = shapes(config)
     made = {name for name in wanted if may_lack and name.startswith(may_lack)} - account.names()
     tied = {_DECODER, "cls.predictions.decoder.bias"} - account.names() if config.tie_word_embeddings else set()
-    account.check({name: shape for name, shape in wanted.items() if name not in made | tied})
+    account.check({name: shape for name, shape in wanted.items() if name not in made | tied}, stored)
     state = {name: account.tensor(name) for name in account.names()}
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from minichat.weights.reading import largest, read_checkpoint
+from minichat.weights.reading import check_float, largest, read_checkpoint
 
 # Of mallopt(3), numbered as in glibc's malloc.h, and the values that glibc comes to by itself at the most.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -50,6 +50,7 @@ class Stream:
         read = safe_open(path, framework="pt", backend="pread") if path.suffix == ".safetensors" else None
         for name in mapped if names is None else names:
             value = mapped[name]
+            check_float(path.name, name, value)
             stays = self._as_stored(prefix + name) and _stored_as(value) == _STORED[self._dtype]
             if read is not None and not stays:
                 value = read.get_slice(name)
