@@ -308,6 +308,36 @@ def test_old_pickles_and_safetensors_are_read_too(files: Path, tmp_path: Path) -
     assert all(torch.equal(t, wanted[n]) for n, t in bot.model.language_model.state_dict().items())
 
 
+def test_what_published_files_are_known_to_hold_besides(files: Path, tmp_path: Path) -> None:
+    """The encoder's own end by either name, and the projections to other LLMs."""
+    ends = {"fc_norm.weight": torch.ones(2), "fc_norm.bias": torch.zeros(2)}
+    edit(files / VIT, lambda c: c.update(ends))
+    others = {
+        f"{llm}_proj.{leaf}": torch.ones(2) for llm in ("t5", "opt", "llm", "llama") for leaf in ("weight", "bias")
+    }
+    edit(files / QFORMER, lambda c: c["model"].update(others))
+    record = json.loads((convert(tmp_path / "out", **arguments(files)) / "conversion.json").read_text())
+    assert set(ends) <= set(record["known_to_be_unused"][VIT])
+    assert set(others) <= set(record["known_to_be_unused"][QFORMER])
+
+
+def test_spare_rows_of_the_vocabulary_have_a_limit(files: Path, tmp_path: Path) -> None:
+    """An embedding may be padded beyond its tokenizer by 1,024 rows, and not by one more."""
+    state = load_file(files / LLM / "model.safetensors")
+    for spare in (1024, 1025):
+        config(files, vocab_size=400 + spare)
+        grown = {
+            name: torch.cat([tensor, tensor.new_zeros(spare, tensor.shape[1])]) if tensor.shape[0] == 400 else tensor
+            for name, tensor in state.items()
+        }
+        save_file(grown, files / LLM / "model.safetensors", metadata={"format": "pt"})
+        if spare == 1024:
+            assert convert(tmp_path / "out", **arguments(files))
+        else:
+            with pytest.raises(ModelError, match="has 400 ids, but the LLM's vocabulary has 1425"):
+                convert(tmp_path / "other", **arguments(files))
+
+
 def test_shards_are_whole(published: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing.write_tensors, "__defaults__", ("model.safetensors", 20_000))
     out = convert(tmp_path / "out", merge=True, **arguments(published["qformer"]))

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 FACTS = "features.json"
 KEY, PLACE, SUM = 32, 16, 4  # bytes of a content's hash, of a place's, of a check sum
-_FORMAT = "minichat-features-1"
+_FORMAT = "minichat-features-2"
 
 
 @dataclass(frozen=True)
 class Origin:
     """What features were computed by: they are of no use with anything else."""
 
-    vision_model: str  # fingerprints of the weights as they are in memory
+    vision_model: str  # hashes of all weights as they are in memory, and of the configuration
     bridge: str
     preprocessing: str
     dtype: str
@@ -51,10 +51,13 @@ class Origin:
         """Of what this model and its processor compute, in the precision in which they are loaded."""
         from PIL import __version__ as pillow
 
-        from minichat.weights.fingerprint import fingerprint
+        from minichat.weights.identity import identity
 
-        parts = {"vision_model": model.vision_model, "bridge": model.bridge}
-        held = {name: fingerprint(part.state_dict().items()) for name, part in parts.items()}
+        config = model.config
+        held = {
+            "vision_model": identity(model.vision_model, config.vision_config),
+            "bridge": identity(model.bridge, config.bridge_config),
+        }
         pixels = processor.image_processor
         # Pillow resizes alike within a major version.
         said = f"{pixels.size['height']} {pixels.image_mean} {pixels.image_std} Pillow {pillow.split('.')[0]} {READING}"

@@ -39,13 +39,13 @@ class Reader:
         return int(self.model.config.vision_config.image_size)
 
     def origin(self) -> str:
-        """A hash of all that decides what `see` returns: weights, precision, preprocessing."""
-        from minichat.weights.fingerprint import fingerprint
+        """A hash of all that decides what `see` returns: weights, configuration, precision, preprocessing."""
+        from minichat.weights.identity import identity
 
         # Pillow resizes alike within a major version.
         said = [self.side, CLIP_MEAN, CLIP_STD, _pillow.split(".")[0], READING, str(self.model.dtype)]
-        weights = fingerprint(self.model.state_dict().items())
-        return hashlib.sha256(f"{weights} {json.dumps(said)}".encode()).hexdigest()
+        network = identity(self.model, self.model.config)
+        return hashlib.sha256(f"{network} {json.dumps(said)}".encode()).hexdigest()
 
     def pixels(self, picture: Source) -> Tensor:
         """A picture as the model sees it (1, 3, S, S). Raises `ImageError` for one that cannot be opened."""
