@@ -80,7 +80,7 @@ class _Parquet:
     def __init__(self, path: Path) -> None:
         from pyarrow import parquet
 
-        self._file = parquet.ParquetFile(os.fspath(path), memory_map=True, pre_buffer=False)
+        self._file = parquet.ParquetFile(os.fspath(path), pre_buffer=False)
         facts = self._file.metadata
         groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
         self._small = [group.total_byte_size <= GROUP_BYTES for group in groups]

@@ -114,8 +114,9 @@ class Entry:
         except DataError as error:
             yield Problem(self.where, str(error), mild=isinstance(error, LeftOut))
             return
-        unread = () if unknown_keys == "ignore" else tuple(dict.fromkeys(shelf.unread))
-        yield from (replace(one, unread=unread) for one in made)
+        if unknown_keys != "ignore" and shelf.unread:
+            made = [replace(one, unread=tuple(dict.fromkeys(shelf.unread))) for one in made]
+        yield from made
 
 
 def refusal(unread: Iterable[str]) -> str:
