@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from minichat.data.drawn import DrawnPicture
-from minichat.data.encoding import _share
+from minichat.data.encoding import share
 from minichat.data.example import Example, Problem, StoredPicture
 from minichat.data.formats import FORMS, examples, read
 from minichat.data.formats.columns import PICTURE, QUESTION, TEXT
@@ -524,14 +524,14 @@ def test_captions_to_measure_by_are_read_as_those_to_learn_from(home: Path) -> N
 def test_pictures_without_a_name_are_shared_evenly() -> None:
     """Whatever they are called, each comes to one process, and the same one again."""
     made = [StoredPicture("a picture", f"content {number}".encode()) for number in range(400)]
-    shares = [_share(picture, 4) for picture in made]
-    assert shares == [_share(picture, 4) for picture in made]
+    shares = [share(picture, 4) for picture in made]
+    assert shares == [share(picture, 4) for picture in made]
     assert all(60 < shares.count(number) < 140 for number in range(4))
     cells = [StoredPicture("a picture", Cell(Path("x.parquet"), number, "image", (), 900)) for number in range(400)]
-    counts = Counter(_share(picture, 4) for picture in cells)
+    counts = Counter(share(picture, 4) for picture in cells)
     assert all(60 < counts[number] < 140 for number in range(4))
     drawn = [DrawnPicture("drawn", seed=number) for number in range(400)]
-    counts = Counter(_share(picture, 4) for picture in drawn)
+    counts = Counter(share(picture, 4) for picture in drawn)
     assert all(60 < counts[number] < 140 for number in range(4))
 
 
