@@ -230,8 +230,27 @@ def test_damage_is_found(one_bot: MiniChat, pictures, tmp_path) -> None:
     content = bytearray(file.read_bytes())
     content[100] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"'0\.png' in 'kept' are damaged"):
+    with pytest.raises(DataError, match=r"'0\.png' are damaged, in records-000\.bin of 'kept': compute them again"):
         FeatureCache(cache.folder, cache.origin)[pictures[0][1]]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_damaged_is_computed_anew_and_that_is_said(one_bot: MiniChat, pictures, tmp_path, processes) -> None:
+    """Also where another process had written it, in a file that comes later."""
+    parts = [{"rank": rank, "processes": processes} for rank in range(processes)]
+    for part in parts:
+        cache = encode(one_bot.model, one_bot.processor, pictures, tmp_path / "kept", **part)
+    whole = [cache[picture].clone() for _, picture in pictures]
+    records = tmp_path / "kept" / f"records-{processes - 1:03}.bin"
+    content = bytearray(records.read_bytes())
+    content[-1] ^= 1
+    records.write_bytes(content)
+    said: list[str] = []
+    with counting(one_bot) as counts:
+        again = encode(one_bot.model, one_bot.processor, pictures, tmp_path / "kept", say=said.append)
+    assert counts["pictures"] == 1
+    assert said == [f"Features in {records.name} of 'kept' were damaged: those are computed anew."]
+    assert all(torch.equal(again[picture], one) for (_, picture), one in zip(pictures, whole, strict=True))
 
 
 def test_a_full_disk_is_said_and_costs_nothing_else(one_bot: MiniChat, pictures, tmp_path, monkeypatch) -> None:

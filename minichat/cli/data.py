@@ -247,6 +247,7 @@ def features(
         workers=workers,
         progress=lambda done: progress(done, len(pictures)),
         damaged=tell,
+        say=lambda text: typer.echo(text, err=True),
     )
     more = f" {len(failed):,} cannot be opened." if failed else ""
     typer.echo(f"{len(cache):,} different pictures are in {out}.{more}", err=True)

@@ -31,7 +31,7 @@ from minichat.data.features import (
     shard_file,
 )
 from minichat.disk import locked
-from minichat.errors import DataError, MiniChatError, SettingsError, shown
+from minichat.errors import DataError, MiniChatError, SettingsError, shown, some
 from minichat.hardware.exhaustion import memory_told
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def encode(
     processes: int = 1,
     progress: Callable[[int], None] = lambda done: None,
     damaged: Callable[[Where, StoredPicture, str], None] | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> FeatureCache:
     """Compute the features of every picture that `folder` does not hold yet, and keep them there.
 
@@ -69,6 +70,7 @@ def encode(
         workers: processes that open pictures ahead of time.
         rank, processes: which part this process does.
         progress: is told how many of the pictures have been passed.
+        say: is told of features that were kept and are damaged on the disk; they are computed anew.
         damaged: is told of each picture that cannot be opened, and why, and the pass goes on; None: that ends it.
 
     Raises `DataError`, with file and line, for a picture that cannot be opened, and for a folder of another origin or
@@ -94,6 +96,8 @@ def encode(
                         damaged(where, picture, str(found))
                     progress(number)
             encoder.finish()
+        if encoder.renewed:
+            say(f"Features in {some(encoder.renewed)} of {folder.name!r} were damaged: those are computed anew.")
     finally:
         model.train(training)
     return FeatureCache(folder, origin)
@@ -110,6 +114,7 @@ class _Opened:
     place: bytes | None  # to be remembered
     key: bytes
     pixels: Tensor | None
+    instead: str | None = None  # the file in which the features are damaged
 
 
 def _parts(pictures: Iterable[tuple[Where, StoredPicture]], rank: int, processes: int) -> Iterator[list[_Item]]:
@@ -155,14 +160,15 @@ class _Reader(Dataset[_Opened | MiniChatError]):
     def _open(self, picture: StoredPicture) -> _Opened:
         place = place_of(picture)
         key = None if place is None else self.known.key_at(place)
-        if key is not None and self.known.find(key) is not None:
+        if key is not None and self.known.holds(key):
             return _Opened(picture.name, None, key, None)
         data = picture.read()
         key = hashlib.sha256(data).digest()
-        if self.known.find(key) is not None:
+        if self.known.holds(key):
             return _Opened(picture.name, place, key, None)
         opened = StoredPicture(picture.name, data).open()
-        return _Opened(picture.name, place, key, self.processor.image_processor([opened])["pixel_values"])
+        pixels = self.processor.image_processor([opened])["pixel_values"]
+        return _Opened(picture.name, place, key, pixels, self.known.file_of(key))
 
 
 class _Encoder:
@@ -173,12 +179,15 @@ class _Encoder:
         self._device = next(model.vision_model.parameters()).device
         self._waiting: list[_Opened] = []
         self._done: set[bytes] = set()
+        #: Names of files with damaged features, in whose place there are new ones.
+        self.renewed: set[str] = set()
 
     def add(self, found: _Opened) -> None:
         if found.place is not None:
             self._shard.remember(found.place, found.key)
         if found.pixels is not None and found.key not in self._done:
             self._done.add(found.key)
+            self.renewed |= set() if found.instead is None else {found.instead}
             self._waiting.append(found)
         if len(self._waiting) == self._batch_size:
             self.finish()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,20 +122,35 @@ class FeatureCache:
 
     def __getitem__(self, picture: StoredPicture) -> Tensor:
         """(n, D). Raises `DataError` for a picture that is missing, is not in the cache, or whose record is damaged."""
-        entry = self.find(self.key(picture))
-        if entry is None:
+        key = self.key(picture)
+        for entry in self._contents.rows(key):
+            if (data := self._record(entry)) is not None:
+                return torch.frombuffer(data, dtype=getattr(torch, self.origin.dtype)).view(self.origin.shape)
+        file = self.file_of(key)
+        if file is None:
             raise DataError(
                 f"the picture {shown(picture.name)} is not among the features in {self.folder.name!r}: it is new or "
                 "has changed; compute them again, which only adds what is missing."
             )
+        raise DataError(
+            f"the features of the picture {shown(picture.name)} are damaged, in {file} of {self.folder.name!r}: "
+            "compute them again, which puts sound ones there."
+        )
+
+    def holds(self, key: bytes) -> bool:
+        """Whether a content's features are here as they were written."""
+        return any(self._record(entry) is not None for entry in self._contents.rows(key))
+
+    def file_of(self, key: bytes) -> str | None:
+        """The name of the file that has a content's features, sound or not; None where none has."""
+        entry = self.find(key)
+        return None if entry is None else Path(str(self._records[self._homes[entry][0]].filename)).name
+
+    def _record(self, entry: int) -> bytearray | None:
+        """An entry's bytes, or None where they are not those that were written."""
         shard, record = self._homes[entry]
         data = bytearray(self._records[shard][record].tobytes())
-        if zlib.crc32(data).to_bytes(SUM, "little") != self._entries[entry, KEY:].tobytes():
-            raise DataError(
-                f"the features of the picture {shown(picture.name)} in {self.folder.name!r} are damaged: remove that "
-                "folder and compute them again."
-            )
-        return torch.frombuffer(data, dtype=getattr(torch, self.origin.dtype)).view(self.origin.shape)
+        return data if zlib.crc32(data).to_bytes(SUM, "little") == self._entries[entry, KEY:].tobytes() else None
 
     def find(self, key: bytes) -> int | None:
         """The number of a content's entry, or None."""
@@ -166,14 +182,17 @@ class Lookup:
 
     def find(self, wanted: bytes) -> int | None:
         """The number of the last such row, or None."""
+        return next(self.rows(wanted), None)
+
+    def rows(self, wanted: bytes) -> Iterator[int]:
+        """The numbers of all such rows, the last first."""
         head = np.uint64(int.from_bytes(wanted[:8], "big"))
         for place in range(int(np.searchsorted(self._heads, head, "right")) - 1, -1, -1):
             if self._heads[place] != head:
-                return None
+                return
             row = int(self._order[place])
             if self._table[row].tobytes() == wanted:
-                return row
-        return None
+                yield row
 
 
 def record_size(origin: Origin) -> int:
@@ -238,7 +257,7 @@ def _check_facts(folder: Path, origin: Origin) -> None:
         found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder.name!r} has no {FACTS}: no features are kept there.") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise DataError(f"{FACTS} in {folder.name!r} cannot be read: remove the folder, and compute again.") from None
     for field, wanted in origin.to_json().items():
         there = found.get(field) if isinstance(found, dict) else None

@@ -83,7 +83,7 @@ def _read(folder: Path) -> Run:
             raise ValueError
         figures = {(f["task"], f["name"]): Figure(f["value"], f["count"], f["kind"]) for f in content["figures"]}
         return Run(folder.name, content["model"]["name"], content["data"]["asked"], figures)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{folder.name!r} holds no {RESULTS} of a run: name the folder that --out made.") from None
 
 

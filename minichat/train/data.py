@@ -106,7 +106,7 @@ def _damaged(
         def damaged(where: Where, picture: StoredPicture, reason: str) -> None:
             found[picture] = reason
 
-        stage.see(list(pictures), config.data.features, config.data.workers, together, damaged)
+        stage.see(list(pictures), config.data.features, config.data.workers, together, damaged, say)
     return dict(itertools.chain.from_iterable(each.items() for each in together.from_all(found)))
 
 

@@ -31,7 +31,7 @@ from minichat.train.files import TRAINING
 from minichat.train.optimizer import trained
 from minichat.train.pretraining_start import begun_anew, open_start, read_start
 from minichat.train.seeding import seed_of_all
-from minichat.train.stage import Stage
+from minichat.train.stage import Stage, silent
 from minichat.weights.projection import unpack
 from minichat.weights.stage1 import write_stage1
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from minichat.data.example import Example
     from minichat.data.features import FeatureCache
     from minichat.train.config import Config
-    from minichat.train.stage import Batch, Seen, Told
+    from minichat.train.stage import Batch, Say, Seen, Told
     from minichat.train.together import Together
 
 _PARCEL = ".stage1"
@@ -153,7 +153,15 @@ class Pretraining(Stage):
     def _collator(self, features: FeatureCache | None = None) -> PairCollator:
         return PairCollator(self._side, self.model.config.bridge_config.qformer.pad_token_id, features)
 
-    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together, damaged: Told) -> None:
+    def see(
+        self,
+        pictures: Sequence[Seen],
+        folder: str,
+        workers: int,
+        together: Together,
+        damaged: Told | None = None,
+        say: Say = silent,
+    ) -> None:
         """Let the vision encoder see every picture once; from then on batches hold its patches."""
         from minichat.data.encoding import encode
         from minichat.data.features import FeatureCache
@@ -161,7 +169,7 @@ class Pretraining(Stage):
         eyes: Any = _Eyes(self.model)
         pixels: Any = SimpleNamespace(image_processor=MiniChatImageProcessor(size=self._side))
         place: dict[str, Any] = {"rank": together.rank, "processes": together.count}
-        cache = encode(eyes, pixels, pictures, folder, workers=workers, damaged=damaged, **place)
+        cache = encode(eyes, pixels, pictures, folder, workers=workers, damaged=damaged, say=say, **place)
         together.wait()  # what the others have seen
         self.collate = self._collator(FeatureCache(folder, cache.origin))
 

@@ -25,7 +25,7 @@ from minichat.train.parts import LastReply, parted
 from minichat.train.prefix import Prefix, shared
 from minichat.train.report import ask
 from minichat.train.result import write_result
-from minichat.train.stage import Batch, Stage
+from minichat.train.stage import Batch, Stage, silent
 from minichat.weights.adapter import copy_adapter
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from minichat.data.features import FeatureCache
     from minichat.data.rows import Ids, Row
     from minichat.prompt.processing import MiniChatProcessor
-    from minichat.train.stage import Seen, Told
+    from minichat.train.stage import Say, Seen, Told
     from minichat.train.together import Together
 
 
@@ -118,13 +118,23 @@ class Replies(Stage):
         self._settings, self._lora = config.model, config.lora
         self._max_new_tokens = config.report.max_new_tokens
 
-    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together, damaged: Told) -> None:
+    def see(
+        self,
+        pictures: Sequence[Seen],
+        folder: str,
+        workers: int,
+        together: Together,
+        damaged: Told | None = None,
+        say: Say = silent,
+    ) -> None:
         """Let the frozen parts see every picture once; from then on batches hold what they saw."""
         from minichat.data.encoding import encode
         from minichat.data.features import FeatureCache
 
         place: dict[str, Any] = {"rank": together.rank, "processes": together.count}
-        cache = encode(self.model, self._processor, pictures, folder, workers=workers, damaged=damaged, **place)
+        cache = encode(
+            self.model, self._processor, pictures, folder, workers=workers, damaged=damaged, say=say, **place
+        )
         together.wait()  # what the others have seen
         self.collate = self._collator(FeatureCache(folder, cache.origin))
 

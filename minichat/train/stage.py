@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Seen = tuple[Where, StoredPicture]
     Told = Callable[[Where, StoredPicture, str], None]
+    Say = Callable[[str], None]
 
 Batch = dict[str, Tensor]
 
@@ -31,6 +32,10 @@ OF_A_MODEL = (
     "data.max_reply_tokens",
     "data.features",
 )
+
+
+def silent(text: str) -> None:
+    """Where nobody is to be told."""
 
 
 class Stage(Protocol):
@@ -70,7 +75,15 @@ class Stage(Protocol):
         stays = {name for name, value in vars(self).items() if name in ("model", "bot") or isinstance(value, Tensor)}
         return {name: value for name, value in vars(self).items() if name not in stays}
 
-    def see(self, pictures: Sequence[Seen], folder: str, workers: int, together: Together, damaged: Told) -> None:
+    def see(
+        self,
+        pictures: Sequence[Seen],
+        folder: str,
+        workers: int,
+        together: Together,
+        damaged: Told | None = None,
+        say: Say = silent,
+    ) -> None:
         """Keep in `folder` what frozen parts make of the pictures, so that `collate` opens none.
 
         `damaged` is told of those that cannot be opened, and why.

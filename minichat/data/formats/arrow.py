@@ -76,7 +76,7 @@ def _saved(state: Path, shown: str) -> list[str]:
     try:
         told = json.loads(state.read_text(encoding="utf-8"))
         return [file["filename"] for file in told["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{STATE} in {shown!r} cannot be read: save the data set again.") from None
 
 
