@@ -104,5 +104,5 @@ def _word(text: str) -> tuple[str, str]:
 
 
 def expanded(path: str) -> Path:
-    """With `~` as the person's folder."""
-    return Path(os.path.expanduser(path))
+    """With `~` as the person's folder, and of a file's address its path."""
+    return Path(os.path.expanduser(_plain(path)))

@@ -84,3 +84,8 @@ def test_all_else_is_words(here: str, line: str) -> None:
 )
 def test_paths_after_a_command_need_not_be_there(here: str, text: str, paths: list[str]) -> None:
     assert dropped.all_paths(text) == paths
+
+
+def test_an_address_is_a_path(here: str) -> None:
+    assert dropped.expanded(f"file://{here}/my%20cat.png") == Path(here, "my cat.png")
+    assert dropped.expanded("~/a.png") == Path(here, "a.png")

@@ -367,7 +367,7 @@ def _dialogue(example: Example) -> OwnDialogue:
         elif turn.role == "user":
             ask = asked[-1][0].then(Reply(asked[-1][1]), text, pictures) if asked else Ask(text, pictures, (), system)
         elif ask is not None:
-            asked.append((ask, text))
+            asked.append((ask, written(text) or text))
     return OwnDialogue(tuple(asked), str(example.where))
 
 
