@@ -10,12 +10,12 @@ import hashlib
 import io
 import os
 import stat
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image, features
+from PIL.JpegImagePlugin import JpegImageFile
 
 from minichat.colours import to_srgb
 from minichat.errors import ImageError
@@ -166,22 +166,24 @@ def _open(data: bytes, name: str) -> Image.Image:
     try:
         if kind == "HEIF":
             return _heic(name)(io.BytesIO(data))  # not registered with Pillow, which is everyone's
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of parts that are not read, such as the other pictures of a stereo pair
-            try:
-                return Image.open(io.BytesIO(data), formats=(kind,))
-            except Exception:
-                if kind != "AVIF":
-                    raise
-                # A broken EXIF block makes libavif refuse the whole file: under another name it is passed over.
-                data = data[:_META].replace(b"Exif", b"free") + data[_META:]
-                return Image.open(io.BytesIO(data), formats=(kind,))
+        if kind == "JPEG":  # not by Image.open, which looks for a stereo pair's second picture, and warns
+            return JpegImageFile(io.BytesIO(data))
+        return _avif(data) if kind == "AVIF" else Image.open(io.BytesIO(data), formats=(kind,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(name) from None
     except ImageError:
         raise
     except Exception:  # a decoder's answer to damaged bytes can be any exception
         raise _damaged(name) from None
+
+
+def _avif(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=("AVIF",))
+    except Exception:
+        # A broken EXIF block makes libavif refuse the whole file: under another name it is passed over.
+        data = data[:_META].replace(b"Exif", b"free") + data[_META:]
+        return Image.open(io.BytesIO(data), formats=("AVIF",))
 
 
 def _heic(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 
 import numpy
 import pytest
@@ -84,7 +85,12 @@ def test_a_jpeg_of_segments_without_end_is_refused_at_once():
 
 def test_a_stereo_pair_is_its_first_picture():
     first, second = picture(), picture().rotate(180)
-    assert same(images.load(encoded(first, "MPO", save_all=True, append_images=[second])), images.load(jpeg()))
+    pair = encoded(first, "MPO", save_all=True, append_images=[second])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(images.load(pair), images.load(jpeg()))
+        broken = pair.replace(b"MPF\0II", b"MPF\0XX", 1)  # the list of its pictures
+        assert broken != pair and same(images.load(broken), images.load(jpeg()))
 
 
 # --- TIFF
