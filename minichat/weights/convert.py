@@ -17,6 +17,7 @@ from minichat.prompt.pixels import MiniChatImageProcessor
 from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
 from minichat.prompt.template import OWN, TEMPLATES, get_template
 from minichat.weights.account import Account
+from minichat.weights.adapter import Adapter
 from minichat.weights.blip2 import add_hugging_face
 from minichat.weights.files import quiet
 from minichat.weights.llm import Llm, find_llm
@@ -90,6 +91,8 @@ def convert(
     if trained is not None:
         _check_width(account, words)
     words.verify()
+    if words.adapter is not None:
+        progress(f"Adding the LoRA adapter {words.adapter.folder.name!r} to the LLM")
     config = MiniChatConfig(
         vision_config=vision,
         bridge_config=bridge,
@@ -274,9 +277,17 @@ def _record(account: Account, words: Llm, trained: Checkpoint | None) -> dict[st
         glob: sorted(n for names in account.left_over.values() for n in names if fnmatchcase(n, glob))
         for glob in account.allowed
     }
+    adapter = {} if words.adapter is None else {"adapter": _about(words.adapter)}
     return {
         "llm": words.shown,
+        **adapter,
         "projection": "random" if trained is None else trained.file,
         "known_to_be_unused": {file: sorted(names) for file, names in account.unused.items()},
         "allow_unused": allowed,
     }
+
+
+def _about(adapter: Adapter) -> dict[str, Any]:
+    """The LoRA adapter that the LLM's matrices are read with."""
+    settings = {key: adapter.config.get(key) for key in ("peft_type", "r", "lora_alpha", "use_rslora")}
+    return {"folder": adapter.folder.name, **settings, "changes": sorted(adapter.factors.keys() | adapter.whole)}

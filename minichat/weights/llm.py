@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from minichat.errors import ModelError, some
+from minichat.weights.adapter import Adapter, has_adapter, read_adapter
 from minichat.weights.files import WEIGHTS, find_folder, quiet, read_json, weight_files
 from minichat.weights.fingerprint import fingerprint
 from minichat.weights.gguf_file import is_gguf
@@ -36,15 +37,12 @@ class Llm:
     folder: Path
     config: PreTrainedConfig
     checkpoints: tuple[Checkpoint, ...]
+    adapter: Adapter | None = None  # what lies beside it, or was asked for: it is added to the tensors as they are read
 
     def tensors(self) -> dict[str, Checkpoint]:
         """Name → the file that holds it; without buffers that follow from the configuration."""
         held = {name: checkpoint for checkpoint in self.checkpoints for name in checkpoint}
         return {n: c for n, c in held.items() if not any(fnmatchcase(n, glob) for glob in LLM_UNUSED)}
-
-    def raw(self, prefix: str) -> dict[str, Any]:
-        """What transformers loads: name → a tensor, or a slice of a file that is read when it is needed."""
-        return {prefix + name: checkpoint.raw[name] for name, checkpoint in self.tensors().items()}
 
     def reference(self) -> dict[str, str]:
         """How a converted model refers to this LLM."""
@@ -53,7 +51,7 @@ class Llm:
         elif (path := Path(self.name).expanduser()).exists():
             where = {"path": str(path.resolve())}
         else:
-            where = {"id": self.name, "revision": self.folder.name}
+            where = {"id": self.name, "revision": (self.adapter.folder if self.adapter else self.folder).name}
         return {**where, "fingerprint": self.fingerprint()}
 
     @property
@@ -64,17 +62,39 @@ class Llm:
     def verify(self) -> None:
         """Hash what came from the hub. Raises `ModelError` for a file that is not what was published."""
         verify(self.folder, [checkpoint.file for checkpoint in self.checkpoints])
+        if self.adapter is not None:
+            verify(self.adapter.folder, [self.adapter.checkpoint.file])
 
     def fingerprint(self, whole: bool = False) -> str:
-        return fingerprint(((name, checkpoint.plain(name)) for name, checkpoint in self.tensors().items()), whole)
+        held = [(name, checkpoint.plain(name)) for name, checkpoint in self.tensors().items()]
+        if self.adapter is not None:
+            scales = [str(part.scale) for part in self.adapter.factors.values()]
+            held += [(f"{name} {scales}", self.adapter.checkpoint.plain(name)) for name in self.adapter.checkpoint]
+        return fingerprint(held, whole)
+
+
+class _Merged(Checkpoint):
+    """A file of an LLM whose tensors have an adapter added to them when they are read."""
+
+    def __init__(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
+        super().__init__(checkpoint.file, checkpoint.raw, checkpoint.extras)
+        self._adapter = adapter
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._adapter.merged(name, super().__getitem__(name))
 
 
 def find_llm(name: str, revision: str | None = None) -> Llm:
     """Find an LLM and open its files; only headers are read. One in a GGUF file is unpacked first, once.
 
+    A PEFT adapter that lies beside the LLM belongs to it; a folder that holds an adapter alone names its LLM.
+
     Raises `ModelError` for one that is missing, not whole, or no decoder-only LLM of transformers'.
     """
     folder = _folder(name, revision)
+    adapter = read_adapter(folder) if has_adapter(folder) else None
+    if adapter is not None and not (folder / "config.json").is_file() and _base(folder) is None:
+        return _adapted(replace(_base_of(adapter), name=name), adapter)
     config = _config(folder)
     files = weight_files(folder, _base(folder) or WEIGHTS)
     for file in files:
@@ -82,6 +102,36 @@ def find_llm(name: str, revision: str | None = None) -> Llm:
             raise ModelError(f"The LLM {folder.name!r} has no {file}: some of its weights are missing.")
     llm = Llm(name, folder, config, tuple(read_checkpoint(folder / file) for file in files))
     _check(llm)
+    return llm if adapter is None else _adapted(llm, adapter)
+
+
+def _adapted(llm: Llm, adapter: Adapter) -> Llm:
+    """The LLM with the adapter. Raises `ModelError` where it does not fit."""
+    shapes = {name: tuple(checkpoint.plain(name).shape) for name, checkpoint in llm.tensors().items()}
+    adapter.check(shapes, tied=bool(llm.config.tie_word_embeddings) and "lm_head.weight" not in shapes)
+    return replace(llm, checkpoints=tuple(_Merged(each, adapter) for each in llm.checkpoints), adapter=adapter)
+
+
+def _base_of(adapter: Adapter) -> Llm:
+    """The LLM that an adapter's folder names."""
+    base, own = adapter.config.get("base_model_name_or_path"), adapter.folder.name
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            f"{own!r} holds an adapter alone, and its adapter_config.json names no base_model_name_or_path: put the "
+            "adapter's files beside the LLM that it belongs to."
+        )
+    beside = adapter.folder / base
+    try:
+        llm = find_llm(str(beside) if beside.is_dir() else base)
+    except ModelError as error:
+        raise ModelError(
+            f"{own!r} holds an adapter alone, and the LLM that it belongs to cannot be used ({error}): correct its "
+            "base_model_name_or_path, or put the adapter's files beside the LLM."
+        ) from None
+    if llm.adapter is not None:
+        raise ModelError(
+            f"The LLM of the adapter {own!r} has another adapter beside it: merge that one with PEFT first."
+        )
     return llm
 
 

@@ -35,7 +35,8 @@ def load_network(
     Raises `ModelError`, naming it, for a tensor that is missing, left over, of the wrong shape or not finite, and where
     memory is short; `SettingsError` for a placement that does not fit this network.
     """
-    stream = Stream(placement.dtype, placement.as_stored, None if adapter is None else _adding(adapter))
+    adapters: list[Adapter] = []  # the LLM's own, then the trained one
+    stream = Stream(placement.dtype, placement.as_stored, _adding(adapters))
     try:
         with quiet(), large_apart() if placement.quantize is not None else nullcontext():
             config = read_config(folder)
@@ -43,6 +44,7 @@ def load_network(
             generation = _generation_config(folder)
             if reference is not None:
                 llm = referred_llm(reference, folder.name)
+                adapters += [llm.adapter] if llm.adapter is not None else []
                 for checkpoint in llm.checkpoints:
                     held = [name for name, holder in llm.tensors().items() if holder is checkpoint]
                     stream.add(llm.folder / checkpoint.file, _LLM, held)
@@ -50,6 +52,7 @@ def load_network(
                 stream.add(folder / file)
             if adapter is not None:
                 shapes = {n.removeprefix(_LLM): t.shape for n, t in stream.tensors.items() if n.startswith(_LLM)}
+                adapters.append(adapter)
                 adapter.check(shapes, tied=config.text_config.tie_word_embeddings)
             _check_shapes(folder, stream, config)
             check_fits(config, folder.name, placement)
@@ -73,10 +76,13 @@ def load_network(
     return model
 
 
-def _adding(adapter: Adapter) -> Callable[[str, Tensor], Tensor]:
+def _adding(adapters: list[Adapter]) -> Callable[[str, Tensor], Tensor]:
     def add(name: str, tensor: Tensor) -> Tensor:
         own = name.removeprefix(_LLM)
-        return adapter.merged(own, tensor.float()) if name != own and adapter.changes(own) else tensor
+        for adapter in adapters:
+            if name != own and adapter.changes(own):
+                tensor = adapter.merged(own, tensor.float())
+        return tensor
 
     return add
 
