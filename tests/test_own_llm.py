@@ -99,12 +99,13 @@ def test_ten_turns_are_those_of_plain_transformers(home: Path, bot: MiniChat) ->
     assert bot.processor.render(chat.conversation).ids[:-1] == ids
 
 
-def test_a_session_says_what_a_fresh_one_says(bot: MiniChat) -> None:
-    chat = bot.chat(**ASK)
+@pytest.mark.parametrize("history", ["ids", "text"])
+def test_a_session_says_what_a_fresh_one_says(bot: MiniChat, history: Any) -> None:
+    chat = bot.chat(history=history, **ASK)
     for number, question in enumerate(("What is it?", "And this?", "How many?")):
         pieces = list(chat.stream(question, [noise_picture(number)] * (number != 1)))
         asked = Conversation(chat.conversation.messages[:-1])
-        assert "".join(pieces) == bot.chat(conversation=asked, **ASK).regenerate()
+        assert "".join(pieces) == bot.chat(conversation=asked, history=history, **ASK).regenerate()
 
 
 def test_captions_in_batches_are_one_by_one(bot: MiniChat) -> None:

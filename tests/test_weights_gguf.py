@@ -23,7 +23,7 @@ from minichat.weights.gguf_file import GgufFile
 from minichat.weights.gguf_llm import unpack
 from minichat.weights.llm import find_llm, referred_llm
 from minichat.weights.packaged import unpacked
-from tests.gguf_files import CHATML, F16, F32, Q4_1, Q8_0, TOKENS, tiny_llm, write_gguf
+from tests.gguf_files import CHATML, CONTROLS, F16, F32, Q4_1, Q8_0, TOKENS, tiny_llm, write_gguf
 from tests.tiny import tokenizer_model
 
 IDS = torch.tensor([[1, 50, 60, 70, 99, 2, 30, 45]])
@@ -144,6 +144,16 @@ def test_a_text_is_cut_as_the_llm_learnt_it(tmp_path: Path, pre: str, pieces: li
     path = write_gguf(tmp_path / "tiny.gguf", tiny_llm(), keys={"tokenizer.ggml.pre": pre})
     tokenizer = AutoTokenizer.from_pretrained(unpack(path, tmp_path / "out"))
     assert tokenizer.convert_ids_to_tokens(tokenizer("  12")["input_ids"]) == pieces
+
+
+@pytest.mark.parametrize(("pre", "count"), [("llama-bpe", 1), ("qwen2", 3)])
+def test_a_word_that_is_a_token_is_one_where_the_llm_learnt_it_so(tmp_path: Path, pre: str, count: int) -> None:
+    keys = {"tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": [*TOKENS, "xyz"]}
+    keys["tokenizer.ggml.token_type"] = [3] * len(CONTROLS) + [1] * (len(TOKENS) + 1 - len(CONTROLS))
+    tokenizer = AutoTokenizer.from_pretrained(
+        unpack(write_gguf(tmp_path / "tiny.gguf", tiny_llm(), keys=keys), tmp_path / "out")
+    )
+    assert len(tokenizer("xyz")["input_ids"]) == count
 
 
 def test_every_id_that_ends_a_reply_is_kept(tmp_path: Path) -> None:

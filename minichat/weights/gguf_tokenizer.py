@@ -53,6 +53,7 @@ _SPLITS = {
     "qwen2": _split(r"\p{N}"),
     "deepseek-r1-qwen": _split(r"\p{N}"),
 }
+_WHOLE = ("llama-bpe", "llama3", "llama-v3")  # of these, a word that is a token is one, whatever merges would give
 _COMPOSED = ("qwen2", "deepseek-r1-qwen")  # of these, Unicode's composed form (NFC) is cut
 
 
@@ -128,10 +129,14 @@ def _byte_level(file: GgufFile, tokens: list[str]) -> Tokenizer:
     if file.keys.get(key := "tokenizer.ggml.add_space_prefix", False):
         raise _refuse(file, key)
     merges = file.keys.get("tokenizer.ggml.merges")
-    pairs = [tuple(str(merge).split(" ")) for merge in merges] if isinstance(merges, list) else []
+    pairs: list[Any] = [tuple(str(merge).split(" ")) for merge in merges] if isinstance(merges, list) else []
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise ModelError(f"{file.name} has no tokenizer.ggml.merges that can be used: it holds no whole tokenizer.")
-    backend = _made(file, {token: number for number, token in enumerate(tokens)}, pairs)
+    try:
+        model = models.BPE({token: n for n, token in enumerate(tokens)}, pairs, ignore_merges=cut in _WHOLE)
+    except Exception as error:  # the tokenizers library raises plain ones
+        raise ModelError(f"The tokenizer in {file.name} cannot be made ({error}): the file is damaged.") from None
+    backend = Tokenizer(model)
     backend.pre_tokenizer = _SPLITS[cut]
     if cut in _COMPOSED:
         backend.normalizer = normalizers.NFC()
@@ -152,13 +157,6 @@ def _sentencepiece(file: GgufFile, tokens: list[str]) -> Tokenizer:
     vocab = {token: number for number, token in enumerate(tokens)}
     tokenizer: Any = LlamaTokenizer(vocab=vocab, merges=merges, unk_token=tokens[0])
     return tokenizer.backend_tokenizer
-
-
-def _made(file: GgufFile, vocab: dict[str, int], merges: list[Any]) -> Tokenizer:
-    try:
-        return Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    except Exception as error:  # the tokenizers library raises plain ones
-        raise ModelError(f"The tokenizer in {file.name} cannot be made ({error}): the file is damaged.") from None
 
 
 def _add_controls(file: GgufFile, backend: Tokenizer, tokens: list[str]) -> None:
