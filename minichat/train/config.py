@@ -105,8 +105,7 @@ class DataConfig:
     features: str | None = None
     """A folder that keeps the frozen parts' output for each picture, not of a stream. None: computed each time."""
     damaged_pictures: Literal["leave_out", "refuse"] = "leave_out"
-    """Records whose pictures cannot be opened are found before the run begins (of a stream, as they are read) and left
-    out, or the run is refused."""
+    """What is done with records whose pictures cannot be opened: found before a run begins, or as they are streamed."""
     workers: int = 0
     """Processes that prepare batches ahead; 0: the program itself does."""
 
