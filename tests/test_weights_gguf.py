@@ -227,6 +227,10 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path, file: Path) -> 
         spoilt.write_bytes(whole[:length])
         with pytest.raises(ModelError, match=r"spoilt\.gguf .*(damaged|no GGUF|cannot be read|empty)"):
             GgufFile(spoilt)
+    for head, word in ((b"<!DOCTYPE html>", "web page"), (b"version https://git-lfs", "LFS"), (b"x", "does not begin")):
+        spoilt.write_bytes(head)
+        with pytest.raises(ModelError, match=word):
+            find_llm(str(spoilt))
     place = whole.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 8
     for count in (2**63, 2**40, len(whole)):
         spoilt.write_bytes(whole[:place] + count.to_bytes(8, "little") + whole[place + 8 :])

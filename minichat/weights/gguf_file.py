@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minichat.errors import ModelError
+from minichat.weights.reading import refuse_downloads
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -65,6 +66,7 @@ class GgufFile:
             raise ModelError(f"There is no file {path.name!r}: check the path.") from None
         except (OSError, ValueError) as error:
             raise ModelError(f"{path.name} cannot be read ({_reason(error)}): check the file.") from None
+        refuse_downloads(self.name, self._data[:512])
         self._sizes = {kind.value: GGML_QUANT_SIZES[kind] for kind in GGMLQuantizationType}
         try:
             self.keys, self.stored = self._read_header()

@@ -138,7 +138,8 @@ def _base_of(adapter: Adapter) -> Llm:
 def _folder(name: str, revision: str | None) -> Path:
     if name in KNOWN_LLMS:
         return packaged_folder(KNOWN_LLMS[name])
-    if is_gguf(path := Path(name).expanduser()):
+    path = Path(name).expanduser()
+    if is_gguf(path) or (path.suffix == ".gguf" and path.is_file()):
         return unpacked(path)
     if Path(name).expanduser().is_dir():
         return find_folder(name, "The LLM", FILES)

@@ -91,7 +91,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"There is no file {path.name!r}: check the path.") from None
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read ({error.strerror}): check the path.") from None
-    _refuse_downloads(path.name, head)
+    refuse_downloads(path.name, head)
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return _safetensors(path)
     content = _unpickle(path, mapped=head.startswith(_ZIP))
@@ -104,7 +104,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path.name, _named(path.name, content), {})
 
 
-def _refuse_downloads(name: str, head: bytes) -> None:
+def refuse_downloads(name: str, head: bytes) -> None:
     """What downloads leave behind in place of a file."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
