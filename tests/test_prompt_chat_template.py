@@ -44,7 +44,13 @@ GEMMA = (
     "{% for m in messages %}{{ '<turn>' + ('model' if m['role'] == 'assistant' else 'user') + '\n' }}"
     "{{ m['content'] | trim + '</turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
 )
-READ = {"chatml": CHATML, "llama3": LLAMA3, "llama2": LLAMA2, "zephyr": ZEPHYR, "gemma": GEMMA}
+MISTRAL = (  # a system text goes into the last question
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
+    "{% set rest = messages[1:] %}{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{% if m['role'] == 'user' %}{{ '<turn>' + (system if loop.last else '') + m['content'] }}"
+    "{{ '</turn>' }}{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+READ = {"chatml": CHATML, "llama3": LLAMA3, "llama2": LLAMA2, "zephyr": ZEPHYR, "gemma": GEMMA, "mistral": MISTRAL}
 
 
 @cache
@@ -83,9 +89,9 @@ def talk(*words: str, system: str | None = None) -> list[dict[str, str]]:
 @pytest.mark.parametrize("system", [None, "Be brief."])
 @pytest.mark.parametrize("name", READ)
 def test_ids_are_those_of_plain_transformers(name: str, system: str | None) -> None:
-    if name == "gemma":
-        system = None
     made, template = read(name)
+    assert template.takes_system == (name not in ("gemma", "mistral"))
+    system = system if template.takes_system else None
     for words in (["Hi"], ["What is it?", "It is 12.", "And\n\n  this {{x}}?"], ["a", "b", "c", "d", "e"]):
         messages = talk(*words, system=system)
         ours = spell(Conversation.from_messages(messages), name, add_generation_prompt=True)
@@ -168,9 +174,10 @@ def test_roles_that_a_template_trims_are_trimmed() -> None:
     assert spell(spaced, "chatml") != spell(bare, "chatml")
 
 
-def test_a_template_without_a_system_refuses_one() -> None:
+@pytest.mark.parametrize("name", ["gemma", "mistral"])
+def test_a_template_without_a_system_refuses_one(name: str) -> None:
     with pytest.raises(PromptError, match="takes no system message"):
-        spell(Conversation.from_messages(talk("Hi", system="Be brief.")), "gemma")
+        spell(Conversation.from_messages(talk("Hi", system="Be brief.")), name)
 
 
 def test_control_tokens_that_are_not_special_are_made_so() -> None:

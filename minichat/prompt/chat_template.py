@@ -58,29 +58,36 @@ def read_chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTo
     if not more[2].startswith(end):
         raise jinja.refusal("it ends a reply in one way when it is the last and in another when more was said")
     between = more[2].removeprefix(end)
-    system = jinja.with_system()
-    befores = [atoms.cut(text) for text in (asked[0], between, *([] if system is None else [system[1]]))]
-    prefix = "".join(_common_end(befores))
     ends = [atoms.cut(text)[::-1] for text in (asked[1], jinja.pieces(1)[1])]
     suffix = "".join(_common_end(ends)[::-1])  # of a question, whether or not a reply is asked for
-    template = Template(
+    turns = Template(
         name=OWN,
-        begin="" if system is None else system[0],
-        system_suffix="" if system is None else system[1].removesuffix(prefix),
-        head=asked[0].removesuffix(prefix),
-        user_prefix=prefix,
         user_suffix=suffix,
         assistant_prefix=asked[1].removeprefix(suffix),
         reply_begin=gap,
         reply_end=end,
-        between=between.removesuffix(prefix),
         trims=jinja.trims,
-        takes_system=system is not None,
     )
-    template = replace(template, controls=_spelled(template, jinja.controls))
+    tail = told[2].removeprefix(end)
+    for system in (jinja.with_system(), None):  # where a system text is spelled in another way, none is taken
+        befores = [atoms.cut(text) for text in (asked[0], between, *([] if system is None else [system[1]]))]
+        prefix = "".join(_common_end(befores))
+        template = replace(
+            turns,
+            begin="" if system is None else system[0],
+            system_suffix="" if system is None else system[1].removesuffix(prefix),
+            head=asked[0].removesuffix(prefix),
+            user_prefix=prefix,
+            between=between.removesuffix(prefix),
+            takes_system=system is not None,
+        )
+        template = replace(template, controls=_spelled(template, jinja.controls))
+        if system is None or _writes_as(jinja, template, tail, ["Be {{ brief }}."]):
+            break
+    if not _writes_as(jinja, template, tail, []):
+        raise jinja.refusal("it writes other things round some words, or for some numbers of turns")
     template = replace(template, markers=_markers(template))
     tokenizer = _told_apart(tokenizer, template.controls)
-    _check_text(jinja, template, told[2].removeprefix(end))
     return tokenizer, _check_ids(jinja, template, tokenizer)
 
 
@@ -135,7 +142,7 @@ class _Jinja:
             written = self.write(messages, ask=True)
         except PromptError:
             return None
-        if _SYSTEM.strip() not in written:
+        if written.count(_SYSTEM.strip()) != 1 or written.find(_SYSTEM.strip()) > written.find(_SAID[0].strip()):
             return None
         before, after, _ = self._cut(messages, ask=True)
         return before, after
@@ -235,17 +242,24 @@ def _told_apart(tokenizer: PreTrainedTokenizerBase, controls: Sequence[str]) -> 
     )
 
 
-def _check_text(jinja: _Jinja, template: Template, tail: str) -> None:
-    """Hold the template against the Jinja's text; `tail` is what that writes after the end of the last reply."""
-    systems = ([], ["Be {{ brief }}."]) if template.takes_system else ([],)
-    spelled = replace(template, markers=())  # the Jinja breaks none
-    for system in systems:
-        for count in range(1, len(_HOSTILE) + 1):
-            messages = [*({"role": "system", "content": s} for s in system), *_messages(_HOSTILE[:count])]
-            ask = count % 2 == 1
-            ours = render_text(Conversation.from_messages(messages), spelled, add_generation_prompt=ask)
-            if jinja.as_read(jinja.write(messages, ask)) != jinja.as_read(ours + ("" if ask else tail)):
-                raise jinja.refusal("it writes other things round some words, or for some numbers of turns")
+def _writes_as(jinja: _Jinja, template: Template, tail: str, system: Sequence[str]) -> bool:
+    """Whether the Jinja writes what the template spells, with this system text or none, for one to four turns.
+
+    `tail` is what it writes after the end of the last reply.
+    """
+    for count in range(1, len(_HOSTILE) + 1):
+        messages = [*({"role": "system", "content": text} for text in system), *_messages(_HOSTILE[:count])]
+        ask = count % 2 == 1
+        ours = render_text(Conversation.from_messages(messages), template, add_generation_prompt=ask)
+        try:
+            written = jinja.write(messages, ask)
+        except PromptError:
+            if system:
+                return False
+            raise
+        if jinja.as_read(written) != jinja.as_read(ours + ("" if ask else tail)):
+            return False
+    return True
 
 
 def _check_ids(jinja: _Jinja, template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
