@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from minichat.scenes.speech.answers import Answer
 from minichat.scenes.speech.answers_whole import answer
-from minichat.scenes.speech.program import Program, Things
+from minichat.scenes.speech.program import Program, Things, matching
 from minichat.scenes.truth import Look
 from minichat.scenes.world import Scene, random_scene
 
@@ -46,7 +46,10 @@ def _scene(program: Program, rng: random.Random, wanted: bool) -> tuple[Scene, A
         scene = random_scene(rng)
         if rng.random() < 0.8:
             scene = _with(scene, program.things, rng)
-        found = answer(program, Look(scene))
+        look = Look(scene)
+        if program.operation in _OF_ONE and any(len(matching(look, things) or ()) != 1 for things in program.things):
+            continue
+        found = answer(program, look)
         if found is None or (found.asked in (("none",), ("number",)) and program.operation not in _MAY_LACK):
             continue
         if found.yes in (None, wanted):
@@ -57,6 +60,9 @@ def _scene(program: Program, rng: random.Random, wanted: bool) -> tuple[Scene, A
     return spare
 
 
+#: Operations that take each set for one thing.
+_OF_ONE = {"query", "verify", "choose", "tell", "bigger", "is bigger", "alike", "beside", "choose beside", "where from",
+           "what beside", "anything beside", "count beside", "nearest", "next to", "between", "further"}  # fmt: skip
 _MAY_LACK = {"count", "kinds", "common", "which more", "how many more", "count choose", "count beside", "what beside",
              "at", "list", "between"}  # fmt: skip
 

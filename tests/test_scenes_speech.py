@@ -312,6 +312,9 @@ def test_what_is_taken_for_granted_and_not_so_is_said() -> None:
         (Program("beside", (star, ring), ("left",)), "There are two stars."),
         (Program("first", (Things(),), ("largest", "colour")), "There are two large ones: a red star and a blue star."),
         (Program("exists", (Things(without="star"),)), "No, there are only stars."),
+        (Program("count", (Things(colour="red", also=Things(colour="green")),)), "There is one red or green object."),
+        (Program("count", (Things(shape="star", also=ring),)), "There are two stars and rings."),
+        (Program("count", (Things(shape="heart", also=ring),)), "There are no hearts or rings."),
     ):
         found = answer(program, Look(scene))
         assert found is not None and found.reply == reply, program

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from minichat.scenes.truth import NUMBERS, Look, Name, half, join, matches, plural
+from minichat.scenes.truth import NUMBERS, Look, Name, half, matches, plural
 from minichat.scenes.truth import words as spelled
 from minichat.scenes.world import COLOURS, SHAPES, SIZES, Thing
 
@@ -99,7 +99,11 @@ def called(things: Things, number: int = 1) -> str:
     """As the assistant calls them: "red star", "objects that are not red", "circles and squares in the left half"."""
     if things.also is not None:
         first, second = replace(things, also=None, side=None), replace(things.also, side=None)
-        text = join([called(first, 2), called(second, 2)])
+        link = "and" if number > 1 else "or"
+        if first == Things(colour=first.colour) and second == Things(colour=second.colour):
+            text = f"{first.colour} {link} {second.colour} object{'' if number == 1 else 's'}"
+        else:
+            text = f"{called(first, number)} {link} {called(second, number)}"
     else:
         text = spelled(things.name)
         text = text if number == 1 else plural(text)
@@ -114,17 +118,14 @@ def called(things: Things, number: int = 1) -> str:
 
 def numbered(things: Things, number: int) -> str:
     """With its number: "a red star", "no stars", "three objects that are not red"."""
-    if number == 1 and things.also is None:
+    if number == 1:
         text = called(things)
         return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
-    if number == 0 and things.also is None:
-        return f"no {called(things)}"
-    return f"{NUMBERS[number] if number else 'no'} {called(things, 2)}"
+    return f"{NUMBERS[number]} {called(things, number)}" if number else f"no {called(things)}"
 
 
 def there_are(things: Things, number: int, *, counted: bool = False) -> str:
     """ "there is a red star", "there are three stars"; `counted`: "there is one red star", "there are no stars"."""
-    if counted and number < 2 and things.also is None:
-        return f"there is one {called(things)}" if number else f"there are no {called(things, 2)}"
-    plural_verb = number > 1 or (things.also is not None)
-    return f"there {'are' if plural_verb else 'is'} {numbered(things, number)}"
+    if counted and number < 2:
+        return f"there is one {called(things)}" if number else f"there are no {called(things, 0)}"
+    return f"there {'are' if number > 1 else 'is'} {numbered(things, number)}"
