@@ -205,7 +205,10 @@ def _core(key: str, cores: tuple[str, ...], slots: Slots, rng: random.Random) ->
         raise Unsayable  # "which colours are there?" says nothing of whose
     whole = key in _PLACED or key.startswith("ground")
     placed = whole or "{pic}" in text or any(t.side for t in slots.program.things)
+    owned = "{the}'s" in text
     text = text.format_map(slots)
+    if owned and slots.nouns.manners & TRAILING:
+        raise Unsayable  # "the one that's red's small"
     if not placed and rng.random() < 0.25:
         text += " " + slots.nouns.here()
     return tidy(text)
