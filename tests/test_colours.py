@@ -98,6 +98,7 @@ def test_srgb_and_no_profile_are_left_as_they_are():
 @pytest.mark.parametrize(
     "broken",
     [b"x", b"\0" * 200, SRGB[:100], SRGB[: len(SRGB) // 2], of_inks(), profile(b"RGB ", {}), profile(b"9CLR", {})],
+    ids=["a letter", "zeros", "a beginning", "a half", "of inks", "empty", "of nine colours"],  # bytes hold the time
 )
 def test_a_broken_profile_or_one_of_another_mode_is_ignored(broken):
     assert same(images.load(encoded(picture(), "PNG", icc_profile=broken)), picture())
