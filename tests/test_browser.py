@@ -99,7 +99,7 @@ def fake(scripted: Running) -> tuple[FakeBot, str]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait until it is so."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -317,7 +317,7 @@ def test_what_waits_for_its_turn_can_be_stopped(fake, browser):
         other.close()
     until(lambda: bot.running == 0)
     page.press("#mc-box textarea", "Enter")
-    page.get_by_text("You asked “I wait”").wait_for()
+    page.get_by_text("You asked “I wait”, pictures: 0.").wait_for()
     assert replies(page) == ["You asked “I wait”, pictures: 0."]
     page.context.close()
 

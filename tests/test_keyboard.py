@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -53,6 +54,7 @@ class Terminal:
         pytest.importorskip("readline")
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # whatever the tests were started by
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
             os.execve(sys.executable, [sys.executable, "-c", FAKE, "chat"], environment)
         self.seen = ""
@@ -68,6 +70,7 @@ class Terminal:
         return shown + text
 
     def type(self, keys: str, then: str) -> str:
+        time.sleep(0.2)  # until what was shown is also what is waited in
         os.write(self.fd, keys.encode())
         return self.until(then)
 

@@ -311,7 +311,7 @@ def hashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     publish(folder / "files")
     given = arguments(folder / "files")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minichat.weights.llm._SAMPLE", 64)
+        patch.setattr("minichat.weights.fingerprint._SAMPLE", 64)
         convert(folder / "holds", merge=True, verify=True, **given)
         convert(folder / "refers", verify=True, **given)
         export(str(folder / "refers"), "projection", folder / "trained", verify=True)

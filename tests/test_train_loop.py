@@ -390,7 +390,12 @@ def test_a_missing_picture_is_refused_by_file_and_line(desk: Path, tmp_path: Pat
     (tmp_path / "pictures" / "1-0.png").unlink()
     for workers in (0, 1):
         with pytest.raises(DataError, match=r"talks\.jsonl:2: the picture 'pictures/1-0.png' is missing") as caught:
-            run(desk, f"data.train={tmp_path / 'talks.jsonl'}", f"out={tmp_path / 'run'}", f"data.workers={workers}")
+            asked = [
+                f"data.train={tmp_path / 'talks.jsonl'}",
+                f"data.workers={workers}",
+                "data.damaged_pictures=refuse",
+            ]
+            run(desk, *asked, f"out={tmp_path / 'run'}")
         assert "Traceback" not in str(caught.value)
 
 

@@ -143,7 +143,7 @@ def test_the_page_and_the_configurations_say_the_same() -> None:
             ["--tokenizer", "bert-base-uncased", "--qformer", "blip2_pretrained.pth", "--llm", "x"],
             "takes no other part",
         ),
-        (["--vit", "eva_vit_g.pth", "--llm", "x"], "give --llm and --template; or --tokenizer"),
+        (["--vit", "eva_vit_g.pth", "--llm", "x"], "The LLM 'x' is not there"),
     ],
 )
 def test_a_conversion_of_too_much_or_too_little(desk: Path, more: list[str], message: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from minichat.data.rows import Row
 from minichat.disk import write_json
@@ -255,7 +256,12 @@ class _Eyes(nn.Module):
         self.vision_model, self.bridge = model.vision_model, nn.Identity()
         vision = model.config.vision_config
         patches = 1 + (vision.image_size // vision.patch_size) ** 2
-        self.config = SimpleNamespace(num_image_tokens=patches, image_feature_size=vision.hidden_size)
+        self.config = SimpleNamespace(
+            vision_config=vision,
+            bridge_config=PreTrainedConfig(),  # there is no bridge, and nothing to say of it
+            num_image_tokens=patches,
+            image_feature_size=vision.hidden_size,
+        )
         self.eval()
 
     def encode_features(self, pixel_values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minichat.weights.fingerprint import fingerprint
+from minichat.weights.fingerprint import fingerprint, fingerprint_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,11 @@ _AT_MOST = 2**30  # bytes of a file that is hashed whenever it is read; `--verif
 
 def checksum(tensors: Iterable[tuple[str, Tensor]], said: str = "") -> str:
     """SHA-256 of tensors by name, and of a text that belongs to them."""
-    return hashlib.sha256(f"{fingerprint(tensors, whole=True)} {said}".encode()).hexdigest()
+    return _with(fingerprint(tensors, whole=True), said)
+
+
+def _with(found: str, said: str = "") -> str:
+    return hashlib.sha256(f"{found} {said}".encode()).hexdigest()
 
 
 def is_sound(path: Path) -> bool:
@@ -41,9 +45,10 @@ def is_sound(path: Path) -> bool:
 def _is_sound(path: Path, size: int, changed: int) -> bool:
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    # Read tensor by tensor and not mapped: a mapped file would be in memory as a whole, beside a quantized model.
+    with safe_open(path, framework="pt", backend="pread") as file:
         written = (file.metadata() or {}).get(KEY)
-        return written is None or written == checksum((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+        return written is None or written == _with(fingerprint_of(file.keys(), file.get_tensor, whole=True))
 
 
 def of_facts(facts: Mapping[str, Any]) -> str:
