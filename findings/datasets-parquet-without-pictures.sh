@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# datasets 5.2.0: to_parquet of an imagefolder data set writes the path of each picture and none of its bytes, though
-# push_to_hub embeds them. The file reads well where it was written. Copied elsewhere, or once the folder has moved,
+# datasets 5.2.0: to_parquet of an imagefolder data set writes the path of each picture and none of its bytes. The file
+# reads well where it was written. Copied elsewhere, or once the folder has moved,
 # it has captions without pictures, and the error comes only when a picture is first decoded.
 # A user who ships or archives pictures with their captions as one Parquet file finds the loss when it is too late.
 # Instead: embed first, data.with_format("arrow").map(embed_table_storage, batched=True) (from datasets.table).
