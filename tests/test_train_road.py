@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from minichat.data.drawn import DrawnStream
 from minichat.data.example import Example, StoredPicture, Turn, Where
+from minichat.data.formats.stream import Part
 from minichat.errors import DataError, SettingsError
 from minichat.prompt.processing import MODEL_FILE
 from minichat.prompt.wordpiece import write_vocabulary
 from minichat.scenes.training import ORDINALS
 from minichat.train.config import Config, OptimizerConfig, Source, read_config
-from minichat.train.data import texts
+from minichat.train.data import _mixed, texts
 from minichat.train.language import Language
 from minichat.train.loop import train
 from minichat.train.new_parts import NewVision
@@ -224,12 +227,29 @@ def test_a_vocabulary_of_what_a_configuration_learns_from(tmp_path: Path) -> Non
     assert list(texts(settings, most=50)) == list(texts(settings, most=80))[:50]
 
 
-def test_what_is_drawn_is_not_mixed_with_what_is_read(tmp_path: Path) -> None:
-    settings = config("0a_vision", tmp_path)
-    sources = (*settings.data.train, Source("shards/{0..1}.tar", options={"easy": 8000}))
-    mixed = replace(settings, data=replace(settings.data, train=sources))
-    with pytest.raises(SettingsError, match="cannot be mixed"):
-        list(texts(mixed, most=1))
+def test_what_is_drawn_is_mixed_with_what_is_read_batch_by_batch(tmp_path: Path) -> None:
+    said = tmp_path / "said.jsonl"
+    records = [
+        {"messages": [{"role": "user", "content": f"Question {n}?"}, {"role": "assistant", "content": f"Reply {n}."}]}
+        for n in range(20)
+    ]
+    said.write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings = config("0a_vision", tmp_path, "run.batch_size=4")
+    sources = (*settings.data.train, Source(str(said), ratio=8, options={"shuffle": 5}))
+    mixed = _mixed(replace(settings, data=replace(settings.data, train=sources)))
+
+    def read(part: Part = Part(), skip: int = 0, count: int = 80) -> list[str]:
+        return [str(record.where) for record in itertools.islice(mixed.scan(part, skip), count)]
+
+    all_of_it = read(count=160)
+    is_read = ["said" in where for where in all_of_it]
+    for start in range(0, 160, 4):
+        assert len(set(is_read[start : start + 4])) == 1, "a batch is of one kind"
+    assert 20 < sum(is_read) < 140
+    for skip in (1, 4, 37):
+        assert read(skip=skip) == all_of_it[skip : skip + 80], "a run that goes on reads what it would have read"
+    assert [read(Part(0, 2)), read(Part(1, 2))] == [all_of_it[0::2], all_of_it[1::2]], "two processes share it"
+    assert read(Part(1, 2), skip=5, count=30) == all_of_it[11:71:2]
 
 
 def test_muon_where_layers_matrices_alone_train() -> None:

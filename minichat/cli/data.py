@@ -290,6 +290,35 @@ def vocabulary(
 
 
 @app.command()
+def answers(
+    questions: Annotated[Path, typer.Argument(help="A text file, a question in each line.")],
+    out: Annotated[Path, typer.Option("--out", help="A new file, .jsonl.")],
+    model: Annotated[str, typer.Option("--model", help="Who answers: a model's name or folder.")],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="A longer reply is left out.")] = 160,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Questions at a time.")] = 16,
+) -> None:
+    """Write what a model answers to plain questions, without a picture, as conversations to train on.
+
+    Mixed into a training, its own words keep an LLM from forgetting how it talks (self-distillation).
+    """
+    from minichat.data.example import Example, Turn, Where
+    from minichat.data.formats.asking import read_instructions
+    from minichat.data.write import write
+    from minichat.evaluate.replies import Ask, Teller
+    from minichat.load import load
+
+    asked = list(dict.fromkeys(read_instructions(questions)))
+    said = Teller(load(model), batch_size=batch_size, progress=_progress).replies(list(map(Ask, asked)), max_new_tokens)
+    whole = [
+        Example((Turn("user", (question,)), Turn("assistant", (reply.text,))), Where(questions.name, 0, number))
+        for number, (question, reply) in enumerate(zip(asked, said, strict=True), 1)
+        if reply.whole
+    ]
+    count = write(whole, out)
+    typer.echo(f"{count:,} answers are in {out}; {len(asked) - count:,} were too long.", err=True)
+
+
+@app.command()
 def scenes(
     out: Annotated[Path, typer.Option("--out", help="A new or empty folder.")],
     count: Annotated[int, typer.Option("--count", help="How many samples.")] = 1000,

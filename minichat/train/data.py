@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -15,6 +16,7 @@ from minichat.data.drawn import DrawnStream
 from minichat.data.example import Problem
 from minichat.data.formats import stream
 from minichat.data.formats.reading import Options
+from minichat.data.formats.stream import Part
 from minichat.data.rows import Row, Rows
 from minichat.errors import DataError, SettingsError
 from minichat.train.config import Config, DataConfig, Source
@@ -190,21 +192,56 @@ def _rows(examples: Iterable[Example], render: Callable[[Example], Row]) -> Rows
 
 def _mixed(config: Config) -> Examples:
     """The records of all sources as one stream."""
-    sources = config.data.train
+    drawn = [source for source in config.data.train if source.form == DRAWN]
+    read = [source for source in config.data.train if source.form != DRAWN]
+    streams: list[tuple[float, Examples]] = []
+    for sources, known in ((drawn, ("easy", "examples", "noise", "stages")), (read, ("shuffle", *OPTIONS))):
+        if not sources:
+            continue
+        options = sources[0].options
+        if any(source.options != options for source in sources):
+            raise SettingsError("data.train: sources of one stream must have the same options.")
+        if unknown := sorted(set(options) - set(known)):
+            raise SettingsError(f"data.train: a stream has no option {unknown[0]!r}; it has {' and '.join(known)}.")
+        streams.append((sum(source.ratio for source in sources), _streamed(config, sources)))
+    return streams[0][1] if len(streams) == 1 else ByTurns(streams, config.run.batch_size, config.seed)
+
+
+def _streamed(config: Config, sources: Sequence[Source]) -> Examples:
+    """Sources of one kind, all drawn or all read, as a stream."""
     options = sources[0].options
-    if any(source.options != options for source in sources):
-        raise SettingsError("data.train: sources of one stream must have the same options.")
-    drawn = {source.form == DRAWN for source in sources}
-    if len(drawn) > 1:
-        raise SettingsError(f"data.train: what is {DRAWN} and what is read cannot be mixed: use one or the other.")
-    known = ("easy", "examples", "noise", "stages") if drawn == {True} else ("shuffle", *OPTIONS)
-    if unknown := sorted(set(options) - set(known)):
-        raise SettingsError(f"data.train: a stream has no option {unknown[0]!r}; it has {' and '.join(known)}.")
-    if drawn == {True}:
+    if sources[0].form == DRAWN:
         ratios = {source.source: source.ratio for source in sources}
         return DrawnStream(ratios, batch_size=config.run.batch_size, seed=config.seed, **options)
-    read = [stream.Source(source.source, source.ratio, source.form) for source in sources]
-    return stream.Stream(read, seed=config.seed, **{**_of_all(config.data), **options})
+    files = [stream.Source(source.source, source.ratio, source.form) for source in sources]
+    return stream.Stream(files, seed=config.seed, **{**_of_all(config.data), **options})
+
+
+class ByTurns:
+    """Streams of unlike kinds, by their ratios: each batch is of one of them, which follows from its number alone.
+
+    So rows of like length, which a stream puts one after another, stay in one batch.
+    """
+
+    def __init__(self, streams: Sequence[tuple[float, Examples]], batch_size: int, seed: int) -> None:
+        self._ratios, self._streams = zip(*streams, strict=True)
+        self._batch_size, self._seed = batch_size, seed
+
+    def scan(self, part: Part = Part(), skip: int = 0) -> Iterator[Example | Problem]:
+        """A process's share of the records, from its number `skip` on."""
+        of_a_batch = self._batch_size // part.count
+        batch, within = divmod(skip, of_a_batch)
+        passed = [0] * len(self._streams)
+        for number in range(batch):
+            passed[self._whose(number)] += of_a_batch
+        passed[self._whose(batch)] += within
+        records = [s.scan(part, skip=before) for s, before in zip(self._streams, passed, strict=True)]
+        for number in itertools.count(batch):
+            yield from itertools.islice(records[self._whose(number)], of_a_batch - (within if number == batch else 0))
+
+    def _whose(self, batch: int) -> int:
+        (place,) = random.Random(f"by turns {self._seed} {batch}").choices(range(len(self._streams)), self._ratios)
+        return place
 
 
 def _of_all(data: DataConfig) -> dict[str, Any]:
