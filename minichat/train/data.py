@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DRAWN = "drawn"  # the form of a source that is made up as it is read: its name is a kind of `minichat.data.drawn`
 #: What a stream may be told besides `shuffle`.
 OPTIONS = tuple(field.name for field in fields(Options) if field.name not in ("seed", "epoch"))
+_WHOLE = Part()
 _LOOKED_AT = 100  # records: what is drawn differs among so many
 
 
@@ -227,7 +228,7 @@ class ByTurns:
         self._ratios, self._streams = zip(*streams, strict=True)
         self._batch_size, self._seed = batch_size, seed
 
-    def scan(self, part: Part = Part(), skip: int = 0) -> Iterator[Example | Problem]:
+    def scan(self, part: Part = _WHOLE, skip: int = 0) -> Iterator[Example | Problem]:
         """A process's share of the records, from its number `skip` on."""
         of_a_batch = self._batch_size // part.count
         batch, within = divmod(skip, of_a_batch)
