@@ -52,7 +52,7 @@ def convert(
         Path | None, typer.Option("--qformer", help="BLIP-2's Q-Former as published; none: patches are joined.")
     ] = None,
     blip2: Annotated[
-        str | None, typer.Option("--blip2", help="Instead of both: a Hugging Face BLIP-2, folder or hub id.")
+        str | None, typer.Option("--blip2", help="Instead of both: a Hugging Face BLIP-2 or a MiniChat model.")
     ] = None,
     no_qformer: Annotated[
         bool, typer.Option("--no-qformer", help="Take the ViT alone from --blip2; patches are joined.")

@@ -14,16 +14,13 @@ from minichat.errors import ModelError, SettingsError
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.pretraining_config import PretrainingConfig
 from minichat.weights.account import Account
-from minichat.weights.blip2 import CONFIGS, add_hugging_face
+from minichat.weights.blip2 import add_vision_side
 from minichat.weights.files import WEIGHTS, find_folder, quiet, read_json, weight_files
-from minichat.weights.keys import BERT, OUR_VIT
-from minichat.weights.known import KNOWN
-from minichat.weights.projection import is_projection, read_projection
-from minichat.weights.published import Sizes, add_vision, open_part, resize_positions
+from minichat.weights.keys import BERT
+from minichat.weights.published import Sizes, add_vision, open_part
 from minichat.weights.reading import Checkpoint, read_checkpoint
 from minichat.weights.stage1 import Stage1
-from minichat.weights.values import building, check_parts, check_values
-from minichat.weights.zoo import BUILT_IN, find
+from minichat.weights.values import building, check_values
 
 _PICKLES = "pytorch_model.bin"
 _DECODER = "cls.predictions.decoder."  # the embedding's own rows, where words are tied
@@ -109,47 +106,10 @@ def read_vision(
         return read_vit(file, heads, image_size=image_size)
     if heads is not None:
         raise SettingsError(f"vision_heads is of an EVA file, but {name!r} is none: it tells its heads itself.")
-    ours = name in BUILT_IN or name in KNOWN or is_projection(file)
-    folder = find(name) if ours else find_folder(name, "The vision encoder", CONFIGS)
-    if is_projection(folder):
-        folder = read_projection(folder).base_folder()
     account = Account()
-    if read_json(folder, "config.json").get("model_type") == "minichat":
-        config = _add_ours(account, folder if ours else find(name), image_size)
-    else:
-        config, _ = add_hugging_face(account, name, Sizes(image_size=image_size), qformer=False)
+    config, _ = add_vision_side(account, name, Sizes(image_size=image_size), qformer=False)
     account.check(_wanted_vision(config), {"vision_config": config})
     return config, {name.removeprefix("vision_model."): account.tensor(name) for name in account.names()}
-
-
-_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "qkv_bias",
-)
-
-
-def _add_ours(account: Account, folder: Path, image_size: int | None) -> dict[str, Any]:
-    """Take in a MiniChat model's vision encoder; returns its configuration."""
-    whole, where = read_json(folder, "config.json"), f"config.json in {folder.name!r}"
-    check_values(whole, where)
-    with building(where):
-        given = Blip2VisionConfig(**whole["vision_config"])
-    for file in weight_files(folder):
-        account.add(read_checkpoint(folder / file), OUR_VIT)
-    check_parts(whole, account.names(), where)
-    size = image_size or given.image_size
-    if size % given.patch_size:
-        raise SettingsError(f"image_size is {size}; it must be a multiple of the patch size {given.patch_size}.")
-    if size != given.image_size:
-        resize_positions(account, size // given.patch_size)
-    return {name: getattr(given, name) for name in _SIZES} | {"image_size": size}
 
 
 def _wanted_vision(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""The vision side of a Hugging Face BLIP-2: only the files that hold it are fetched and read."""
+"""The vision side of a Hugging Face BLIP-2, or of a model of ours: only the files that hold it are fetched and read."""
 
 from __future__ import annotations
 
@@ -7,46 +7,63 @@ from typing import Any
 
 from minichat.errors import ModelError, SettingsError
 from minichat.weights.account import Account
-from minichat.weights.files import WEIGHTS, find_folder, read_json, weight_map
+from minichat.weights.files import WEIGHTS, find_folder, read_json, weight_files, weight_map
 from minichat.weights.hub import verify
-from minichat.weights.keys import HUGGING_FACE_BLIP2, HUGGING_FACE_VIT
+from minichat.weights.keys import HUGGING_FACE_BLIP2, HUGGING_FACE_VIT, OUR_VISION_SIDE, OUR_VIT
+from minichat.weights.known import KNOWN
+from minichat.weights.projection import is_projection, read_projection
 from minichat.weights.published import Sizes, resize_positions
 from minichat.weights.reading import read_checkpoint
 from minichat.weights.values import building, check_parts, check_values
+from minichat.weights.zoo import BUILT_IN, find
 
 _INDEX = f"{WEIGHTS}.index.json"
 CONFIGS = ("config.json", _INDEX)
 RETRIEVAL = "Blip2ForImageTextRetrieval"
 
 
-def add_hugging_face(
+def add_vision_side(
     account: Account, name: str, sizes: Sizes, qformer: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take in a BLIP-2's vision encoder, Q-Former and queries; returns the configurations of the first two.
+    """Take in a vision encoder, Q-Former and queries; returns the configurations of the first two.
 
-    Its last norm is the originals' `ln_vision`; here it has their eps of 1e-5, as MiniGPT-4 was trained, not the 1e-6
-    that transformers gives it. Without `qformer` the vision encoder alone is taken, and no configuration of the other.
-    Raises `ModelError` for a folder that is no BLIP-2 or not whole, or a file that did not come as it was published.
+    `name`: a BLIP-2's folder or hub id, what stage 1 left, or a model of ours as `minichat.load` finds it. A BLIP-2's
+    last norm is the originals' `ln_vision`; here it has their eps of 1e-5, as MiniGPT-4 was trained, not the 1e-6 that
+    transformers gives it. Without `qformer` the vision encoder alone is taken, and no configuration of the other.
+
+    Raises `ModelError` for another model or one that is not whole, or a file that did not come as it was published.
     """
     what = "The BLIP-2 model"
-    keys = HUGGING_FACE_BLIP2 if qformer else HUGGING_FACE_VIT
-    folder = find_folder(name, what, CONFIGS)
+    own = _own_folder(name)
+    folder = own or find_folder(name, what, CONFIGS)
     config = read_json(folder, "config.json")
-    if config.get("model_type") != "blip-2":
-        raise ModelError(f"{folder.name!r} holds a model of type {config.get('model_type')!r}, not 'blip-2'.")
+    kind = config.get("model_type")
+    if kind not in ("blip-2", "minichat"):
+        raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not 'blip-2' or 'minichat'.")
     check_values(config, f"config.json in {folder.name!r}")
-    files = vision_files(folder, qformer)
-    folder = find_folder(name, what, [*CONFIGS, *files])
-    for file in files:
-        if not (folder / file).is_file():
-            raise ModelError(f"The BLIP-2 model {folder.name!r} has no {file}: some of its weights are missing.")
-    verify(folder, files)
+    if kind == "minichat":
+        folder = own or find(name)
+        keys, files = OUR_VISION_SIDE if qformer else OUR_VIT, weight_files(folder)
+    else:
+        keys, files = HUGGING_FACE_BLIP2 if qformer else HUGGING_FACE_VIT, vision_files(folder, qformer)
+        folder = find_folder(name, what, [*CONFIGS, *files])
+        if missing := [file for file in files if not (folder / file).is_file()]:
+            raise ModelError(f"The BLIP-2 model {folder.name!r} has no {missing[0]}: some of its weights are missing.")
+        verify(folder, files)
     for file in files:
         account.add(read_checkpoint(folder / file), keys)
     check_parts(config, account.names(), f"config.json in {folder.name!r}")
     with building(f"config.json in {folder.name!r}"):
         vision, known = _configs(account, config, sizes)
     return vision, known if qformer else {}
+
+
+def _own_folder(name: str) -> Path | None:
+    """The folder of a model of ours that has a name, or that a projection belongs to."""
+    folder = Path(name).expanduser()
+    if name in BUILT_IN or name in KNOWN:
+        folder = find(name)
+    return read_projection(folder).base_folder() if is_projection(folder) else folder if folder.is_dir() else None
 
 
 def vision_files(folder: Path, qformer: bool = True) -> list[str]:
@@ -62,7 +79,8 @@ def _configs(account: Account, config: dict[str, Any], sizes: Sizes) -> tuple[di
 
     vision = Blip2VisionConfig(**(config.get("vision_config") or {})).to_diff_dict()
     vision.setdefault("hidden_size", Blip2VisionConfig().hidden_size)
-    qformer = Blip2QFormerConfig(**(config.get("qformer_config") or {})).to_diff_dict()
+    bridge = config.get("bridge_config") or {"qformer": config.get("qformer_config")}
+    qformer = Blip2QFormerConfig(**(bridge.get("qformer") or {})).to_diff_dict()
     if config.get("architectures") == [RETRIEVAL]:  # what stage 1 left: its text branch ends here
         qformer |= {"use_qformer_text_input": False, "vocab_size": Blip2QFormerConfig().vocab_size}
     if qformer.get("use_qformer_text_input"):

@@ -18,7 +18,7 @@ from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
 from minichat.prompt.template import OWN, TEMPLATES, get_template
 from minichat.weights.account import Account
 from minichat.weights.adapter import Adapter
-from minichat.weights.blip2 import add_hugging_face
+from minichat.weights.blip2 import add_vision_side
 from minichat.weights.files import quiet
 from minichat.weights.llm import Llm, find_llm
 from minichat.weights.published import Sizes, add_bridge, add_vision, bridge_sizes, open_part, projection_sizes
@@ -57,9 +57,9 @@ def convert(
         template: the prompt template that the weights were trained with; "tokenizer": the LLM's own `chat_template`.
         projection: what a training run of MiniGPT-4 saved (`llama_proj.*`). None: a random one, always the same, for
             training to begin with.
-        vit, qformer: EVA's ViT and BLIP-2's Q-Former as the originals published them; or `blip2`, a Hugging Face
-            BLIP-2 that holds both, or what stage 1 alone left (`write_stage1`). Without a Q-Former, patches are joined
-            (MiniGPT-4 with Llama-2).
+        vit, qformer: EVA's ViT and BLIP-2's Q-Former as the originals published them; or `blip2`, which holds both: a
+            Hugging Face BLIP-2, what stage 1 alone left (`write_stage1`), or a model of ours that another LLM is put
+            behind. Without a Q-Former, patches are joined (MiniGPT-4 with Llama-2).
         no_qformer: take the vision encoder alone from `blip2`.
         vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
         allow_unused: globs of tensors that may be left out although nothing is known of them; recorded in the folder.
@@ -141,7 +141,7 @@ def _vision_side(
         names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
         vision = add_vision(account, open_part(vit, "EVA vision encoder", *names), sizes)
     else:
-        vision, known = add_hugging_face(account, str(blip2), sizes, read_qformer)
+        vision, known = add_vision_side(account, str(blip2), sizes, read_qformer)
         sizes = Sizes(sizes.vision_heads, sizes.vision_layers, known.get("num_attention_heads", sizes.qformer_heads))
     add_bridge(account, original, trained)
     bridge = bridge_sizes(account, vision, sizes)

@@ -16,17 +16,18 @@ from minichat.disk import locked
 from minichat.errors import ModelError
 from minichat.weights import hub
 from minichat.weights.hub import HubFile
-from minichat.weights.known import KnownModel, PublishedFile, Repository
+from minichat.weights.known import KNOWN_LLMS, Joined, KnownModel, PublishedFile, Repository
+from minichat.weights.packaged import packaged_folder
 from minichat.weights.places import files_folder, gigabytes, home, shown, tell
 
 _SPARE = 64 * 1024**2  # bytes: configurations, tokenizers, the index of a file system
 
 
-def model_folder(model: KnownModel) -> Path:
+def model_folder(model: KnownModel | Joined) -> Path:
     return home() / model.name
 
 
-def is_here(model: KnownModel) -> bool:
+def is_here(model: KnownModel | Joined) -> bool:
     """Whether the model is converted already. Its folder was written whole or not at all."""
     return (model_folder(model) / "config.json").is_file()
 
@@ -37,7 +38,26 @@ def fetch(model: KnownModel, say: Callable[[str], None] | None = None) -> Path:
     `say` is told what is being done; by default it is written to stderr. Raises `ModelError` where a person must get
     something first, where the disk is too small, or where a file is not what it should be.
     """
+    return _made(model, lambda folder: _make(model, folder, say or tell), say or tell)
+
+
+def join(model: Joined, say: Callable[[str], None] | None = None) -> Path:
+    """The folder of a vision side before a packaged LLM; put together first where that was not done yet.
+
+    Nothing is downloaded. Raises `ModelError`, which says the command that fetches it, where the LLM is not here.
+    """
     say = say or tell
+    packaged_folder(KNOWN_LLMS[model.llm], say)
+
+    def make(folder: Path) -> None:
+        from minichat.weights.convert import convert
+
+        convert(folder, blip2=model.vision, llm=model.llm)
+
+    return _made(model, make, say)
+
+
+def _made(model: KnownModel | Joined, make: Callable[[Path], None], say: Callable[[str], None]) -> Path:
     folder, lock = model_folder(model), home() / f".{model.name}.lock"
     if is_here(model):
         return folder
@@ -50,7 +70,7 @@ def fetch(model: KnownModel, say: Callable[[str], None] | None = None) -> Path:
         ) from None
     with locked(lock, lambda: say(f"Another process is making {model.name}: waiting for it ...")):
         if not is_here(model):
-            _make(model, folder, say)
+            make(folder)
     return folder
 
 

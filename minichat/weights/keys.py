@@ -151,6 +151,13 @@ OUR_VIT = KeyMap(
     parts={"vision_model.": "vision_model."},
 )
 
+# The whole vision side of one, where it has a Q-Former.
+OUR_VISION_SIDE = KeyMap(
+    used={},
+    unused=("projection.*", "language_model.*"),
+    parts={"vision_model.": "vision_model.", "bridge.": "bridge."},
+)
+
 # BLIP-2 after stage 1, with all that stage 2 leaves out (lavis/models/blip2_models/blip2_qformer.py).
 BLIP2_STAGE1 = KeyMap(
     used={

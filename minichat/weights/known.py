@@ -98,6 +98,15 @@ class PackagedLlm:
         return self.member.rpartition("/")[2]
 
 
+@dataclass(frozen=True)
+class Joined:
+    """The vision side of a built-in model before a packaged LLM, with a random projection: what a trained one needs."""
+
+    name: str
+    vision: str
+    llm: str
+
+
 _LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 _LLAMA_13B = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
 _VICUNA = {"vocab_size": 32001, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
@@ -211,3 +220,6 @@ _LLMS = (
     ),
 )
 KNOWN_LLMS = {llm.name: llm for llm in _LLMS}
+
+_JOINED = (Joined("minichat-small-base", vision="minichat-tiny", llm="smollm2-135m-instruct"),)
+JOINED = {base.name: base for base in _JOINED}

@@ -77,6 +77,11 @@ def llm_is_here(llm: PackagedLlm) -> bool:
     return (llm_folder(llm) / "config.json").is_file()
 
 
+def llm_at_hand(llm: PackagedLlm) -> bool:
+    """Whether it can be used without a download: unpacked, or its file is on this machine."""
+    return llm_is_here(llm) or _on_this_machine(llm) is not None
+
+
 def llm_folder(llm: PackagedLlm) -> Path:
     """Where a packaged LLM is, or will be: of another file, another folder."""
     return _llms() / f"{llm.name}-{llm.member_sha256[:12]}"

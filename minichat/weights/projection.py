@@ -17,7 +17,7 @@ from minichat.errors import ModelError
 from minichat.weights.adapter import copy_adapter, trained_adapter
 from minichat.weights.checksum import of_facts
 from minichat.weights.files import HUB_ID, check_header, read_json, weight_files
-from minichat.weights.known import KNOWN
+from minichat.weights.known import JOINED, KNOWN
 from minichat.weights.verifying import RECORDED, hashes
 from minichat.weights.zoo import BUILT_IN, find
 
@@ -31,6 +31,7 @@ FROZEN = ("vision_model", "bridge", "language_model")
 _FORMAT = "minichat-projection"
 _PARCEL = ".projection"
 _SUM = "checksum"
+_KNOWN = (*BUILT_IN, *JOINED, *KNOWN)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Projection:
         """The base model's folder. Raises `ModelError` where it is gone, or is a projection itself."""
         name = self.base_name()
         shown = Path(name).name if "path" in self.base else name
+        if name in _KNOWN:  # an error says how to get it
+            return find(name)
         try:
             folder = find(name)
         except ModelError:
@@ -241,7 +244,7 @@ def _stored(folder: Path) -> dict[str, Tensor]:
 
 
 def _reference(name: str, folder: Path) -> dict[str, str]:
-    if name in BUILT_IN or name in KNOWN:
+    if name in _KNOWN:
         return {"name": name}
     if not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name):
         return {"id": name}

@@ -8,12 +8,15 @@ from importlib import resources
 from pathlib import Path
 
 from minichat.errors import ModelError
-from minichat.weights.fetch import fetch
+from minichat.weights.fetch import fetch, join
 from minichat.weights.files import HUB_ID, from_hub
-from minichat.weights.known import KNOWN, KNOWN_LLMS
-from minichat.weights.packaged import fetch_llm
+from minichat.weights.known import JOINED, KNOWN, KNOWN_LLMS
+from minichat.weights.packaged import fetch_llm, llm_at_hand
 
-BUILT_IN = ("minichat-tiny",)
+AUTO = "auto"  # the best built-in model that is here whole
+TINY, SMALL = "minichat-tiny", "minichat-small"
+BUILT_IN = (TINY, SMALL)
+_LLM_OF_SMALL = KNOWN_LLMS["smollm2-135m-instruct"]
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
 ASSETS = Path(str(resources.files("minichat"))) / "assets"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # of a repository on the hub; nothing that could run
@@ -25,6 +28,10 @@ def find(name: str | os.PathLike[str]) -> Path:
     Raises `ModelError`, which says what is known and where was looked, or what is missing.
     """
     text = os.fspath(name)
+    if text == AUTO:
+        text = default_model()
+    if text in JOINED:
+        return join(JOINED[text])
     if text in BUILT_IN or text in BUILT_IN_STAGE1:
         folder = ASSETS / text
         if not folder.is_dir():
@@ -45,6 +52,11 @@ def find(name: str | os.PathLike[str]) -> Path:
     raise ModelError(f"{nowhere} and no hub id of the form owner/name.")
 
 
+def default_model() -> str:
+    """minichat-small where its LLM is on this machine, else minichat-tiny, which needs no download."""
+    return SMALL if llm_at_hand(_LLM_OF_SMALL) else TINY
+
+
 def fetch_named(name: str) -> Path:
     """Fetch what a known name stands for, a model or an LLM to build on; its folder. Nothing is done twice.
 
@@ -52,6 +64,9 @@ def fetch_named(name: str) -> Path:
     """
     if name in KNOWN_LLMS:
         return fetch_llm(KNOWN_LLMS[name])
+    if name == SMALL:
+        fetch_llm(_LLM_OF_SMALL)
+        join(JOINED["minichat-small-base"])
     if name in KNOWN or name in (*BUILT_IN, *BUILT_IN_STAGE1):
         return find(name)
     raise ModelError(f"There is no known model {name!r} ({_close_to(name)}); what has another name needs no fetching.")
