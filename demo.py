@@ -10,7 +10,7 @@ import sys
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options, spelled as everywhere in MiniChat."""
     parser = argparse.ArgumentParser(description="Talk about pictures in a web page.")
-    parser.add_argument("--model", default="minichat-tiny", help="name, folder or hub id (default: %(default)s)")
+    parser.add_argument("--model", default="auto", help="name, folder or hub id (default: the best built-in)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)")
     parser.add_argument("--quantize", choices=("8bit", "4bit"), help="keep the LLM in 8 or 4 bits (bitsandbytes)")
@@ -37,6 +37,7 @@ def serve(options: argparse.Namespace) -> int:
     given = {name: value for name in ("quantize", "device_map") if (value := getattr(options, name))}
     try:
         bot = minichat.load(options.model, device=options.device, dtype=options.dtype, **given)
+        print(f"The model is {bot.name}.", file=sys.stderr)  # noqa: T201
         running = web.launch(web.build_app(bot), host=options.host, port=options.port)
         print(f"MiniChat is at {running.url}  (Ctrl-C ends it)", flush=True)  # noqa: T201
         running.wait()

@@ -15,7 +15,7 @@ from minichat.weights.files import check_header, quiet, read_json, weight_files
 from minichat.weights.known import KNOWN
 from minichat.weights.projection import is_projection, read_projection
 from minichat.weights.values import check_values, read_config
-from minichat.weights.zoo import BUILT_IN, find
+from minichat.weights.zoo import AUTO, BUILT_IN, default_model, find
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ __all__ = ["BUILT_IN", "find", "load"]
 
 
 def load(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] = AUTO,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     quantize: str | None = None,
@@ -40,7 +40,8 @@ def load(
 
     Args:
         name: a built-in model's name, a folder (a whole model, one that refers to its LLM, or a trained projection),
-            or a hub id ("owner/name"), which is taken from the local cache where there is no network.
+            or a hub id ("owner/name"), which is taken from the local cache where there is no network. "auto": the
+            built-in model minichat-small where its LLM is on this machine, else minichat-tiny.
         device: "auto" (CUDA, else MPS, else CPU) or a device of PyTorch's.
         dtype: "auto" (CPU float32; CUDA bfloat16, or float16 where that is only emulated; MPS float16), "float32",
             "bfloat16" or "float16". The projection is always in float32.
@@ -58,6 +59,7 @@ def load(
         SettingsError: for a device, dtype, quantization or map that does not exist here or does not fit.
     """
     placement = choose(device, dtype, quantize, device_map)
+    name = default_model() if name == AUTO else name
     _check_room(os.fspath(name), placement)
     folder = own = find(name)
     shown = os.fspath(name) if name in BUILT_IN else folder.name

@@ -55,7 +55,7 @@ def reference() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What was found of pictures is remembered for this session of tests alone, not for the user."""
+    """What is kept is kept for these tests alone, not for the user, whose LLM does not change which model "auto" is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minichat.train.damage.home", lambda: tmp_path_factory.getbasetemp() / "home")
+        patch.setenv("MINICHAT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
         yield

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import minichat
@@ -31,10 +32,11 @@ from minichat.hardware.machine import Device, Machine
 from minichat.prompt.template import TEMPLATES
 from minichat.weights import fetch as fetching
 from minichat.weights import places, zoo
+from minichat.weights.convert import convert
 from minichat.weights.hub import HubFile
 from minichat.weights.known import KNOWN, KNOWN_LLMS, KnownModel, PublishedFile, Repository
 from minichat.weights.projection import write_projection
-from minichat.weights.zoo import find
+from minichat.weights.zoo import default_model, find
 from tests.hub import StandInHub, serving
 from tests.published_files import LLM, PROJECTION, QFORMER, VIT, publish, publish_blip2, publish_pickled
 from tests.tiny import noise_picture
@@ -537,3 +539,21 @@ def test_models_lists_them(hub: StandInHub, published: Published, tmp_path: Path
     assert "minigpt4-llama2-7b: not fetched yet\n  template    llama2\n" in shown.stdout
     assert "small-qformer: here\n" in shown.stdout
     assert str(tmp_path / "home" / "files") in shown.stderr
+
+
+def test_auto_is_the_model_that_needs_no_download_where_there_is_no_llm() -> None:
+    assert default_model() == "minichat-tiny"
+    assert find("auto") == find("minichat-tiny")
+    assert minichat.load(device="cpu").name == "minichat-tiny"
+
+
+def test_a_model_of_ours_lends_its_vision_side_to_another_llm(published: Published, tmp_path: Path) -> None:
+    """Nothing of it changes on the way, and a random projection stands where another was trained."""
+    llm = published.repositories["pub/vicuna"]
+    made = convert(tmp_path / "made", blip2="minichat-tiny", llm=str(llm), template="vicuna-v0")
+    own, lent = (load_file(folder / "model.safetensors") for folder in (find("minichat-tiny"), made))
+    side = {name for name in own if name.startswith(("vision_model.", "bridge."))}
+    assert side == {name for name in lent if not name.startswith("projection.")}
+    assert all(torch.equal(own[name], lent[name]) for name in side)
+    seen = [minichat.load(name, device="cpu").encode([noise_picture(1)]) for name in (made, "minichat-tiny")]
+    assert torch.equal(*seen)

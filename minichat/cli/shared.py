@@ -67,7 +67,24 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
-Model = Annotated[str, typer.Option("--model", help="A known name, a folder, or a hub id.")]
+DEFAULT_MODEL = "auto"
+
+
+def _named(model: str) -> str:
+    """The model that is meant; which one "auto" is, is said."""
+    if model != DEFAULT_MODEL:
+        return model
+    from minichat.weights.zoo import default_model
+
+    chosen = default_model()
+    typer.echo(f"The model is {chosen}.", err=True)
+    return chosen
+
+
+Model = Annotated[
+    str,
+    typer.Option("--model", help="A known name, a folder, or a hub id; auto: the best built-in one.", callback=_named),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the frozen parts.")]
 Quantized = Annotated[Bits | None, typer.Option("--quantize", help="Keep the LLM in 8 or 4 bits (bitsandbytes).")]
@@ -81,8 +98,6 @@ TopP = Annotated[float | None, typer.Option("--top-p", help="Sample from the lik
 Beams = Annotated[int | None, typer.Option("--num-beams", help="Above 1: beam search.")]
 Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1: fewer repetitions.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed samples the same reply.")]
-
-DEFAULT_MODEL = "minichat-tiny"
 
 
 def load_bot(

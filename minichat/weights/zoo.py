@@ -15,7 +15,7 @@ from minichat.weights.packaged import fetch_llm, llm_at_hand
 
 AUTO = "auto"  # the best built-in model that is here whole
 TINY, SMALL = "minichat-tiny", "minichat-small"
-BUILT_IN = (TINY, SMALL)
+BUILT_IN = (TINY,)
 _LLM_OF_SMALL = KNOWN_LLMS["smollm2-135m-instruct"]
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
 ASSETS = Path(str(resources.files("minichat"))) / "assets"
@@ -54,7 +54,7 @@ def find(name: str | os.PathLike[str]) -> Path:
 
 def default_model() -> str:
     """minichat-small where its LLM is on this machine, else minichat-tiny, which needs no download."""
-    return SMALL if llm_at_hand(_LLM_OF_SMALL) else TINY
+    return SMALL if SMALL in BUILT_IN and llm_at_hand(_LLM_OF_SMALL) else TINY
 
 
 def fetch_named(name: str) -> Path:
