@@ -15,8 +15,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest
-import torch
 from hypothesis import settings
+
+import tests.seeds  # noqa: F401 (shifts them)
 
 # The everyday suite tries the same examples each time, so that a red run is a change's doing;
 # HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -26,11 +27,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 # A shell that runs the tests in the background tells them to ignore Ctrl-C, and so would the programs that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-# `make test-rounding` runs what tests draw from a seed with other seeds, too.
-_seed = torch.manual_seed
-if _shift := int(os.environ.get("MINICHAT_TEST_SEED", "0")):
-    torch.manual_seed = lambda seed: _seed(seed + 1000 * _shift)
 
 ROOT = Path(__file__).resolve().parent.parent
 

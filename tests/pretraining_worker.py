@@ -1,13 +1,10 @@
 """One of several processes that train together, each on its share of a batch; see `test_pretraining_processes.py`.
 
-    python -m tests.pretraining_worker RANK PROCESSES FOLDER
-
-Writes what each process computed for each of the `SCENARIOS` to FOLDER.
+`work` writes what each process computed for each of the `SCENARIOS` to a folder.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +74,3 @@ def work(rank: int, processes: int, folder: Path) -> None:
         results[name] = computed(DistributedDataParallel(model_of(name)), batch)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    work(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -2,7 +2,8 @@
 
 A processor's instructions, its number of threads and the libraries' choice of kernels decide in which order a sum is
 added up, and so the last bits of all that is computed. Each run changes one of them, or the seeds that tests draw their
-random models from, and must pass as the plain run does. What this processor does not have is named and left out.
+random models from, and must pass as the plain run does. What this processor does not have, or takes by itself, is named
+and left out.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = 5
+LEVELS = ("DEFAULT", "AVX2", "AVX512")  # of PyTorch's kernels on x86, each with the instructions of those before it
 
-# Their verdicts hang on what a network computes; all others read, write, parse or draw.
+# Their verdicts hang on what a network computes; all others read, write, parse, draw, or start programs.
 COMPUTING = (
     "test_auto", "test_builtin", "test_chat", "test_encoder_decoder", "test_evaluate_model", "test_evaluate_replies",
     "test_evaluate_retrieval", "test_generation", "test_model*", "test_onerow", "test_pretraining*", "test_processing",
@@ -31,30 +33,36 @@ COMPUTING = (
 # Nothing of what these do hangs on a number that was computed, and they take minutes.
 LEFT_OUT = ("test_train_config.py", "test_train_report.py")
 
+# Threads that wait for each other sleep meanwhile: where all cores are busy they would else wait by computing nothing,
+# and take many times as long.
+PLAIN = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "MINICHAT_TEST_SEED": "0"}
+
 
 @dataclass(frozen=True)
 class Variant:
-    """One run: what is different in its environment, and why it cannot be had here (empty: it can)."""
+    """One run: what is different in its environment, and why it is left out here (empty: it is not)."""
 
     name: str
     changed: dict[str, str] = field(default_factory=dict)
-    missing: str = ""
+    left_out: str = ""
 
 
 def variants() -> list[Variant]:
     """Every run of the whole, one variable changed at a time."""
     best = torch.backends.cpu.get_cpu_capability()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    rows = [Variant("as it is")]
-    rows += [Variant(f"OMP_NUM_THREADS={n}", {"OMP_NUM_THREADS": str(n)}) for n in (1, 2)]
-    for level in ("default", "avx2", "avx512"):
+    own, lacks = "what this processor takes by itself", "not in this processor"
+    rows = [Variant("as it is: OMP_NUM_THREADS=1")]
+    rows.append(Variant("OMP_NUM_THREADS=2", {"OMP_NUM_THREADS": "2"}))
+    for level in LEVELS:
         # PyTorch takes the name of what the processor lacks without a check, and may then run instructions it has not.
-        lacks = level != "default" and (not x86 or (level == "avx512" and best != "AVX512"))
-        rows.append(
-            Variant(f"ATEN_CPU_CAPABILITY={level}", {"ATEN_CPU_CAPABILITY": level}, "not in this processor" * lacks)
-        )
-    rows.append(Variant("DNNL_MAX_CPU_ISA=AVX2", {"DNNL_MAX_CPU_ISA": "AVX2"}, "" if x86 else "not in this processor"))
-    rows += [Variant(f"seeds + {n}", {"MINICHAT_TEST_SEED": str(n)}) for n in range(1, SEEDS)]  # "as it is" adds 0
+        has = level == "DEFAULT" or (x86 and level in LEVELS[: LEVELS.index(best) + 1])
+        name = level.lower()
+        why = own if level == best else "" if has else lacks
+        rows.append(Variant(f"ATEN_CPU_CAPABILITY={name}", {"ATEN_CPU_CAPABILITY": name}, why))
+    why = lacks if not x86 else "" if best == "AVX512" else own
+    rows.append(Variant("DNNL_MAX_CPU_ISA=AVX2", {"DNNL_MAX_CPU_ISA": "AVX2"}, why))
+    rows += [Variant(f"seeds + {n}", {"MINICHAT_TEST_SEED": str(n)}) for n in range(1, SEEDS)]  # the first adds 0
     return rows
 
 
@@ -70,25 +78,24 @@ def main() -> int:
     parser.add_argument("pytest", nargs="*", help="test files or options in place of all that compute")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}", flush=True)
-    failed = 0
-    for variant in variants():
-        if options.only not in variant.name:
-            continue
-        if variant.missing:
-            print(f"{variant.name:32} left out: {variant.missing}", flush=True)
-            continue
-        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short", *(options.pytest or files())]
-        started = time.monotonic()
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | variant.changed, check=False, capture_output=True, text=True
-        )
-        last = done.stdout.strip().splitlines()[-1:] or done.stderr.strip().splitlines()[-1:] or ["no output"]
-        print(f"{variant.name:32} {last[0].strip('= ')} ({time.monotonic() - started:.0f} s)", flush=True)
-        if done.returncode:
-            failed += 1
-            print(done.stdout, flush=True)
-    print(f"{failed} runs failed" if failed else "all runs passed", flush=True)
-    return 1 if failed else 0
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short", "-n", "2", "--dist", "loadfile"]
+    chosen = [variant for variant in variants() if options.only in variant.name]
+    results = []
+    for number, variant in enumerate(chosen, 1):
+        print(f"\n=== {number} of {len(chosen)}: {variant.name}", flush=True)
+        if variant.left_out:
+            results.append(f"left out: {variant.left_out}")
+        else:
+            started = time.monotonic()
+            changed = os.environ | PLAIN | variant.changed
+            done = subprocess.run([*command, *(options.pytest or files())], cwd=ROOT, env=changed, check=False)
+            verdict = "FAILED" if done.returncode else "passed"
+            results.append(f"{verdict} ({time.monotonic() - started:.0f} s)")
+        print(f"=== {variant.name}: {results[-1]}", flush=True)
+    print()
+    for variant, result in zip(chosen, results, strict=True):
+        print(f"{variant.name:32} {result}")
+    return 1 if any(result.startswith("FAILED") for result in results) else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,13 +63,34 @@ class Terminal:
 
     def until(self, text: str) -> str:
         """What is shown up to and with `text`."""
-        end = time.monotonic() + 60
-        while text not in self.seen:
-            assert time.monotonic() < end, self.seen
-            if select.select([self.fd], [], [], 1)[0]:
-                self.seen += os.read(self.fd, 4096).decode()
+        self._wait(lambda: text in self.seen)
         shown, _, self.seen = self.seen.partition(text)
         return shown + text
+
+    def _wait(self, true: Callable[[], bool]) -> None:
+        end = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < end, self.seen
+            if select.select([self.fd], [], [], 1)[0]:
+                with suppress(OSError):  # it has ended
+                    self.seen += os.read(self.fd, 4096).decode()
+            else:
+                # A Ctrl-C that comes between the prompt and the waiting is seen by Python when the next signal comes.
+                os.kill(self.pid, signal.SIGWINCH)
+
+    def leave(self) -> int:
+        """The exit code after Ctrl-C."""
+        os.write(self.fd, b"\x03")
+        found: list[int] = []
+
+        def over() -> bool:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            found.extend([os.waitstatus_to_exitcode(status)] if pid else [])
+            return bool(found)
+
+        self._wait(over)
+        os.close(self.fd)
+        return found[0]
 
     def type(self, keys: str, then: str) -> str:
         time.sleep(0.2)  # until what was shown is also what is waited in
@@ -92,6 +115,4 @@ def test_a_chat_in_a_terminal(here: Path) -> None:
     assert "Said 'What?', 1 pictures." in terminal.type("What?\r", "pictures.")
     terminal.until("> ")
     assert "leaves" in terminal.type("\x03", "> ")
-    os.write(terminal.fd, b"\x03")
-    assert os.waitstatus_to_exitcode(os.waitpid(terminal.pid, 0)[1]) == 130
-    os.close(terminal.fd)
+    assert terminal.leave() == 130

@@ -231,7 +231,7 @@ def models(tmp_path_factory):
         ("small", "bfloat16", None),
         ("small", "bfloat16", "8bit"),
         ("small", "bfloat16", "4bit"),
-        ("medium", "bfloat16", None),
+        pytest.param("medium", "bfloat16", None, marks=pytest.mark.long),
         pytest.param("medium", "float32", None, marks=pytest.mark.long),
         pytest.param("medium", "bfloat16", "8bit", marks=pytest.mark.long),
         pytest.param("medium", "bfloat16", "4bit", marks=pytest.mark.long),

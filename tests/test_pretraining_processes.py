@@ -6,8 +6,7 @@ sizes, and their texts of unlike lengths. The joined batch is their rows in the 
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,27 +14,17 @@ import pytest
 import torch
 
 from minichat.model.gathering import first_row, gather, longest, mean
-from tests.conftest import ROOT
-from tests.pretraining_worker import COUNT, SCENARIOS, batch_of, computed, model_of
+from tests.pretraining_worker import COUNT, SCENARIOS, batch_of, computed, model_of, work
+from tests.processes import ended, started
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What each process computed."""
-    folder, processes = tmp_path_factory.mktemp("processes"), request.param
-    command = [sys.executable, "-m", "tests.pretraining_worker"]
-    started = [
-        subprocess.Popen([*command, str(rank), str(processes), str(folder)], cwd=ROOT, stderr=subprocess.PIPE)
-        for rank in range(processes)
-    ]
-    try:
-        for process in started:
-            _, said = process.communicate(timeout=120)
-            assert process.returncode == 0, said.decode()[-3000:]
-    finally:
-        for process in started:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+    folder, count = tmp_path_factory.mktemp("processes"), request.param
+    processes = [started(partial(work, rank, count, folder)) for rank in range(count)]
+    assert [ended(process) for process in processes] == [0] * count
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -6,8 +6,6 @@ On the CPU, with bitsandbytes.
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from minichat.hardware.spreading import spread
 from minichat.model import set_trainable
 from minichat.weights.convert import convert
 from minichat.weights.projection import write_projection
+from tests import processes
 from tests.published_files import arguments, publish
 from tests.tiny import counting, noise_picture
 from tests.tiny_network import tiny_network
@@ -164,7 +163,7 @@ def test_damage_is_found_before_it_is_quantized(models: dict[str, Path], tmp_pat
             minichat.load(folder, device="cpu", quantize=bits)
 
 
-def test_bitsandbytes_is_opened_to_quantize_alone_and_says_nothing() -> None:
+def test_bitsandbytes_is_opened_to_quantize_alone_and_says_nothing(tmp_path: Path) -> None:
     code = (
         "import sys, minichat\n"
         "minichat.load('minichat-tiny', device='cpu')\n"
@@ -173,7 +172,7 @@ def test_bitsandbytes_is_opened_to_quantize_alone_and_says_nothing() -> None:
         "assert 'bitsandbytes' in sys.modules\n"
         "bot.chat().ask('Hello', max_new_tokens=2)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = processes.python(code, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

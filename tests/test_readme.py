@@ -18,6 +18,7 @@ import minichat
 from minichat.scenes.draw import draw
 from minichat.scenes.truth import NUMBERS
 from minichat.scenes.world import random_scene
+from tests import processes
 from tests.published_files import publish
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,13 +106,12 @@ def check(command: str, desk: Path) -> None:
     for much, little in LESS.items():
         command = command.replace(much, little)
     command += SMALL if command.split()[1] == "convert" else FEW_STEPS if command.split()[1] == "train" else ""
-    program = start([sys.executable, "-m", *shlex.split(command)], desk)
-    out, err = program.communicate("What is this?\n", timeout=250)
-    assert program.returncode == 0, err
+    program = processes.minichat(shlex.split(command)[1:], desk, typed="What is this?\n")
+    assert program.returncode == 0, program.stderr
     if "--out" in command:
         assert (desk / command.split("--out ")[1].split()[0]).exists()
     elif command.split()[1] != "train":
-        assert out.strip()
+        assert program.stdout.strip()
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,11 @@ from minichat.train.replies import Replies
 from minichat.train.schedule import rate_of
 from minichat.train.seeding import seed_step
 from minichat.train.together import Together
-from tests.training import config_of, losses, make_desk, run, started, steps_of, write_talks
+from tests.processes import ended, started
+from tests.training import config_of, losses, make_desk, run, steps_of, write_talks
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = Together(0, 1)
-_HANGS = 120  # seconds after which a process is taken to hang
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -128,11 +128,7 @@ def in_processes(count: int, work: Callable[[], Any]) -> None:
     together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     together["ACCELERATE_USE_CPU"] = "true"
     processes = [started(work, {**together, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
-    for process in processes:
-        process.join(_HANGS)
-        process.kill()
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * count
+    assert [ended(process) for process in processes] == [0] * count
 
 
 @pytest.mark.parametrize("settings", [["run.batch_size=5"], ["run.batch_size=4", "run.device_batch_size=1"]])

@@ -21,6 +21,7 @@ from minichat.disk import locked
 from minichat.errors import DataError, SettingsError
 from minichat.train.checkpoint import Checkpoints
 from minichat.train.loop import train
+from tests.processes import ended, started
 from tests.training import (
     checkpoints,
     config_of,
@@ -28,7 +29,6 @@ from tests.training import (
     make_desk,
     run,
     same,
-    started,
     steps_of,
     write_talks,
 )
@@ -140,8 +140,7 @@ def test_killed_and_resumed(killed: int, desk: Path, whole: Whole, tmp_path: Pat
     of_whole, kept = whole(parts(1))
     given = [f"out={tmp_path / 'run'}", "run.save_every=3", parts(1)]
     process = started(partial(run, desk, *given, stop=killed, number=signal.SIGKILL))
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert ended(process) == -signal.SIGKILL
     assert [*checkpoints(tmp_path / "run")] == list(range(3, killed + 1, 3))[-2:]
     assert len(losses(tmp_path / "run")) == killed
     run(desk, *given)

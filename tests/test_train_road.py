@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from minichat.errors import DataError, SettingsError
 from minichat.prompt.processing import MODEL_FILE
 from minichat.prompt.wordpiece import write_vocabulary
 from minichat.scenes.training import ORDINALS
+from minichat.train import language, vision
 from minichat.train.config import Config, OptimizerConfig, Source, read_config
 from minichat.train.data import _mixed, texts
 from minichat.train.language import Language
@@ -29,6 +31,7 @@ from minichat.train.new_parts import NewVision
 from minichat.train.optimizer import make_optimizer
 from minichat.train.sight import labels
 from minichat.train.vision import Sight, Vision
+from minichat.train.vocabulary import train_tokenizer
 from minichat.weights.begin import read_vision
 from minichat.weights.convert import convert
 
@@ -39,6 +42,18 @@ SMALL = {
     "0b_language": ["language.width=24", "language.feed_forward=48", "language.layers=1", "language.heads=2"],
 }
 STAGES = list(SMALL)
+TRAINED = cache(train_tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def tokenizers_are_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes more than a second; that it is the same each time is tested below."""
+    for module in (language, vision):
+        monkeypatch.setattr(module, "train_tokenizer", TRAINED)
+
+
+def test_a_tokenizer_is_the_same_each_time() -> None:
+    assert train_tokenizer(1024, "minigpt-v2", 3).serialized == train_tokenizer(1024, "minigpt-v2", 3).serialized
 
 
 def config(name: str, out: Path, *more: str) -> Config:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from minichat.weights.files import WEIGHTS
 from minichat.weights.projection import write_projection
 from minichat.weights.stage1 import read_stage1
 from minichat.weights.zoo import find
+from tests import processes
 from tests.published_files import arguments, publish
 from tests.tiny import noise_picture
 
@@ -173,9 +171,7 @@ def test_plain_transformers_gives_the_same_logits(models: dict[str, Path], tmp_p
         given.append((batch["pixel_values"], batch["input_ids"]))
     torch.save(given, tmp_path / "given.pt")
     out = export(str(model), "blip2", tmp_path / "blip2")
-    run = [sys.executable, "-c", STRANGER, str(out), str(tmp_path / "given.pt"), str(tmp_path / "logits.pt")]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = processes.python(STRANGER, tmp_path, out, tmp_path / "given.pt", tmp_path / "logits.pt")
     assert done.returncode == 0, done.stderr
     vocabulary = bot.model.config.text_config.vocab_size
     for (pixels, ids), theirs in zip(given, torch.load(tmp_path / "logits.pt"), strict=True):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import os
 import signal
 import tarfile
-from collections.abc import Callable, Container, Iterable, Mapping
-from multiprocessing.context import SpawnProcess
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -97,22 +94,6 @@ def at_step(stop: int | None, number: int) -> Callable[[str], None]:
             os.kill(os.getpid(), number)
 
     return say
-
-
-def started(work: Callable[[], Any], environment: Mapping[str, str] = MappingProxyType({})) -> SpawnProcess:
-    """A process of its own that does `work` (a function of a module, or a `partial`) on one thread.
-
-    It is not forked: torch's pool of threads does not outlive a fork, and now and then no model can be loaded after it.
-    """
-    process = multiprocessing.get_context("spawn").Process(target=_alone, args=(work, dict(environment)))
-    process.start()
-    return process
-
-
-def _alone(work: Callable[[], Any], environment: dict[str, str]) -> None:
-    os.environ |= environment
-    torch.set_num_threads(1)
-    work()
 
 
 def steps_of(out: Path) -> list[dict[str, Any]]:
