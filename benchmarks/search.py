@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minichat.evaluate.retrieval import Gallery
+from minichat.evaluate.retrieval import Gallery, gallery_of_scenes
 from minichat.evaluate.scenes import DRAWINGS, Drawn
 from minichat.scenes.wanted import wanted
 from minichat.search import DEFAULT, RERANK, Hit, Index, load_reader
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--rerank", type=int, default=RERANK)
     parser.add_argument("--seed", type=int, default=0, help="of the scenes")
     options = parser.parse_args()
-    gallery = Gallery.of_scenes(options.pictures, options.seed)
+    gallery = gallery_of_scenes(options.pictures, options.seed)
     chosen = sorted(random.Random(options.seed).sample(range(options.pictures), options.queries))
     with tempfile.TemporaryDirectory() as temporary:
         folder, where = Path(temporary, "pictures"), Path(temporary, "index")

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from PIL import Image
@@ -21,11 +21,12 @@ from minichat.hardware.exhaustion import out_of_memory
 from minichat.history import as_published, fit
 from minichat.images import Source, identity
 from minichat.prompt.conversation import Conversation, Message
-from minichat.stopping import ReplyText
+from minichat.stopping import ReplyText, Stops
+from minichat.turnstile import Turnstile
 
 if TYPE_CHECKING:
-    from minichat.chat import MiniChat
-    from minichat.model import MiniChatConfig
+    from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+    from minichat.prompt.processing import MiniChatProcessor
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,25 @@ class _Encoded:
     picture: Image.Image
     identity: str
     features: Tensor  # (n, D)
+
+
+class Bot(Protocol):
+    """What a conversation needs of a bot (`MiniChat`)."""
+
+    model: MiniChatForConditionalGeneration
+    processor: MiniChatProcessor
+    turnstile: Turnstile
+    stops: Stops
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def context(self) -> int | None: ...
+
+    def encode(self, pictures: Sequence[Image.Image]) -> Tensor: ...
+
+    def state(self) -> tuple[Any, ...]: ...
 
 
 class ChatSession:
@@ -47,7 +67,7 @@ class ChatSession:
 
     def __init__(
         self,
-        bot: MiniChat,
+        bot: Bot,
         *,
         history: Literal["ids", "text"] = "ids",
         conversation: Conversation | None = None,

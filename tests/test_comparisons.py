@@ -20,7 +20,7 @@ from minichat.disk import write_json
 from minichat.errors import SettingsError
 from minichat.evaluate.figures import Outcome, lines
 from minichat.evaluate.report import REPLIES, RESULTS, Report
-from minichat.evaluate.retrieval import Gallery
+from minichat.evaluate.retrieval import gallery_of_scenes
 from minichat.evaluate.run import Plan
 from minichat.scenes.stories import story
 from minichat.train.config import Config, plain, read_config
@@ -146,7 +146,7 @@ class Known:
 def taken(task: str, silent: bool) -> Outcome:
     """What comes of replies that are true, or empty."""
     if task == "retrieval":
-        return Gallery.of_scenes(COUNT).search(Known())
+        return gallery_of_scenes(COUNT).search(Known())
     exam: Any = Plan((task,), redrawn=0, count=COUNT).scenes(task)
     if task == "questions":
         truth = {(asked.scene, asked.question.text): asked.question.reply for asked in exam.asked}

@@ -13,7 +13,7 @@ from PIL import Image
 from minichat.errors import DataError
 from minichat.evaluate.captions import OwnCaptions
 from minichat.evaluate.files import Files
-from minichat.evaluate.hallucination import Polls
+from minichat.evaluate.hallucination import Polls, polls_about_scenes
 from minichat.evaluate.ids import as_id, written
 from minichat.evaluate.questions import OwnQuestions
 from minichat.evaluate.report import Report
@@ -214,4 +214,4 @@ def test_files_of_the_same_name_do_not_overwrite_each_other(shots: Path) -> None
 def test_what_has_no_ids_and_scenes_write_nothing_more(shots: Path) -> None:
     captions = Files((write(shots / "c.jsonl", {"image": "a.png", "caption": "It."}),)).captions()
     assert written_files(reported(OwnCaptions(captions, "Say.")), shots / "out") == {}
-    assert Polls.about_scenes(1).take(Oracle(lambda ask: "Yes.")).results == []
+    assert polls_about_scenes(1).take(Oracle(lambda ask: "Yes.")).results == []

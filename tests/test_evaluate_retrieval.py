@@ -10,7 +10,15 @@ from torch import Tensor
 
 from minichat.errors import DataError, SettingsError
 from minichat.evaluate.replies import Blank
-from minichat.evaluate.retrieval import Finder, Gallery, can_retrieve, first_ranks, load_finder, recalls
+from minichat.evaluate.retrieval import (
+    Finder,
+    Gallery,
+    can_retrieve,
+    first_ranks,
+    gallery_of_scenes,
+    load_finder,
+    recalls,
+)
 from minichat.evaluate.run import Plan, search
 from minichat.model.pretraining import QFormerPretraining
 from minichat.model.retrieval import rerank
@@ -119,7 +127,7 @@ def test_a_picture_without_a_text_is_refused():
 
 
 def test_scenes_that_are_compared_tell_different_things():
-    found = Gallery.of_scenes(60, seed=1)
+    found = gallery_of_scenes(60, seed=1)
     told = [facts(text) for _, text in found.texts]
     assert len({(frozenset(fact.things.items()), fact.background) for fact in told}) == len(told) == 60
     assert [owner for owner, _ in found.texts] == list(range(60))
@@ -144,7 +152,7 @@ def stage1(tmp_path_factory):
 
 
 def test_a_q_former_compares_in_batches_what_it_compares_alone(stage1):
-    found = Gallery.of_scenes(7, reranked=3)
+    found = gallery_of_scenes(7, reranked=3)
     texts = [text for _, text in found.texts]
     whole = stage1[1].compare(found.pictures, texts)
     similarity = whole.similarity()
@@ -160,7 +168,7 @@ def test_a_q_former_compares_in_batches_what_it_compares_alone(stage1):
 
 
 def test_blank_pictures_are_found_by_chance(stage1):
-    found = Gallery.of_scenes(7)
+    found = gallery_of_scenes(7)
     blind = found.search(stage1[1], blind=True).figures
     assert blind["picture of a text: R@1"].value == pytest.approx(1 / 7)
     assert "picture of a text, re-ranked: R@1" not in blind

@@ -10,7 +10,7 @@ import pytest
 from minichat.evaluate.captions import SceneCaptions
 from minichat.evaluate.dialogue import TURNS, SceneDialogues, turns_about
 from minichat.evaluate.exam import fingerprint
-from minichat.evaluate.hallucination import Polls
+from minichat.evaluate.hallucination import polls_about_scenes
 from minichat.evaluate.outside import KINDS, Foreign, OwnOutside, SceneOutside
 from minichat.evaluate.pairs import ScenePairs, form
 from minichat.evaluate.questions import OwnQuestion, OwnQuestions, SceneQuestions
@@ -29,7 +29,7 @@ from minichat.scenes.world import random_scene
 from tests.evaluate_tellers import Oracle
 
 MAKERS = [
-    SceneQuestions, SceneCaptions, Polls.about_scenes, SceneDialogues, ScenePairs, SceneStories, SceneOutside,
+    SceneQuestions, SceneCaptions, polls_about_scenes, SceneDialogues, ScenePairs, SceneStories, SceneOutside,
     SceneWordings,
 ]  # fmt: skip
 

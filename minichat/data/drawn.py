@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -49,6 +49,7 @@ _MANY = (3, 4, 4, 5, 5, 6, 6, 6)
 class DrawnPicture(StoredPicture):
     """A picture that is drawn when it is opened: of `scene`, or, without one, of no drawn shapes at all."""
 
+    always_opens: ClassVar[bool] = True
     source: bytes = b""
     scene: Scene | None = None
     seed: int = 0

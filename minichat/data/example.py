@@ -8,6 +8,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 
@@ -65,6 +66,7 @@ class Member:
 class StoredPicture:
     """A picture on disk, in a tar or a table, or as bytes. `name` is what its record calls it."""
 
+    always_opens: ClassVar[bool] = False  # made when it is asked for: nothing of it can be missing or damaged
     name: str
     source: Path | Member | Cell | bytes
 

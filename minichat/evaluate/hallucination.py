@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from minichat.evaluate.figures import Figure, Outcome, share
-from minichat.evaluate.replies import Ask, Shown, Teller
+from minichat.evaluate.replies import Ask, Described, Shown, Teller
 from minichat.evaluate.results import ANSWERS, grouped
 from minichat.evaluate.scenes import Drawn, held_out_scene
 from minichat.evaluate.yes_no import is_clear, says_yes, yes_no_figures
@@ -80,20 +80,20 @@ def _adversarial(there: Sequence[Pair], absent: Sequence[Pair], rng: random.Rand
     return sorted(shuffled, key=lambda pair: -((pair[0] in colours) + (pair[1] in shapes)))
 
 
+def polls_about_scenes(count: int, seed: int = 0) -> Polls:
+    """Polls about `count` held-out scenes."""
+    return Polls(tuple(scene_polls([held_out_scene(index, seed)[0] for index in range(count)], seed)))
+
+
 @dataclass(frozen=True)
 class Polls:
     """Polls, about scenes or of a user's files."""
 
     polls: tuple[Poll, ...] = field(repr=False)
 
-    @classmethod
-    def about_scenes(cls, count: int, seed: int = 0) -> Polls:
-        """Polls about `count` held-out scenes."""
-        return cls(tuple(scene_polls([held_out_scene(index, seed)[0] for index in range(count)], seed)))
-
     def content(self) -> Iterator[str]:
         for poll in self.polls:
-            scene = poll.picture.scene.to_dict() if isinstance(poll.picture, Drawn) else None
+            scene = poll.picture.content() if isinstance(poll.picture, Described) else None
             yield json.dumps([poll.setting, scene or poll.name, poll.text, poll.true])
 
     def take(self, teller: Teller) -> Outcome:

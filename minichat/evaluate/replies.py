@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -27,6 +27,15 @@ class Shown(Hashable, Protocol):
     """A picture that is drawn or read when it is needed; equal ones show the same."""
 
     def open(self) -> Image.Image: ...
+
+
+@runtime_checkable
+class Described(Shown, Protocol):
+    """A picture of which it is known what is in it."""
+
+    def content(self) -> dict[str, Any]:
+        """What it shows, as JSON may hold it."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.errors import DataError
 from minichat.evaluate.figures import Figure, Outcome, share
-from minichat.evaluate.replies import Blank, Shown
+from minichat.evaluate.replies import Blank, Described, Shown
 from minichat.evaluate.scenes import Drawn, held_out_scene
 from minichat.scenes.captions import short
 from minichat.scenes.truth import background_words
@@ -102,25 +102,9 @@ class Gallery:
         if lacking:
             raise DataError(f"Picture {min(lacking) + 1} has no text: each needs at least one to be found by.")
 
-    @classmethod
-    def of_scenes(cls, count: int = PAIRS, seed: int = 0, reranked: int = RERANKED) -> Gallery:
-        """Held-out scenes with a short caption each, no two of which name the same things on the same background."""
-        pictures: list[Shown] = []
-        texts: list[tuple[int, str]] = []
-        told: set[tuple[Any, ...]] = set()
-        index = 0
-        while len(pictures) < count:
-            scene, _ = held_out_scene(index, seed)
-            if (tale := _tale(scene)) not in told:
-                told.add(tale)
-                texts.append((len(pictures), short(scene, random.Random(f"held out caption {seed} {index}"))))
-                pictures.append(Drawn(scene, index))
-            index += 1
-        return cls(tuple(pictures), tuple(texts), reranked)
-
     def content(self) -> Iterator[str]:
         for picture in self.pictures:
-            yield json.dumps(picture.scene.to_dict()) if isinstance(picture, Drawn) else str(picture)
+            yield json.dumps(picture.content()) if isinstance(picture, Described) else str(picture)
         yield from (json.dumps(text) for text in self.texts)
 
     def search(self, finder: Finder, blind: bool = False) -> Outcome:
@@ -151,6 +135,22 @@ class Gallery:
             for index, (owner, text) in enumerate(self.texts)
         ]
         return Outcome(figures, records, f"{PICTURE}: R@1")
+
+
+def gallery_of_scenes(count: int = PAIRS, seed: int = 0, reranked: int = RERANKED) -> Gallery:
+    """Held-out scenes with a short caption each, no two of which name the same things on the same background."""
+    pictures: list[Shown] = []
+    texts: list[tuple[int, str]] = []
+    told: set[tuple[Any, ...]] = set()
+    index = 0
+    while len(pictures) < count:
+        scene, _ = held_out_scene(index, seed)
+        if (tale := _tale(scene)) not in told:
+            told.add(tale)
+            texts.append((len(pictures), short(scene, random.Random(f"held out caption {seed} {index}"))))
+            pictures.append(Drawn(scene, index))
+        index += 1
+    return Gallery(tuple(pictures), tuple(texts), reranked)
 
 
 def _tale(scene: Scene) -> tuple[Any, ...]:

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import file_digest
 from importlib import metadata
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from minichat.errors import SettingsError
-from minichat.evaluate.captions import OwnCaptions, SceneCaptions
-from minichat.evaluate.dialogue import OwnDialogues, SceneDialogues
+from minichat.evaluate.captions import OwnCaptions
+from minichat.evaluate.dialogue import OwnDialogues
 from minichat.evaluate.exam import Exam, fingerprint
 from minichat.evaluate.figures import Outcome, is_blind, lines
 from minichat.evaluate.hallucination import Polls
-from minichat.evaluate.outside import OwnOutside, SceneOutside
-from minichat.evaluate.pairs import ScenePairs
-from minichat.evaluate.questions import REDRAWN, OwnQuestions, SceneQuestions
+from minichat.evaluate.questions import REDRAWN, OwnQuestions
 from minichat.evaluate.replies import Teller, check_batch_size
 from minichat.evaluate.report import Report
 from minichat.evaluate.retrieval import PAIRS, RERANKED, Finder, Gallery
-from minichat.evaluate.stories import SceneStories
-from minichat.evaluate.wordings import SceneWordings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +35,20 @@ SCENES = 2000
 WORDED = 500  # in people's words, unless another number is asked for: each is asked about in many ways
 BLANK_SCENES = 500  # of them are asked about with blank pictures, too: what is guessed takes no more to tell
 MOST = 1_000_000  # scenes; more is a slip of the keyboard
+
+#: Where each task on held-out scenes is; it is imported when it is asked for.
+OF_SCENES = {
+    "questions": "minichat.evaluate.questions:SceneQuestions",
+    "captions": "minichat.evaluate.captions:SceneCaptions",
+    "hallucination": "minichat.evaluate.hallucination:polls_about_scenes",
+    "dialogue": "minichat.evaluate.dialogue:SceneDialogues",
+    "pairs": "minichat.evaluate.pairs:ScenePairs",
+    "stories": "minichat.evaluate.stories:SceneStories",
+    "outside": "minichat.evaluate.outside:SceneOutside",
+    "wordings": "minichat.evaluate.wordings:SceneWordings",
+}
+OF_PICTURES = "minichat.evaluate.outside:OwnOutside"  # a user's pictures, none of which is of the drawn world
+GALLERY = "minichat.evaluate.retrieval:gallery_of_scenes"  # held-out scenes to retrieve
 
 Progress = Callable[[str, int], None]  # the task, and how many questions of it are answered
 
@@ -71,17 +82,12 @@ class Plan:
 
     def scenes(self, task: str, most: int = MOST) -> Exam:
         """The exam of a chat's task on held-out scenes, `most` of them at most."""
-        makers: Mapping[str, Callable[[int, int], Exam]] = {
-            "questions": lambda count, seed: SceneQuestions(count, seed, self.redrawn),
-            "captions": SceneCaptions,
-            "hallucination": Polls.about_scenes,
-            "dialogue": SceneDialogues,
-            "pairs": ScenePairs,
-            "stories": SceneStories,
-            "outside": SceneOutside,
-            "wordings": lambda count, seed: SceneWordings(min(count, self.count or WORDED), seed),
-        }
-        return makers[task](min(self.count or SCENES, most), self.seed)
+        count = min(self.count or SCENES, most)
+        if task == "wordings":
+            count = min(count, self.count or WORDED)
+        more = (self.redrawn,) if task == "questions" else ()
+        exam: Exam = resolve_name(OF_SCENES[task])(count, self.seed, *more)
+        return exam
 
     def own(self, task: str, files: Files) -> Exam:
         """The exam of a chat's task on a user's files. Raises `DataError`, and `SettingsError` for stories."""
@@ -96,7 +102,8 @@ class Plan:
         if task == "dialogue":
             return OwnDialogues(files.dialogues())
         if task == "outside":
-            return OwnOutside(files.pictures())
+            outside: Exam = resolve_name(OF_PICTURES)(files.pictures())
+            return outside
         raise SettingsError(f"{task} are measured on scenes alone: leave out --data.")
 
 
@@ -140,7 +147,7 @@ def evaluate(
 def search(finder: Finder, source: str, plan: Plan, files: Files | None = None) -> Report:
     """Put a model that can retrieve, loaded from `source`, through retrieval: on scenes or on a user's captions."""
     if files is None:
-        gallery = Gallery.of_scenes(plan.count or PAIRS, plan.seed, plan.reranked)
+        gallery: Gallery = resolve_name(GALLERY)(plan.count or PAIRS, plan.seed, plan.reranked)
     else:
         from minichat.evaluate.files import as_gallery
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -69,6 +69,9 @@ class Drawn:
 
     def open(self) -> Image.Image:
         return self.drawer.draw(self.scene, self.seed)
+
+    def content(self) -> dict[str, Any]:
+        return self.scene.to_dict()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minichat.data.drawn import DrawnPicture
 from minichat.data.encoding import share
 from minichat.data.features import PLACE, Lookup, place_of, read_table
 from minichat.data.rows import Rows
@@ -40,7 +39,7 @@ def find_damaged(
     """Open every picture that was not found to be sound before, of those that are this process's share."""
     file = home() / _FILE
     known = Lookup(read_table(file, PLACE))
-    own = (p for _, p in pictures if not isinstance(p, DrawnPicture) and share(p, together.count) == together.rank)
+    own = (p for _, p in pictures if not p.always_opens and share(p, together.count) == together.rank)
     damaged: dict[StoredPicture, str] = {}
     seen, told, count = set[bytes](), time.monotonic(), 0
     with ThreadPoolExecutor(_THREADS) as pool:

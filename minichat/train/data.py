@@ -8,11 +8,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from minichat.data import formats
 from minichat.data.batches import WINDOW
-from minichat.data.drawn import DrawnStream
 from minichat.data.example import Problem
 from minichat.data.formats import stream
 from minichat.data.formats.reading import Options
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from minichat.train.stage import Stage
     from minichat.train.together import Together
 
-DRAWN = "drawn"  # the form of a source that is made up as it is read: its name is a kind of `minichat.data.drawn`
+DRAWN = "drawn"  # the form of a source that is made up as it is read: its name is a kind of what is drawn
+#: Where each form of endless data is; it is imported when it is asked for.
+STREAMS = {DRAWN: "minichat.data.drawn:DrawnStream"}
 #: What a stream may be told besides `shuffle`.
 OPTIONS = tuple(field.name for field in fields(Options) if field.name not in ("seed", "epoch"))
 _WHOLE = Part()
@@ -213,7 +215,10 @@ def _streamed(config: Config, sources: Sequence[Source]) -> Examples:
     options = sources[0].options
     if sources[0].form == DRAWN:
         ratios = {source.source: source.ratio for source in sources}
-        return DrawnStream(ratios, batch_size=config.run.batch_size, seed=config.seed, **options)
+        made: Examples = resolve_name(STREAMS[DRAWN])(
+            ratios, batch_size=config.run.batch_size, seed=config.seed, **options
+        )
+        return made
     files = [stream.Source(source.source, source.ratio, source.form) for source in sources]
     return stream.Stream(files, seed=config.seed, **{**_of_all(config.data), **options})
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from minichat.data.batches import WINDOW, Shares, padding, plan, shares
-from minichat.data.drawn import DrawnPicture
 from minichat.data.example import Problem, StoredPicture
 from minichat.data.formats.stream import Part
 from minichat.data.rows import Row, Rows
@@ -281,7 +280,7 @@ class Records:
 
 def _opened(row: Row, picture: StoredPicture) -> StoredPicture:
     """The picture, found to be sound. One that is drawn always is."""
-    if isinstance(picture, DrawnPicture):
+    if picture.always_opens:
         return picture
     try:
         return _Opened(picture.name, picture.source, picture.open())

@@ -6,20 +6,18 @@ processes and all the parts in which its gradient is accumulated.
 
 from __future__ import annotations
 
-from minichat.errors import SettingsError
-from minichat.train.language import Language
-from minichat.train.naming import Naming
-from minichat.train.pretraining import Pretraining
-from minichat.train.replies import Replies
-from minichat.train.stage import Stage
-from minichat.train.vision import Vision
+from pkgutil import resolve_name
 
-STAGES: dict[str, type[Stage]] = {
-    "replies": Replies,
-    "pretraining": Pretraining,
-    "vision": Vision,
-    "language": Language,
-    "naming": Naming,
+from minichat.errors import SettingsError
+from minichat.train.stage import Stage
+
+#: Where each stage is; it is imported when it is asked for.
+STAGES = {
+    "replies": "minichat.train.replies:Replies",
+    "pretraining": "minichat.train.pretraining:Pretraining",
+    "vision": "minichat.train.vision:Vision",
+    "language": "minichat.train.language:Language",
+    "naming": "minichat.train.naming:Naming",
 }
 
 
@@ -27,4 +25,5 @@ def stage_of(name: str) -> type[Stage]:
     """The stage of this name. Raises `SettingsError` for one that does not exist."""
     if name not in STAGES:
         raise SettingsError(f"stage is {name!r}; it must be one of {', '.join(STAGES)}.")
-    return STAGES[name]
+    stage: type[Stage] = resolve_name(STAGES[name])
+    return stage

@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "Running", "build_app", "launch"]
 
-_HOMES = {"build_app": "app", "Limits": "limits", "launch": "serve", "Running": "serve"}
+_HOMES = {
+    "build_app": "minichat.web.app",
+    "Limits": "minichat.web.limits",
+    "launch": "minichat.web.serve",
+    "Running": "minichat.web.serve",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +24,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)
