@@ -36,7 +36,7 @@ sys.modules |= {
     "minichat.evaluate.run": Fake(CHAT_TASKS=(), Plan=lambda *a, **k: None),
     "minichat.doctor": Fake(examine=lambda *a, **k: report),
 }
-cli.evaluate._measure = lambda *a: report
+sys.modules["minichat.cli.evaluate"]._measure = lambda *a: report
 
 def closed(number, name):
     os.close(number)

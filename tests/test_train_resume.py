@@ -233,8 +233,8 @@ def test_another_precision_is_told(desk: Path, tmp_path: Path, monkeypatch: pyte
     """A run that goes on where `auto` means something else, as on another machine."""
     given = [f"out={tmp_path / 'run'}"]
     run(desk, *given, stop=2)
-    for part in ("run", "network", "loop"):
-        monkeypatch.setattr(f"minichat.train.{part}.precision", lambda name, device: torch.bfloat16)
+    for place in ("minichat.train.run", "minichat.train.network", "minichat.train.loop"):
+        monkeypatch.setattr(f"{place}.precision", lambda name, device: torch.bfloat16)
     said: list[str] = []
     assert train(config_of(desk, *given), say=said.append).signal is None
     assert "The run began in float32 on cpu and goes on in bfloat16 on cpu: its figures may differ." in said

@@ -41,7 +41,7 @@ class Start:
     unread: Tensor | None  # (B, 1): the last reply's last token, where it is neither in the cache nor given
 
 
-def start(cache: Cache | None, ids: Tensor | None, count: tuple[int, int], mask: Tensor | None) -> Start:
+def generation_start(cache: Cache | None, ids: Tensor | None, count: tuple[int, int], mask: Tensor | None) -> Start:
     """How given ids, `count` (B, T) of them or of embeddings, stand to a cache.
 
     A mask of P + T positions says that only what is new was given, and one of T where the cache holds T or more cannot

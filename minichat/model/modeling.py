@@ -28,11 +28,12 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from minichat.errors import ImageError, ModelError, PromptError
-from minichat.model import continuing, seq2seq
 from minichat.model.bridge import QFormerBridge, build_bridge
 from minichat.model.configuration import MiniChatConfig
+from minichat.model.continuing import generation_start, remember
 from minichat.model.freezing import rest_frozen_parts
 from minichat.model.loss import only_at, seen_by, token_loss
+from minichat.model.seq2seq import encode_and_decode, generate_from_encoder
 from minichat.prompt.render import IGNORED
 
 
@@ -265,7 +266,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds, image_features = self._embed(input_ids, inputs_embeds, pixel_values, image_features)  # (B, T, H)
         if self.config.is_encoder_decoder:
             kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
-            loss, outputs = seq2seq.encode_and_decode(
+            loss, outputs = encode_and_decode(
                 self.language_model, inputs_embeds, attention_mask, labels, num_items_in_batch, skip_logits, **kwargs
             )
             return MiniChatOutput(
@@ -343,9 +344,9 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if attention_mask is None:
                 attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
             kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-            return seq2seq.generate(self.language_model, self.generation_config, **kwargs)
+            return generate_from_encoder(self.language_model, self.generation_config, **kwargs)
         rows, given, width = inputs_embeds.shape
-        start = continuing.start(cache, input_ids, (rows, given), attention_mask)
+        start = generation_start(cache, input_ids, (rows, given), attention_mask)
         if start.unread is not None:
             inputs_embeds = torch.cat([self.get_input_embeddings()(start.unread), inputs_embeds], 1)
         if start.before:  # transformers takes embeddings for the whole, and never looks at those that the cache holds
@@ -356,7 +357,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         replies = result if isinstance(result, Tensor) else result.sequences  # (B · sequences a row, new tokens)
         if start.ids is not None and replies.shape[0] == rows:
             filled = cache if isinstance(result, Tensor) else result.past_key_values
-            continuing.remember(filled, torch.cat([start.ids.to(replies), replies], 1), start.mask)
+            remember(filled, torch.cat([start.ids.to(replies), replies], 1), start.mask)
         if input_ids is None:
             return result
         prompts = input_ids.repeat_interleave(replies.shape[0] // input_ids.shape[0], dim=0).to(replies.device)

@@ -40,7 +40,7 @@ def encode_and_decode(
     return token_loss(output.logits, labels if learnt is None else labels[learnt], num_items_in_batch), output
 
 
-def generate(llm: Any, default: GenerationConfig | None, **kwargs: Any) -> Any:
+def generate_from_encoder(llm: Any, default: GenerationConfig | None, **kwargs: Any) -> Any:
     """`llm.generate` for prompts as embeddings: ids of replies, a start token first, as Hugging Face has them."""
     given = kwargs.pop("generation_config", None) or default or GenerationConfig()
     settings = GenerationConfig.from_dict(given.to_dict())
