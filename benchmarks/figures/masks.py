@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures.paper import FAINT, LARGE, QUERY, SMALL, SOFT, WIDTH, WORD, say, sheet, whole
-from minichat.model import masks
+from minichat.model.masks import bidirectional, multimodal_causal, unimodal
 
 QUERIES = 4  # a model has 32; the rule is the same
 TEXT = ("a", "red", "star", "[SEP]")
@@ -28,9 +28,9 @@ class Objective:
 
 
 OBJECTIVES = {
-    "itc": Objective("contrast", masks.unimodal, "[CLS]", "Which text belongs to it?", "the query nearest to [CLS]"),
-    "itm": Objective("matching", masks.bidirectional, "[CLS]", "Are these two a pair?", "all queries, averaged"),
-    "itg": Objective("generation", masks.multimodal_causal, "[DEC]", "What is the next word?", "the words' guesses"),
+    "itc": Objective("contrast", unimodal, "[CLS]", "Which text belongs to it?", "the query nearest to [CLS]"),
+    "itm": Objective("matching", bidirectional, "[CLS]", "Are these two a pair?", "all queries, averaged"),
+    "itg": Objective("generation", multimodal_causal, "[DEC]", "What is the next word?", "the words' guesses"),
 }
 
 

@@ -30,8 +30,8 @@ class Limits:
     concurrent: int = 4  # answers at a time; more wait in the queue
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            wanted = (int, float) if field.name == "session_life" else int
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            wanted = (int, float) if limit.name == "session_life" else int
             if isinstance(value, bool) or not isinstance(value, wanted) or not 0 < value < float("inf"):
-                raise SettingsError(f"{field.name} must be a number greater than 0, not {value!r}.")
+                raise SettingsError(f"{limit.name} must be a number greater than 0, not {value!r}.")
