@@ -80,7 +80,7 @@ def test_the_last_byte_of_a_large_tensor_is_in_the_key() -> None:
 def test_tensors_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[bool] = []
     whole = module.fingerprint
-    monkeypatch.setattr(module, "fingerprint", lambda *given, **more: counted.append(True) or whole(*given, **more))
+    monkeypatch.setattr(module, "fingerprint", lambda *a, **k: counted.append(True) or whole(*a, **k))
     bot = tiny_bot()
     first = [identity(bot.model.vision_model, bot.model.config.vision_config) for _ in range(3)]
     assert len(set(first)) == len(counted) == 1
