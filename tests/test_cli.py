@@ -39,7 +39,7 @@ class Bot:
         from tests.test_terminal import FakeSession
         return FakeSession()
 
-cli.talk.load_bot = lambda *arguments: Bot()
+sys.modules["minichat.cli.talk"].load_bot = lambda *arguments: Bot()
 cli.main()
 """
 
