@@ -35,7 +35,7 @@ from minichat.weights import places, zoo
 from minichat.weights.convert import convert
 from minichat.weights.hub import HubFile
 from minichat.weights.known import KNOWN, KNOWN_LLMS, KnownModel, PublishedFile, Repository
-from minichat.weights.projection import write_projection
+from minichat.weights.projection import vision_source, write_projection
 from minichat.weights.zoo import default_model, find
 from tests.hub import StandInHub, serving
 from tests.published_files import LLM, PROJECTION, QFORMER, VIT, publish, publish_blip2, publish_pickled
@@ -550,7 +550,7 @@ def test_auto_is_the_model_that_needs_no_download_where_there_is_no_llm() -> Non
 def test_a_model_of_ours_lends_its_vision_side_to_another_llm(published: Published, tmp_path: Path) -> None:
     """Nothing of it changes on the way, and a random projection stands where another was trained."""
     llm = published.repositories["pub/vicuna"]
-    made = convert(tmp_path / "made", blip2="minichat-tiny", llm=str(llm), template="vicuna-v0")
+    made = convert(tmp_path / "made", blip2=vision_source("minichat-tiny"), llm=str(llm), template="vicuna-v0")
     own, lent = (load_file(folder / "model.safetensors") for folder in (find("minichat-tiny"), made))
     side = {name for name in own if name.startswith(("vision_model.", "bridge."))}
     assert side == {name for name in lent if not name.startswith("projection.")}

@@ -94,6 +94,7 @@ def convert(
         raise typer.BadParameter("give the --template that the projection was trained with.")
     from minichat.prompt.template import OWN
     from minichat.weights.convert import convert as make
+    from minichat.weights.projection import vision_source
 
     make(
         out,
@@ -101,7 +102,7 @@ def convert(
         llm=llm,
         template=template or OWN,
         qformer=qformer,
-        blip2=blip2,
+        blip2=None if blip2 is None else vision_source(blip2),
         no_qformer=no_qformer,
         merge=merge,
         verify=verify,

@@ -17,6 +17,7 @@ from minichat.weights.account import Account
 from minichat.weights.blip2 import add_vision_side
 from minichat.weights.files import WEIGHTS, find_folder, quiet, read_json, weight_files
 from minichat.weights.keys import BERT
+from minichat.weights.projection import vision_source
 from minichat.weights.published import Sizes, add_vision, open_part
 from minichat.weights.reading import Checkpoint, read_checkpoint
 from minichat.weights.stage1 import Stage1
@@ -107,7 +108,7 @@ def read_vision(
     if heads is not None:
         raise SettingsError(f"vision_heads is of an EVA file, but {name!r} is none: it tells its heads itself.")
     account = Account()
-    config, _ = add_vision_side(account, name, Sizes(image_size=image_size), qformer=False)
+    config, _ = add_vision_side(account, vision_source(name), Sizes(image_size=image_size), qformer=False)
     account.check(_wanted_vision(config), {"vision_config": config})
     return config, {name.removeprefix("vision_model."): account.tensor(name) for name in account.names()}
 

@@ -10,15 +10,13 @@ from minichat.weights.account import Account
 from minichat.weights.files import WEIGHTS, find_folder, read_json, weight_files, weight_map
 from minichat.weights.hub import verify
 from minichat.weights.keys import HUGGING_FACE_BLIP2, HUGGING_FACE_VIT, OUR_VISION_SIDE, OUR_VIT
-from minichat.weights.known import KNOWN
-from minichat.weights.projection import is_projection, read_projection
 from minichat.weights.published import Sizes, resize_positions
 from minichat.weights.reading import read_checkpoint
 from minichat.weights.values import building, check_parts, check_values
-from minichat.weights.zoo import BUILT_IN, find
 
 _INDEX = f"{WEIGHTS}.index.json"
 CONFIGS = ("config.json", _INDEX)
+_OWN = ("*.json", "*.safetensors")  # of a model of ours on the hub
 RETRIEVAL = "Blip2ForImageTextRetrieval"
 
 
@@ -27,22 +25,21 @@ def add_vision_side(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take in a vision encoder, Q-Former and queries; returns the configurations of the first two.
 
-    `name`: a BLIP-2's folder or hub id, what stage 1 left, or a model of ours as `minichat.load` finds it. A BLIP-2's
+    `name`: a BLIP-2's folder or hub id, what stage 1 left, or the folder or hub id of a model of ours. A BLIP-2's
     last norm is the originals' `ln_vision`; here it has their eps of 1e-5, as MiniGPT-4 was trained, not the 1e-6 that
     transformers gives it. Without `qformer` the vision encoder alone is taken, and no configuration of the other.
 
     Raises `ModelError` for another model or one that is not whole, or a file that did not come as it was published.
     """
     what = "The BLIP-2 model"
-    own = _own_folder(name)
-    folder = own or find_folder(name, what, CONFIGS)
+    folder = find_folder(name, what, CONFIGS)
     config = read_json(folder, "config.json")
     kind = config.get("model_type")
     if kind not in ("blip-2", "minichat"):
         raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not 'blip-2' or 'minichat'.")
     check_values(config, f"config.json in {folder.name!r}")
     if kind == "minichat":
-        folder = own or find(name)
+        folder = find_folder(name, what, _OWN)
         keys, files = OUR_VISION_SIDE if qformer else OUR_VIT, weight_files(folder)
     else:
         keys, files = HUGGING_FACE_BLIP2 if qformer else HUGGING_FACE_VIT, vision_files(folder, qformer)
@@ -56,14 +53,6 @@ def add_vision_side(
     with building(f"config.json in {folder.name!r}"):
         vision, known = _configs(account, config, sizes)
     return vision, known if qformer else {}
-
-
-def _own_folder(name: str) -> Path | None:
-    """The folder of a model of ours that has a name, or that a projection belongs to."""
-    folder = Path(name).expanduser()
-    if name in BUILT_IN or name in KNOWN:
-        folder = find(name)
-    return read_projection(folder).base_folder() if is_projection(folder) else folder if folder.is_dir() else None
 
 
 def vision_files(folder: Path, qformer: bool = True) -> list[str]:

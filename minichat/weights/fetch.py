@@ -41,8 +41,10 @@ def fetch(model: KnownModel, say: Callable[[str], None] | None = None) -> Path:
     return _made(model, lambda folder: _make(model, folder, say or tell), say or tell)
 
 
-def join(model: Joined, say: Callable[[str], None] | None = None) -> Path:
+def join(model: Joined, vision: Path, say: Callable[[str], None] | None = None) -> Path:
     """The folder of a vision side before a packaged LLM; put together first where that was not done yet.
+
+    `vision`: the folder of `model.vision`.
 
     Nothing is downloaded. Raises `ModelError`, which says the command that fetches it, where the LLM is not here.
     """
@@ -52,7 +54,7 @@ def join(model: Joined, say: Callable[[str], None] | None = None) -> Path:
     def make(folder: Path) -> None:
         from minichat.weights.convert import convert
 
-        convert(folder, blip2=model.vision, llm=model.llm)
+        convert(folder, blip2=str(vision), llm=model.llm)
 
     return _made(model, make, say)
 

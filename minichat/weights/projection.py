@@ -91,6 +91,12 @@ class Projection:
                 )
 
 
+def vision_source(name: str) -> str:
+    """Where the vision side of `name` is: a model of ours that has a name, or that a projection belongs to; else it."""
+    folder = find(name) if name in BUILT_IN or name in KNOWN else Path(name).expanduser()
+    return str(read_projection(folder).base_folder() if is_projection(folder) else folder) if folder.is_dir() else name
+
+
 def is_projection(folder: Path) -> bool:
     """A projection's folder, not a whole model's."""
     return (folder / FACTS).is_file() and not (folder / "config.json").exists()

@@ -31,7 +31,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     if text == AUTO:
         text = default_model()
     if text in JOINED:
-        return join(JOINED[text])
+        return join(JOINED[text], find(JOINED[text].vision))
     if text in BUILT_IN or text in BUILT_IN_STAGE1:
         folder = ASSETS / text
         if not folder.is_dir():
@@ -66,7 +66,7 @@ def fetch_named(name: str) -> Path:
         return fetch_llm(KNOWN_LLMS[name])
     if name == SMALL:
         fetch_llm(_LLM_OF_SMALL)
-        join(JOINED["minichat-small-base"])
+        find("minichat-small-base")
     if name in KNOWN or name in (*BUILT_IN, *BUILT_IN_STAGE1):
         return find(name)
     raise ModelError(f"There is no known model {name!r} ({_close_to(name)}); what has another name needs no fetching.")
