@@ -31,7 +31,6 @@ FROZEN = ("vision_model", "bridge", "language_model")
 _FORMAT = "minichat-projection"
 _PARCEL = ".projection"
 _SUM = "checksum"
-_KNOWN = (*BUILT_IN, *JOINED, *KNOWN)
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Projection:
         """The base model's folder. Raises `ModelError` where it is gone, or is a projection itself."""
         name = self.base_name()
         shown = Path(name).name if "path" in self.base else name
-        if name in _KNOWN:  # an error says how to get it
+        if _is_known(name):  # an error says how to get it
             return find(name)
         try:
             folder = find(name)
@@ -91,9 +90,13 @@ class Projection:
                 )
 
 
+def _is_known(name: str) -> bool:
+    return name in BUILT_IN or name in JOINED or name in KNOWN
+
+
 def vision_source(name: str) -> str:
     """Where the vision side of `name` is: a model of ours that has a name, or that a projection belongs to; else it."""
-    folder = find(name) if name in BUILT_IN or name in KNOWN else Path(name).expanduser()
+    folder = find(name) if _is_known(name) else Path(name).expanduser()
     return str(read_projection(folder).base_folder() if is_projection(folder) else folder) if folder.is_dir() else name
 
 
@@ -250,7 +253,7 @@ def _stored(folder: Path) -> dict[str, Tensor]:
 
 
 def _reference(name: str, folder: Path) -> dict[str, str]:
-    if name in _KNOWN:
+    if _is_known(name):
         return {"name": name}
     if not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name):
         return {"id": name}
