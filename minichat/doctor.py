@@ -21,10 +21,11 @@ from minichat.weights import hub
 from minichat.weights.blip2 import vision_files
 from minichat.weights.fetch import is_here
 from minichat.weights.files import HUB_ID, WEIGHTS, from_hub, quiet, read_json, weight_files
-from minichat.weights.known import KNOWN, KnownModel, PublishedFile, Repository
+from minichat.weights.known import JOINED, KNOWN, KnownModel, PublishedFile, Repository
+from minichat.weights.packaged import llm_at_hand
 from minichat.weights.places import files_folder
 from minichat.weights.projection import is_projection, read_projection
-from minichat.weights.zoo import BUILT_IN, find
+from minichat.weights.zoo import BUILT_IN, find, joined_config, llm_of
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatConfig
@@ -135,6 +136,8 @@ def read_config(name: str) -> MiniChatConfig:
 
     if name in KNOWN:
         return KNOWN[name].config()
+    if name in JOINED:
+        return joined_config(JOINED[name])
     folder = _folder(name)
     if is_projection(folder):
         return read_config(read_projection(folder).base_name())
@@ -176,6 +179,9 @@ def _examine(name: str, machine: Machine, context: int, batch: int) -> Finding:
         needs[form] = estimate(config, dtype=dtype, quantize=quantize, context=context, batch=batch, device=kind)
     advised = by_itself if by_itself.fits else best(config, machine, context, batch)
     missing = _missing(KNOWN[name]) if name in KNOWN else []
+    llm = llm_of(name)
+    if llm is not None and not llm_at_hand(llm):
+        missing.append(f"the LLM {llm.name} (minichat models fetch {name})")
     if advised is not None and advised.quantize and _version("bitsandbytes") is None:
         missing.append(f"bitsandbytes (pip install '{NEEDED}')")
     shown = Path(name).name if Path(name).is_dir() else name

@@ -123,6 +123,11 @@ def test_it_is_merged_on_request(whole: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(tmp_path / "merged"), logits(whole), atol=1e-4, rtol=1e-4)
     export(str(whole), "projection", tmp_path / "apart")
     assert torch.equal(logits(tmp_path / "apart"), logits(whole))
+    export(str(whole), "projection", tmp_path / "half", dtype="bfloat16")
+    held, stored = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole, tmp_path / "half"))
+    assert stored.keys() == held.keys()
+    assert all(torch.equal(stored[name], held[name].bfloat16()) for name in held)
+    torch.testing.assert_close(logits(tmp_path / "half"), logits(whole), atol=0.05, rtol=0.05)
 
 
 def test_other_parts_train_beside_it(desk: Path, tmp_path: Path) -> None:

@@ -126,7 +126,9 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify", help="Record hashes of all that the projection belongs to, to be checked later.")
     ] = False,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Of --format minichat; default: as stored.")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="Of a minichat, or of a projection's adapter; default: as stored.")
+    ] = None,
 ) -> None:
     """Write a model's trained projection, the whole model in one folder or for other programs, or its LLM."""
     from minichat.weights.export import export as write

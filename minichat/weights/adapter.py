@@ -108,15 +108,29 @@ class Adapter:
         return (tensor.float() + (added.T if held.transposed else added)).to(tensor.dtype)
 
 
-def copy_adapter(adapter: Path | None) -> Callable[[Path], None] | None:
-    """What puts this adapter's folder into another folder; None where there is none."""
+def copy_adapter(adapter: Path | None, dtype: str | None = None) -> Callable[[Path], None] | None:
+    """What puts this adapter's folder into another folder, its matrices in `dtype`; None where there is none."""
     if adapter is None:
         return None
 
     def copy(folder: Path) -> None:
         shutil.copytree(adapter, folder / ADAPTER)
+        if dtype is not None:
+            _rewrite(folder / ADAPTER, dtype)
 
     return copy
+
+
+def _rewrite(folder: Path, dtype: str) -> None:
+    import torch
+
+    from minichat.weights.writing import Entry, write_tensors
+
+    held = read_adapter(folder).checkpoint
+    tensors = {name: held[name].to(getattr(torch, dtype)) for name in sorted(held)}
+    for name in WEIGHTS:
+        (folder / name).unlink(missing_ok=True)
+    write_tensors(folder, [Entry(n, t.nbytes, lambda t=t: t) for n, t in tensors.items()], WEIGHTS[0])  # type: ignore[misc]
 
 
 def trained_adapter(*folders: Path) -> Path | None:

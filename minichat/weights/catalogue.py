@@ -9,9 +9,9 @@ from minichat.hardware.memory import CONTEXT, QUANTIZED, estimate, gib
 from minichat.model import MiniChatConfig
 from minichat.weights.fetch import is_here
 from minichat.weights.known import KNOWN, KNOWN_LLMS, KnownModel, PackagedLlm, PublishedFile, Repository
-from minichat.weights.packaged import llm_is_here
+from minichat.weights.packaged import llm_at_hand, llm_is_here
 from minichat.weights.places import files_folder, gigabytes, shown
-from minichat.weights.zoo import ASSETS, BUILT_IN, BUILT_IN_STAGE1, find
+from minichat.weights.zoo import ASSETS, BUILT_IN, BUILT_IN_STAGE1, SMALL_BASE, find, joined_config, llm_of
 
 _OWN_LICENCE = "BSD 3-Clause"
 
@@ -84,9 +84,14 @@ def hint() -> str:
 
 def _built_in(name: str) -> Entry:
     folder = find(name)
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
-    return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if (llm := llm_of(name)) is None:
+        config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+        return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
+    config = joined_config(SMALL_BASE)
+    licence = f"{_OWN_LICENCE}; the LLM {llm.licence}"
+    parts = (_part(llm),)
+    return Entry(name, llm_at_hand(llm), config.template, licence, parts, llm.size, size + llm.folder, _memory(config))
 
 
 def _finder(name: str) -> Entry:
@@ -94,10 +99,13 @@ def _finder(name: str) -> Entry:
     return Entry(name, True, "", _OWN_LICENCE, (), 0, size, {}, "finds pictures: minichat search")
 
 
+def _part(llm: PackagedLlm) -> Part:
+    return Part("LLM", f"{llm.gguf} in {llm.wheel}", llm.licence, llm.size)
+
+
 def _llm(llm: PackagedLlm) -> Entry:
-    part = Part("LLM", f"{llm.gguf} in {llm.wheel}", llm.licence, llm.size)
     use = f"an LLM to build on: minichat convert --llm {llm.name}"
-    return Entry(llm.name, llm_is_here(llm), "", llm.licence, (part,), llm.size, llm.folder, {}, use)
+    return Entry(llm.name, llm_is_here(llm), "", llm.licence, (_part(llm),), llm.size, llm.folder, {}, use)
 
 
 def _known(model: KnownModel) -> Entry:

@@ -46,18 +46,20 @@ def export(model: str, form: str, out: Path, verify: bool = False, dtype: str | 
 
     `form`: "projection", the trained part alone; "blip2", a whole `Blip2ForConditionalGeneration`; "minichat", a whole
     model of ours, LLM and trained projection in it, or a stage-1 model; or "llm", its LLM alone. `verify` records
-    hashes of everything that the projection belongs to; the others have no place for them. `dtype`: of a "minichat";
-    None: as its parts are stored. Raises `ModelError` for a model that is not whole, or cannot be written so, and
-    `SettingsError` for another form.
+    hashes of everything that the projection belongs to; the others have no place for them. `dtype`: of a "minichat", or
+    of a projection's adapter; None: as they are stored. Raises `ModelError` for a model that is not whole, or cannot be
+    written so, and `SettingsError` for another form.
     """
     if form not in FORMATS:
         raise SettingsError(f"format is {form!r}; it must be one of {', '.join(FORMATS)}.")
     if verify and form != "projection":
         raise SettingsError("--verify is for --format projection: the other formats have no place for hashes.")
-    if dtype is not None and form != "minichat":
-        raise SettingsError("--dtype is for --format minichat: the other formats keep what is stored.")
+    if dtype is not None and form not in ("minichat", "projection"):
+        raise SettingsError("--dtype is for --format minichat and projection: the others keep what is stored.")
+    if dtype is not None and dtype not in DTYPES:
+        raise SettingsError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if form == "projection":
-        return export_projection(model, out, verify)
+        return export_projection(model, out, verify, dtype)
     if form == "llm":
         return export_llm(model, out)
     return export_blip2(model, out) if form == "blip2" else export_minichat(model, out, dtype)
@@ -140,8 +142,6 @@ def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
     from minichat.weights.stage1 import is_stage1, read_stage1, write_stage1
     from minichat.weights.writing import write_tensors
 
-    if dtype is not None and dtype not in DTYPES:
-        raise SettingsError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if is_stage1(folder := find(model)):
         stage1 = read_stage1(str(folder))
         return write_stage1(out, stage1.model.to(getattr(torch, dtype or "float32")), stage1.tokenizer)

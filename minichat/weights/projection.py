@@ -200,10 +200,10 @@ def unpack(parcel: Path, out: Path, last: str) -> None:
     parcel.rmdir()
 
 
-def export_projection(model: str, out: Path, verify: bool = False) -> Path:
+def export_projection(model: str, out: Path, verify: bool = False, dtype: str | None = None) -> Path:
     """`minichat export MODEL --format projection`: the projection of a whole model, or of a projection's folder.
 
-    `verify`: record hashes of everything in the frozen parts, too.
+    `verify`: record hashes of everything in the frozen parts, too. `dtype`: of the adapter that belongs to it.
     """
     folder, projection = find(model), None
     adapter = trained_adapter(folder)
@@ -215,7 +215,7 @@ def export_projection(model: str, out: Path, verify: bool = False) -> Path:
     if projection is not None:
         base, template = projection.base_name(), projection.template
         return write_projection(
-            out, projection.tensors(), base, template=template, facts=facts, beside=copy_adapter(adapter)
+            out, projection.tensors(), base, template=template, facts=facts, beside=copy_adapter(adapter, dtype)
         )
     stored = _stored(folder)
     tensors = {name: stored[f"projection.{name}"] for name in ("weight", "bias")}

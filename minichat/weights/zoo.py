@@ -6,17 +6,22 @@ import os
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minichat.errors import ModelError
+from minichat.prompt.template import OWN
 from minichat.weights.fetch import fetch, join
 from minichat.weights.files import HUB_ID, from_hub
-from minichat.weights.known import JOINED, KNOWN, KNOWN_LLMS
+from minichat.weights.known import JOINED, KNOWN, KNOWN_LLMS, Joined, PackagedLlm
 from minichat.weights.packaged import fetch_llm, llm_at_hand
+
+if TYPE_CHECKING:
+    from minichat.model import MiniChatConfig
 
 AUTO = "auto"  # the best built-in model that is here whole
 TINY, SMALL = "minichat-tiny", "minichat-small"
 BUILT_IN = (TINY,)
-_LLM_OF_SMALL = KNOWN_LLMS["smollm2-135m-instruct"]
+SMALL_BASE = JOINED["minichat-small-base"]
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
 ASSETS = Path(str(resources.files("minichat"))) / "assets"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # of a repository on the hub; nothing that could run
@@ -54,7 +59,26 @@ def find(name: str | os.PathLike[str]) -> Path:
 
 def default_model() -> str:
     """minichat-small where its LLM is on this machine, else minichat-tiny, which needs no download."""
-    return SMALL if SMALL in BUILT_IN and llm_at_hand(_LLM_OF_SMALL) else TINY
+    llm = llm_of(SMALL)
+    return SMALL if SMALL in BUILT_IN and llm is not None and llm_at_hand(llm) else TINY
+
+
+def llm_of(name: str) -> PackagedLlm | None:
+    """The packaged LLM that a built-in model stands before; None for all other models."""
+    return KNOWN_LLMS[SMALL_BASE.llm] if name in (SMALL, SMALL_BASE.name) else None
+
+
+def joined_config(model: Joined) -> MiniChatConfig:
+    """The configuration of a vision side before a packaged LLM, known without the LLM's file: its sizes are enough."""
+    from minichat.model import MiniChatConfig
+
+    seeing = MiniChatConfig.from_pretrained(find(model.vision), local_files_only=True)
+    return MiniChatConfig(
+        vision_config=seeing.vision_config.to_dict(),
+        bridge_config=seeing.bridge_config.to_dict(),
+        text_config=dict(KNOWN_LLMS[model.llm].text),
+        template=OWN,
+    )
 
 
 def fetch_named(name: str) -> Path:
@@ -64,10 +88,10 @@ def fetch_named(name: str) -> Path:
     """
     if name in KNOWN_LLMS:
         return fetch_llm(KNOWN_LLMS[name])
-    if name == SMALL:
-        fetch_llm(_LLM_OF_SMALL)
-        find("minichat-small-base")
-    if name in KNOWN or name in (*BUILT_IN, *BUILT_IN_STAGE1):
+    if (llm := llm_of(name)) is not None:
+        fetch_llm(llm)
+        find(SMALL_BASE.name)
+    if name in (*KNOWN, *JOINED, *BUILT_IN, *BUILT_IN_STAGE1):
         return find(name)
     raise ModelError(f"There is no known model {name!r} ({_close_to(name)}); what has another name needs no fetching.")
 
