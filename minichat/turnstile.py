@@ -48,6 +48,11 @@ class Turnstile:
     ) -> None:
         self._leave()
 
+    @property
+    def taken(self) -> bool:
+        """Whether a thread is inside, or about to be."""
+        return bool(self._queue)
+
     def let_others_pass(self) -> None:
         """Called by the thread inside: admit everyone who waits now, then go on.
 

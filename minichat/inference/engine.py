@@ -1,0 +1,517 @@
+"""Many replies at once: each step reads something of new prompts and writes one token of every reply.
+
+Whoever waits for a reply does the work: under the turnstile one of the callers does a step for all of them, and the
+others find their tokens when it is their turn. So there is no thread to start or to end, one caller alone is as
+lazy as the iterator that it reads, and nothing runs when nobody waits.
+
+Shapes: B rows, T tokens, L columns of the pool, I pictures, n image tokens of a picture, H the LLM's width,
+V the vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from minichat.errors import PromptError
+from minichat.generation import Prompt
+from minichat.hardware.exhaustion import free_memory, out_of_memory
+from minichat.hardware.machine import look
+from minichat.hardware.spreading import entry_device
+from minichat.inference.kv_pool import KeyValuePool, poolable
+from minichat.inference.prefixes import PrefixTree, shared
+from minichat.inference.sampler import Sampler, noise_generator
+from minichat.onerow import one_row
+from minichat.settings import GenerationSettings
+from minichat.stopping import Decoder, ReplyText, Stops
+from minichat.turnstile import Turnstile
+
+if TYPE_CHECKING:
+    from minichat.model import MiniChatForConditionalGeneration
+
+log = logging.getLogger(__name__)
+
+ROWS = 16  # replies that are written at once; others wait
+CHUNK = 512  # tokens of prompts that are read between two steps of writing
+_SHARE = 0.1  # of the device's memory that is free: for what is kept of conversations and prompts
+_MOST_KEPT = 4 * 1024**3  # bytes
+_WORTH_WAITING = 16  # tokens: where another row is just reading so many that a prompt needs too, it waits for them
+
+
+def why_alone(model: MiniChatForConditionalGeneration) -> str | None:
+    """Why this model's replies have to be written one by one, in words; None: they can be written together."""
+    llm = model.config.text_config
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder, whose words all see each other"
+    if not poolable(llm):
+        return "some of its layers do not keep the keys and values of all tokens"
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return "it is spread over several devices"
+    attention = model.language_model.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        return f"its attention ({attention}) takes no mask for each row"
+    if not any(name.endswith("rotary_emb") for name, _ in model.language_model.named_modules()):
+        return "its positions are not rotary"
+    return None
+
+
+class Request:
+    """A reply that is asked for. Iterating it yields the text piece by piece, as it becomes safe to show.
+
+    Closing it, or an iterator of it, early ends the reply within a step; `reply` is then what was taken so far.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings,
+        tokenizer: Decoder,
+        stops: Stops,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Ask for a reply to `prompt`. It comes into being when the request is given to an engine.
+
+        Args:
+            cancelled: asked before each step; once it is true, nothing more is shown.
+        """
+        self.prompt, self.settings, self.cancelled = prompt, settings, cancelled
+        self.over = False  # no other token will come
+        self.error: Exception | None = None  # … because of this
+        self.known = 0  # so many of the prompt's tokens had been read before, and were copied
+        self._tokenizer, self._stops = tokenizer, stops
+        self._written = ReplyText(tokenizer, stops)  # may be ahead of what was taken
+        self._pieces: deque[tuple[str, int]] = deque()  # not taken yet; each with the number of ids behind it
+        self._taken = 0  # ids behind what was taken
+        self._closed = False
+        # The engine's own:
+        self.row = -1  # its place in the pool
+        self.length = 0  # tokens that the pool holds of it
+        self.unread: Tensor | None = None  # (1, T, H), what is still to be read of the prompt
+        self.generator: torch.Generator | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """All ids that were generated, the stop's included."""
+        return self._written.generated
+
+    @property
+    def keys(self) -> list[int | str]:
+        """What the pool holds of it, or will: a key for each token of prompt and reply."""
+        return [*self.prompt.keys, *self.ids]
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._pieces)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self._closed or self.cancelled()
+
+    @property
+    def reply(self) -> ReplyText:
+        """The reply as far as it was taken; all of it where it came to its end and every piece was."""
+        if self.over and not self._pieces and not self._cut_short:
+            return self._written
+        taken = ReplyText(self._tokenizer, self._stops)
+        for token in self.ids[: self._taken]:
+            taken.push(token)
+        return taken
+
+    _cut_short = False  # it ended because nobody wanted it
+
+    def take(self) -> str:
+        """The next piece, or "" where none is ready."""
+        if not self._pieces or self.dropped:
+            return ""
+        piece, self._taken = self._pieces.popleft()
+        return piece
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last id was chosen."""
+        return self._written.finished or len(self.ids) >= self.settings.max_new_tokens
+
+    def push(self, token: int) -> None:
+        """Take the next id."""
+        if piece := self._written.push(token):
+            self._pieces.append((piece, len(self.ids)))
+
+    def close(self) -> None:
+        """Nobody wants it any more; within a step it is gone."""
+        self._closed = True
+
+    def end(self, error: Exception | None = None) -> None:
+        """No other token will come."""
+        self._cut_short = error is not None or self.dropped
+        if not self._cut_short and (piece := self._written.close()):
+            self._pieces.append((piece, len(self.ids)))
+        self.error, self.unread = error, None
+        self.over = True
+
+
+class Engine:
+    """Writes the replies of one model, as many together as it has rows. Any number of threads may ask.
+
+    Requests are admitted first come, first served. What they begin with is read once: keys and values of prompts and
+    conversations are kept, up to a number of bytes, and copied where another request begins alike.
+    """
+
+    def __init__(
+        self,
+        model: MiniChatForConditionalGeneration,
+        *,
+        turnstile: Turnstile | None = None,
+        rows: int = ROWS,
+        chunk: int = CHUNK,
+        kept_bytes: int | None = None,
+        state: Callable[[], Any] = lambda: None,
+    ) -> None:
+        """Make an engine for `model`.
+
+        Args:
+            turnstile: guards the model, where others use it too; one that belongs to the engine otherwise.
+            rows: the most replies that are written at once.
+            chunk: the most tokens of prompts that are read in a step, so that a long prompt stalls nobody.
+            kept_bytes: the most that is kept of what was read; None: a tenth of what is free on the device.
+            state: changes when a weight does. What was read before is then forgotten.
+        """
+        self.model = model
+        self.turnstile = turnstile or Turnstile()
+        self.rows, self.chunk = rows, chunk
+        self.alone = why_alone(model)
+        if self.alone:
+            log.info("Replies of this model are written one by one: %s.", self.alone)
+        if kept_bytes is None:
+            device = entry_device(model)
+            kept_bytes = min(_MOST_KEPT, int(_SHARE * look(device).device(str(device)).available))
+        self.kept = PrefixTree(kept_bytes)
+        self._pool = KeyValuePool(0 if self.alone else model.config.text_config.num_hidden_layers)
+        self._all: list[Request] = []  # that are not over, in the order of asking; who has no row yet waits for one
+        self._reading: list[Request] = []  # whose prompts are being read; their rows follow those of …
+        self._running: list[Request] = []  # … whose replies are being written; the row is the place in this list
+        self._sampler: tuple[list[Request], Sampler] | None = None
+        self._state_of, self._state = state, None
+
+    # --- for those who ask
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """Yield the reply piece by piece; the work is done while iterating. Raises what went wrong for this request.
+
+        Raises `PromptError`, at the first step, where slots and pictures do not match, or the model has to be used
+        alone.
+        """
+        self.submit(request)
+        try:
+            while True:
+                while piece := request.take():
+                    yield piece
+                if request.over or request.dropped:
+                    break
+                self._advance(request)
+            if request.error is not None:
+                raise request.error
+        finally:
+            request.close()
+            if not self.turnstile.taken:  # else who is inside sees to it
+                with self.turnstile, torch.inference_mode():
+                    self._let_go()
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Write all these replies, and yield the requests in their order, each when it is over.
+
+        They are drawn from the iterable as rows become free, so it may be endless. An error is the request's own
+        (`error`), and ends no other.
+        """
+        following = iter(requests)
+        flying: deque[Request] = deque()
+        drawn = False
+        try:
+            while True:
+                while not drawn and sum(not each.over for each in flying) < self.rows:
+                    if (request := next(following, None)) is None:
+                        drawn = True
+                    else:
+                        flying.append(request)
+                        self.submit(request)
+                while flying and (flying[0].over or flying[0].dropped):
+                    while flying[0].take():
+                        pass
+                    yield flying.popleft()
+                if flying:
+                    self._advance(flying[0], whole=True)
+                elif drawn:
+                    return
+        finally:
+            for request in flying:
+                request.close()
+
+    def submit(self, request: Request) -> None:
+        """Let a request wait for a row. Raises `PromptError` where its slots and pictures do not match."""
+        if self.alone:
+            raise PromptError(f"This model's replies cannot be written together: {self.alone}.")
+        n = self.model.config.num_image_tokens
+        slots = request.prompt.ids.count(self.model.config.image_token_index)
+        pictures = 0 if request.prompt.features is None else len(request.prompt.features)
+        if slots != n * pictures:
+            raise PromptError(f"There are {slots} image slots and {pictures} pictures, which need {n * pictures}.")
+        self._all.append(request)
+
+    def _advance(self, request: Request, whole: bool = False) -> None:
+        """Do a step, unless another caller has brought this request something meanwhile, or its end if that is asked.
+
+        The turnstile is fair, so that whoever waits gets a look before the next step.
+        """
+        with self.turnstile:
+            if not (request.over or request.dropped or (request.ready and not whole)):
+                self.step()
+
+    # --- a step
+
+    def step(self) -> None:
+        """Bring every reply one token forward. Only who holds the turnstile may call it."""
+        try:
+            with torch.inference_mode():
+                self._step()
+        except BaseException:  # Ctrl-C, at any line: whoever goes on begins from what is certain, prompts and ids
+            self._begin_anew()
+            raise
+
+    def _step(self) -> None:
+        self._let_go()
+        self._admit()
+        read = self._read()
+        pairs = [*read, *self._write()]  # writing is for those that ran before
+        for request, _ in read:
+            self._start_running(request)
+        if pairs:
+            requests = [request for request, _ in pairs]
+            ids = self._sampler_of(requests)(torch.cat([logits for _, logits in pairs])).tolist()  # the one wait
+            for request, token in zip(requests, ids, strict=True):
+                try:
+                    request.push(token)
+                    if request.complete:
+                        self._end(request)
+                except Exception as error:
+                    self._fail(request, error)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """End what nobody wants any more; where no row is left, give the pool's memory back."""
+        for request in [each for each in self._all if each.dropped]:
+            self._end(request)
+        if not self._running and not self._reading:
+            self._pool.release()
+
+    def _admit(self) -> None:
+        """Give rows to those who have waited longest."""
+        for request in [each for each in self._all if each.row < 0]:
+            if len(self._running) + len(self._reading) >= self.rows:
+                return
+            if self._reads_for(request):
+                continue
+            try:
+                self._place(request)
+            except Exception as error:
+                self._fail(request, error)
+
+    def _reads_for(self, request: Request) -> bool:
+        """Whether another row is reading what this one begins with, too, and will have read it soon."""
+        if not self._reading or not self.kept.limit:
+            return False
+        worth = self.kept.longest(request.keys) + _WORTH_WAITING
+        return any(shared(request.keys, other.keys) >= worth for other in self._reading)
+
+    def _place(self, request: Request) -> None:
+        """Give a request the next row, with what is known of its prompt in it."""
+        if (state := self._state_of()) != self._state:
+            self.kept.clear()
+            self._state = state
+        prompt, config = request.prompt, self.model.config
+        ids, keys = [*prompt.ids, *request.ids], request.keys  # a reply that was begun is read like a prompt
+        known = min(self.kept.longest(keys), len(keys) - 1)
+        slots = ids[:known].count(config.image_token_index)
+        known -= slots % config.num_image_tokens  # a picture is known as a whole or not at all
+        features = prompt.features
+        if features is not None:
+            features = features[slots // config.num_image_tokens :]
+            features = features if len(features) else None
+        unread = torch.tensor([ids[known:]], device=entry_device(self.model))
+        request.unread = self.model.splice(unread, features)  # (1, T, H)
+        row = len(self._running) + len(self._reading)
+        self._pool.reserve(row + 1, len(keys) + 1)
+        start = 0
+        for states in self.kept.find(keys[:known]):
+            self._pool.write(row, start, states)
+            start += states[0][0].shape[1]
+        request.row, request.length, request.known = row, known, known
+        if request.generator is None:
+            request.generator = noise_generator(request.settings, unread.device)
+        self._reading.append(request)
+
+    def _read(self) -> list[tuple[Request, Tensor]]:
+        """Read of the prompts as many tokens as a step may; returns those that are read to their end, with logits."""
+        done: list[tuple[Request, Tensor]] = []
+        left = self.chunk
+        todo = deque(sorted(self._reading, key=self._all.index))
+        while todo and left > 0:
+            size = min(_unread(todo[0]), left)
+            # Prompts with equally much to read go together: no padding is computed.
+            alike = [request for request in todo if _unread(request) == size]
+            group = alike[: left // size] if _unread(todo[0]) == size else [todo[0]]
+            left -= size * len(group)
+            for request in group:
+                todo.remove(request)
+            embeds = torch.cat([r.unread[:, :size] for r in group if r.unread is not None])  # (B, T, H)
+            for request, logits in self._safely(group, embeds):
+                rest = None if request.unread is None else request.unread[:, size:]
+                request.unread = rest
+                if rest is not None and rest.shape[1] == 0:
+                    done.append((request, logits))
+        return done
+
+    def _write(self) -> list[tuple[Request, Tensor]]:
+        """Read the last id of every reply that is being written; returns the logits (1, V) of the next."""
+        if not self._running:
+            return []
+        last = torch.tensor([[request.ids[-1]] for request in self._running], device=entry_device(self.model))
+        return self._safely(list(self._running), self.model.get_input_embeddings()(last))
+
+    def _safely(self, requests: Sequence[Request], embeds: Tensor) -> list[tuple[Request, Tensor]]:
+        """Pass requests together; where that fails, one by one: only the culprit ends."""
+        try:
+            return list(zip(requests, self._forward(requests, embeds).split(1), strict=True))
+        except Exception as error:
+            short = out_of_memory(error)
+            failure = error.with_traceback(None) if short else error  # a traceback would hold on to tensors
+        if short and self.kept.nbytes:
+            self.kept.clear()
+            free_memory()
+            return self._safely(requests, embeds)
+        if len(requests) > 1:
+            return [
+                pair
+                for request, row in zip(requests, embeds.split(1), strict=True)
+                for pair in self._safely([request], row)
+            ]
+        self._fail(requests[0], failure)
+        return []
+
+    def _forward(self, requests: Sequence[Request], embeds: Tensor) -> Tensor:
+        """Read embeddings (B, T, H) behind what the pool holds of these requests; returns logits (B, V) in float32."""
+        width = embeds.shape[1]
+        length = max(request.length for request in requests) + width  # L
+        self._pool.reserve(len(self._running) + len(self._reading), length)
+        starts = torch.tensor([request.length for request in requests], device=embeds.device)
+        columns = torch.arange(length, device=embeds.device)
+        positions = starts[:, None] + columns[:width]  # (B, T)
+        mask = torch.zeros(len(requests), 1, width, length, dtype=embeds.dtype, device=embeds.device)
+        mask.masked_fill_((columns > positions[..., None])[:, None], torch.finfo(embeds.dtype).min)
+        self._pool.aim([request.row for request in requests], positions, length)
+        with one_row(embeds):
+            output = self.model(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self._pool,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        for request in requests:
+            request.length += width
+        return output.logits[:, -1].float()
+
+    def _sampler_of(self, requests: list[Request]) -> Sampler:
+        """The sampler of these rows; the one of the step before, where the rows are the same."""
+        if self._sampler is not None and self._sampler[0] == requests:
+            return self._sampler[1]
+        slot, vocabulary = self.model.config.image_token_index, self.model.config.text_config.vocab_size
+        sampler = Sampler(
+            [request.settings for request in requests],
+            [request.generator for request in requests],
+            [request.ids for request in requests],
+            vocabulary,
+            entry_device(self.model),
+            [slot] if slot < vocabulary else [],  # no reply holds a picture
+        )
+        self._sampler = (requests, sampler)
+        return sampler
+
+    # --- rows
+
+    def _start_running(self, request: Request) -> None:
+        """A prompt is read: its row goes behind those that run, and others may begin with it."""
+        first = next(each for each in self._reading if each.row == len(self._running))
+        if first is not request:
+            self._pool.swap(first.row, request.row, max(first.length, request.length))
+            first.row, request.row = request.row, first.row
+        self._reading.remove(request)
+        self._running.append(request)
+        self._keep(request)
+
+    def _keep(self, request: Request) -> None:
+        """Remember what was read of a request."""
+        if self.kept.limit > 0 and request.length:
+            self.kept.insert(
+                request.keys[: request.length], lambda start, end: self._pool.read(request.row, start, end)
+            )
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        request.end(error)
+        self._leave(request, keep=False)
+
+    def _end(self, request: Request) -> None:
+        request.end()
+        self._leave(request, keep=True)
+
+    def _leave(self, request: Request, keep: bool) -> None:
+        """Take a request out of wherever it is. Rows that run stay side by side, and those that are read follow."""
+        if request not in self._running and request not in self._reading:
+            self._all.remove(request)
+            return
+        if keep:
+            try:
+                self._keep(request)
+            except Exception as error:  # only a convenience is lost
+                log.info("What was read of a reply is not kept: %s.", error)
+        self._pool.clear(request.row, request.length)
+        hole = request.row
+        if request in self._running:
+            hole = self._fill(hole, self._running)
+            self._running.sort(key=lambda each: each.row)
+            self._running.remove(request)
+        else:
+            self._reading.remove(request)
+        self._fill(hole, self._reading)
+        self._all.remove(request)
+
+    def _fill(self, hole: int, rows: Sequence[Request]) -> int:
+        """Move the last of these rows into the hole before it; returns where the hole is then."""
+        last = max(rows, key=lambda each: each.row, default=None)
+        if last is None or last.row <= hole:
+            return hole
+        self._pool.move(last.row, hole, last.length)
+        self._pool.clear(last.row, last.length)
+        hole, last.row = last.row, hole
+        return hole
+
+    def _begin_anew(self) -> None:
+        """Forget the pool; whoever is not over waits again, and is read again as far as it was written."""
+        self._pool.release()
+        self._running, self._reading, self._sampler = [], [], None
+        for request in [each for each in self._all if each.over or each.complete]:
+            if not request.over:
+                request.end()
+            self._all.remove(request)
+        for request in self._all:
+            request.row, request.length, request.unread = -1, 0, None
+
+
+def _unread(request: Request) -> int:
+    return 0 if request.unread is None else request.unread.shape[1]

@@ -1,0 +1,629 @@
+"""Many replies at once: together as alone, whoever joins, leaves or fails meanwhile."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import random
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minichat.chat import MiniChat
+from minichat.errors import PromptError
+from minichat.generation import GenerationSettings, Memory, Prompt, logits_processors, stream
+from minichat.inference.engine import Engine, Request, why_alone
+from minichat.inference.kv_pool import KeyValuePool
+from minichat.inference.prefixes import PrefixTree, shared
+from minichat.inference.sampler import Sampler, noise_generator
+from minichat.prompt.conversation import Conversation
+from minichat.stopping import ReplyText, Stops
+from tests.tiny import counting, noise_picture, tiny_bot
+
+# Rows of a batch are added up in another order than one row alone: float32 logits of these networks, which are about
+# 10, then differ by up to 1e-5. Where two ids are nearer than this, either may be the likeliest.
+NEAR = 1e-3
+
+
+@pytest.fixture(scope="module")
+def bot() -> MiniChat:
+    return tiny_bot()
+
+
+def prompt_of(bot: MiniChat, *turns: tuple[str, int]) -> Prompt:
+    """Questions with pictures, given by the first one's number, and a reply between two of them."""
+    asked = Conversation()
+    for number, (text, picture) in enumerate(turns):
+        asked = asked.assistant("It is red.") if number else asked
+        asked = asked.user(text, [noise_picture(picture)] if picture else [])
+    rendered = bot.processor.render(asked, add_generation_prompt=True)
+    features = bot.encode(rendered.pictures) if rendered.pictures else None
+    names = [f"picture {picture}" for _, picture in turns if picture]
+    slots = iter([name for name in names for _ in range(bot.processor.num_image_tokens)])
+    keys = [next(slots) if i == bot.processor.image_token_id else i for i in rendered.ids]
+    return Prompt(rendered.ids, keys, features)
+
+
+def prompts_of(bot: MiniChat) -> list[Prompt]:
+    return [
+        prompt_of(bot, ("Hi", 0)),
+        prompt_of(bot, ("What is it?", 1)),
+        prompt_of(bot, ("Compare them, please, in detail.", 2), ("And this?", 3)),
+        prompt_of(bot, ("Which is larger, the green square or the purple triangle?", 0)),
+        prompt_of(bot, ("What is it?", 1), ("Is it yellow?", 0), ("Is it left of the cat?", 0)),
+        prompt_of(bot, ("What is it?", 4)),
+    ]
+
+
+def request_of(bot: MiniChat, prompt: Prompt, cancelled: Any = lambda: False, **changes: Any) -> Request:
+    changes = {"max_new_tokens": 8, **changes}
+    return Request(prompt, GenerationSettings(**changes), bot.processor.content_tokenizer, bot.stops, cancelled)
+
+
+def alone(bot: MiniChat, prompt: Prompt, **changes: Any) -> list[int]:
+    """The ids of the loop for one reply."""
+    reply = ReplyText(bot.processor.content_tokenizer, bot.stops)
+    changes = {"max_new_tokens": 8, **changes}
+    list(stream(bot.model, prompt, Memory(), GenerationSettings(**changes), reply))
+    return reply.generated
+
+
+def together(bot: MiniChat, requests: list[Request], **options: Any) -> list[list[int]]:
+    engine = Engine(bot.model, **{"kept_bytes": 0, **options})
+    done = list(engine.run(requests))
+    assert done == requests
+    assert [each.error for each in done] == [None] * len(done)
+    idle(engine)
+    return [each.ids for each in done]
+
+
+def idle(engine: Engine) -> None:
+    """Nothing is left of what was asked."""
+    assert (engine._all, engine._running, engine._reading) == ([], [], [])
+    assert engine._pool.nbytes == 0
+    assert not engine.turnstile.taken
+
+
+def margin(bot: MiniChat, prompt: Prompt, ids: list[int]) -> Tensor:
+    """By how much each id of a greedy reply was likelier than the next likeliest."""
+    with torch.inference_mode():
+        whole = torch.tensor([[*prompt.ids, *ids]])
+        logits = bot.model(input_ids=whole, image_features=prompt.features).logits[0, len(prompt.ids) - 1 : -1]
+    best = logits.topk(2).values
+    return best[:, 0] - best[:, 1]
+
+
+def same_unless_near(bot: MiniChat, prompt: Prompt, found: list[int], wanted: list[int]) -> None:
+    """Equal ids, up to the first that was nearly another."""
+    near = margin(bot, prompt, wanted) < NEAR
+    certain = int(near.int().argmax()) if near.any() else len(wanted)
+    assert certain > 0
+    assert found[:certain] == wanted[:certain]
+    assert len(found) == len(wanted) or certain < len(wanted)
+
+
+# --- together as alone
+
+
+@pytest.mark.parametrize("heads", [2, 1])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_together_is_alone(heads: int, attention: str) -> None:
+    bot = tiny_bot(text={"num_key_value_heads": heads})
+    bot.model.language_model.set_attn_implementation(attention)
+    prompts = prompts_of(bot)
+    lengths = [3, 8, 5, 12, 1, 7]
+    requests = [request_of(bot, p, max_new_tokens=n) for p, n in zip(prompts, lengths, strict=True)]
+    for prompt, length, ids in zip(prompts, lengths, together(bot, requests, rows=4), strict=True):
+        same_unless_near(bot, prompt, ids, alone(bot, prompt, max_new_tokens=length))
+
+
+def test_the_logits_are_those_of_one_pass(bot: MiniChat) -> None:
+    """Of every row at every step, whatever chunks the prompt was read in, and from whatever it was copied."""
+    prompts = prompts_of(bot)
+    for chunk, kept in ((512, 0), (7, 0), (1, 0), (512, 2**20), (5, 2**20)):
+        engine = Engine(bot.model, chunk=chunk, kept_bytes=kept, rows=3)
+        seen: dict[int, list[Tensor]] = {}
+        forward = engine._forward
+
+        def watch(requests: Any, embeds: Tensor, forward: Any = forward, seen: Any = seen) -> Tensor:
+            logits: Tensor = forward(requests, embeds)
+            for request, row in zip(requests, logits, strict=True):
+                seen.setdefault(id(request), []).append(row.clone())
+            return logits
+
+        engine._forward = watch  # type: ignore
+        for _ in range(2 if kept else 1):  # the second time what was read is known
+            seen.clear()
+            requests = [request_of(bot, prompt) for prompt in prompts]
+            list(engine.run(requests))
+            for prompt, request in zip(prompts, requests, strict=True):
+                with torch.inference_mode():
+                    ids = torch.tensor([[*prompt.ids, *request.ids[:-1]]])
+                    whole = bot.model(input_ids=ids, image_features=prompt.features).logits[0]
+                found = torch.stack(seen[id(request)][-len(request.ids) :])
+                torch.testing.assert_close(found, whole[-len(request.ids) :], rtol=0, atol=1e-4)
+        assert all(request.known > 0 for request in requests) == (kept > 0)
+
+
+def test_sampled_rows_do_not_depend_on_their_company(bot: MiniChat) -> None:
+    prompts = prompts_of(bot)
+    ways: list[dict[str, Any]] = [
+        {"temperature": 1.0, "seed": 1},
+        {"temperature": 0.7, "seed": 2, "top_p": 0.8},
+        {"repetition_penalty": 1.3},
+        {"temperature": 2.0, "seed": 4, "top_p": 0.95, "repetition_penalty": 1.2},
+        {},
+        {"temperature": 1.0, "seed": 1, "top_p": 0.3},
+    ]
+    wanted = [alone(bot, prompt, **way) for prompt, way in zip(prompts, ways, strict=True)]
+    for rows in (1, 2, 6):
+        requests = [request_of(bot, prompt, **way) for prompt, way in zip(prompts, ways, strict=True)]
+        assert together(bot, requests, rows=rows) == wanted
+    order = [3, 5, 0, 2, 4, 1]
+    requests = [request_of(bot, prompts[i], **ways[i]) for i in order]
+    assert together(bot, requests, rows=3) == [wanted[i] for i in order]
+
+
+def test_the_sampler_chooses_as_one_row_does() -> None:
+    torch.manual_seed(0)
+    ways = [
+        GenerationSettings(),
+        GenerationSettings(temperature=0.5, seed=3),
+        GenerationSettings(temperature=1, top_p=0.5, seed=4, repetition_penalty=2),
+        GenerationSettings(repetition_penalty=0.5),
+        GenerationSettings(temperature=1e-45, top_p=1e-9, seed=5),
+    ]
+    device = torch.device("cpu")
+    written: list[list[int]] = [[7] for _ in ways]
+    generators = [noise_generator(way, device) for way in ways]
+    sampler = Sampler(ways, generators, [list(ids) for ids in written], 50, device, [3])
+    single = [logits_processors(way, 1, device, [3]) for way in ways]
+    for _ in range(20):
+        logits = torch.randn(len(ways), 50) * 3
+        logits[:, 3] = 100.0
+        wanted = [
+            int(process(torch.tensor([ids]), row[None].clone()).argmax())
+            for process, ids, row in zip(single, written, logits, strict=True)
+        ]
+        assert sampler(logits).tolist() == wanted
+        assert 3 not in wanted
+        for ids, token in zip(written, wanted, strict=True):
+            ids.append(token)
+
+
+def test_whoever_joins_leaves_or_fails_changes_no_other_reply(bot: MiniChat) -> None:
+    """200 random sequences: requests come at any step, some are dropped at any step."""
+    prompts = prompts_of(bot)[:4]
+    ways: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 11, "top_p": 0.9}]
+    wanted = {
+        (number, way): alone(bot, prompt, max_new_tokens=6, **ways[way])
+        for number, prompt in enumerate(prompts)
+        for way in range(2)
+    }
+    for seed in range(200):
+        chance = random.Random(seed)
+        kept = chance.choice([0, 20_000, 2**20])
+        engine = Engine(bot.model, rows=chance.randint(1, 4), chunk=chance.choice([3, 16, 512]), kept_bytes=kept)
+        asked: list[tuple[Request, tuple[int, int]]] = []
+        to_come = chance.randint(2, 6)
+        while to_come or engine._all:
+            if to_come and chance.random() < 0.5:
+                kind = (chance.randrange(len(prompts)), chance.randrange(2))
+                asked.append((request_of(bot, prompts[kind[0]], max_new_tokens=6, **ways[kind[1]]), kind))
+                engine.submit(asked[-1][0])
+                to_come -= 1
+            if chance.random() < 0.1 and asked:
+                chance.choice(asked)[0].close()
+            engine.step()
+            assert engine.kept.nbytes <= kept
+        for request, kind in asked:
+            assert request.over
+            if request._cut_short:
+                assert request.ids == wanted[kind][: len(request.ids)]
+            else:
+                assert request.ids == wanted[kind]
+        idle(engine)
+
+
+# --- what is known is not read again
+
+
+def test_what_was_read_is_not_read_again(bot: MiniChat) -> None:
+    engine = Engine(bot.model, kept_bytes=2**22)
+    first = request_of(bot, prompt_of(bot, ("What is it?", 1)))
+    with counting(bot) as counts:
+        list(engine.stream(first))
+    assert counts["tokens"] == len(first.prompt.ids) + len(first.ids) - 1
+    # The conversation comes back: of what the model has read or written, only the last id is not known.
+    told = [*first.prompt.keys, *first.ids]
+    again = Prompt([*first.prompt.ids, *first.ids, 5, 6], [*told, 5, 6], first.prompt.features)
+    second = request_of(bot, again, max_new_tokens=1)
+    with counting(bot) as counts:
+        list(engine.stream(second))
+    assert counts["tokens"] == 3
+    assert second.ids == alone(bot, again, max_new_tokens=1)
+    # Another picture in the same place: only what is before it is known.
+    other = request_of(bot, prompt_of(bot, ("What is it?", 4)))
+    list(engine.stream(other))
+    assert other.known == other.prompt.keys.index("picture 4")
+    assert other.ids == alone(bot, other.prompt)
+
+
+def test_what_many_begin_with_is_read_once(bot: MiniChat) -> None:
+    prompts = [prompt_of(bot, ("What is it?", 1), (text, 0)) for text in ("Is it red?", "Why?", "How large is it?")]
+    common = shared(prompts[0].ids, prompts[1].ids)
+    assert common > 30
+    engine = Engine(bot.model, kept_bytes=2**22)
+    with counting(bot) as counts:
+        list(engine.run([request_of(bot, prompt, max_new_tokens=1) for prompt in prompts]))
+    assert counts["tokens"] <= sum(len(prompt.ids) for prompt in prompts) - 2 * (common - 1)
+
+
+def test_kept_memory_is_bounded(bot: MiniChat) -> None:
+    """Fifty conversations, the last of which are still known; the bound holds with and without a shared beginning."""
+    limit = 200_000
+    engine = Engine(bot.model, kept_bytes=limit)
+    prompts = [prompt_of(bot, (f"How many stars are there? {number}", number + 1)) for number in range(50)]
+    most = 0
+    for prompt in prompts:
+        list(engine.stream(request_of(bot, prompt, max_new_tokens=2)))
+        most = max(most, engine.kept.nbytes)
+    assert limit / 2 < most <= limit
+    known = [engine.kept.longest(prompt.keys) for prompt in prompts]
+    assert known[-1] >= len(prompts[-1].ids)
+    assert known[0] == prompts[0].keys.index("picture 1")  # what all begin with is used again and again
+    held = sum(tensor.nbytes for node in engine.kept._nodes() for pair in node.states for tensor in pair)
+    storage = sum(
+        tensor.untyped_storage().nbytes() for node in engine.kept._nodes() for pair in node.states for tensor in pair
+    )
+    assert held == storage == engine.kept.nbytes
+    first = request_of(bot, prompts[0])  # rebuilt unseen
+    list(engine.stream(first))
+    assert first.ids == alone(bot, prompts[0])
+    idle(engine)
+
+
+def test_other_weights_know_nothing(bot: MiniChat) -> None:
+    state = [0]
+    engine = Engine(bot.model, kept_bytes=2**22, state=lambda: state[0])
+    for number, known in ((0, False), (0, True), (1, False)):
+        state[0] = number
+        request = request_of(bot, prompt_of(bot, ("What is it?", 1)))
+        list(engine.stream(request))
+        assert (request.known > 0) == known
+
+
+def test_a_prefix_tree_is_a_table_of_beginnings() -> None:
+    """Against a plain list of all that was put in; every key's state is the key itself."""
+
+    def states(keys: list[int]) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.tensor(keys, dtype=torch.float32).reshape(1, -1, 1).repeat(2, 1, 3),) * 2]
+
+    for seed in range(30):
+        chance = random.Random(seed)
+        tree, put = PrefixTree(10**6), [[0]]
+        for _ in range(30):
+            base = chance.choice(put)
+            keys = base[: chance.randint(0, len(base))] + [chance.randrange(3) for _ in range(chance.randint(1, 6))]
+            known = max(shared(keys, each) for each in put[1:]) if len(put) > 1 else 0
+            assert tree.longest(keys) == known
+            tree.insert(keys, lambda start, end, given=tuple(keys): states(list(given[start:end])))  # type: ignore[misc]
+            put.append(keys)
+            assert tree.longest(keys) == len(keys)
+            found = torch.cat([piece[0][0] for piece in tree.find(keys)], 1)
+            assert found[0, :, 0].tolist() == keys
+        assert tree.nbytes == sum(node.nbytes for node in tree._nodes())
+        tree.evict(tree.nbytes // 2)
+        for keys in put[1:]:
+            pieces = [piece[0][0] for piece in tree.find(keys)]
+            assert sum(piece.shape[1] for piece in pieces) == tree.longest(keys)
+            if pieces:
+                assert torch.cat(pieces, 1)[0, :, 0].tolist() == keys[: tree.longest(keys)]
+        tree.evict(0)
+        assert (tree.nbytes, list(tree._nodes())) == (0, [])
+
+
+def test_shared_beginnings_are_counted() -> None:
+    pairs: list[tuple[list[int | str], list[int | str], int]] = [
+        ([], [1], 0),
+        ([1, 2], [1, 2, 3], 2),
+        ([1, "a", 3], [1, "a", 4], 2),
+        ([5], [6], 0),
+    ]
+    for one, other, length in pairs:
+        assert shared(one, other) == shared(other, one) == length
+    long = list(range(1000))
+    assert all(shared(long, [*long[:at], -1, *long[at + 1 :]]) == at for at in range(0, 1000, 37))
+
+
+# --- ending, failing, waiting
+
+
+def test_a_dropped_reply_is_gone_within_a_step(bot: MiniChat) -> None:
+    engine, stop = Engine(bot.model, kept_bytes=0), threading.Event()
+    dropped = request_of(bot, prompt_of(bot, ("What is it?", 1)), stop.is_set, max_new_tokens=100)
+    other = request_of(bot, prompt_of(bot, ("Hi", 0)), max_new_tokens=100)
+    waiting = request_of(bot, prompt_of(bot, ("Hi", 0)), stop.is_set)
+    for request in (dropped, other, waiting):
+        engine.submit(request)
+    for _ in range(3):
+        engine.step()
+    assert len(engine._running) == 3
+    stop.set()
+    with counting(bot) as counts:
+        engine.step()
+    assert (counts["steps"], engine._running) == (1, [other])
+    assert (dropped.over, waiting.over, len(dropped.ids), dropped.take()) == (True, True, 3, "")
+    other.close()
+    engine.step()
+    idle(engine)
+
+
+def test_an_iterator_that_is_closed_leaves_what_was_shown(bot: MiniChat) -> None:
+    engine = Engine(bot.model, kept_bytes=2**20)
+    ahead = request_of(bot, prompt_of(bot, ("Hi", 0)), max_new_tokens=40)
+    pieces = engine.stream(ahead)
+    shown = next(pieces)
+    other = request_of(bot, prompt_of(bot, ("What is it?", 1)), max_new_tokens=20)
+    list(engine.stream(other))  # brings the first forward, too
+    assert len(ahead.ids) > 15
+    shown += next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    assert ahead.reply.text == shown
+    assert ahead.reply.generated == ahead.ids[: len(ahead.reply.generated)]
+    assert other.reply.generated == other.ids
+    idle(engine)
+
+
+@pytest.mark.parametrize("where", ["prompt", "row"])
+def test_an_error_ends_its_own_reply_alone(bot: MiniChat, where: str) -> None:
+    """Found by trying one by one what failed together."""
+    prompts = prompts_of(bot)
+    engine = Engine(bot.model, kept_bytes=0)
+    requests = [request_of(bot, prompt) for prompt in prompts]
+    forward = engine._forward
+    limit = len(prompts[1].ids) + (3 if where == "row" else -1)
+
+    def fail(passed: Any, embeds: Tensor) -> Tensor:
+        if any(each is requests[1] and each.length + embeds.shape[1] > limit for each in passed):
+            raise RuntimeError("boom")
+        result: Tensor = forward(passed, embeds)
+        return result
+
+    engine._forward = fail  # type: ignore
+    list(engine.run(requests))
+    assert str(requests[1].error) == "boom"
+    assert len(requests[1].ids) == (4 if where == "row" else 0)
+    for request, prompt in zip(requests, prompts, strict=True):
+        if request is not requests[1]:
+            assert request.error is None
+            same_unless_near(bot, prompt, request.ids, alone(bot, prompt))
+    idle(engine)
+    if where == "prompt":
+        requests[1] = request_of(bot, prompts[1])
+        with pytest.raises(RuntimeError, match="boom"):
+            list(engine.stream(requests[1]))
+
+
+def test_memory_that_runs_out_is_taken_from_what_is_kept(bot: MiniChat) -> None:
+    engine = Engine(bot.model, kept_bytes=2**22)
+    prompt = prompt_of(bot, ("What is it?", 1))
+    list(engine.stream(request_of(bot, prompt)))
+    forward = engine._forward
+
+    def fail(passed: Any, embeds: Tensor) -> Tensor:
+        if engine.kept.nbytes:
+            raise RuntimeError("CUDA error: out of memory")
+        result: Tensor = forward(passed, embeds)
+        return result
+
+    engine._forward = fail  # type: ignore
+    request = request_of(bot, prompt, max_new_tokens=1)
+    list(engine.stream(request))
+    assert (request.error, len(request.ids)) == (None, 1)
+
+
+def test_ctrl_c_in_a_step_leaves_the_others_whole(bot: MiniChat) -> None:
+    prompts = prompts_of(bot)[:3]
+    engine = Engine(bot.model, kept_bytes=2**20)
+    requests = [request_of(bot, prompt) for prompt in prompts]
+    for request in requests:
+        engine.submit(request)
+    forward, passes = engine._forward, iter(range(100))
+
+    def interrupt(passed: Any, embeds: Tensor) -> Tensor:
+        result: Tensor = forward(passed, embeds)
+        if next(passes) in (2, 6):
+            raise KeyboardInterrupt
+        return result
+
+    engine._forward = interrupt  # type: ignore
+    interrupts = 0
+    while engine._all:
+        try:
+            engine.step()
+        except KeyboardInterrupt:
+            interrupts += 1
+    assert interrupts == 2
+    for request, prompt in zip(requests, prompts, strict=True):
+        same_unless_near(bot, prompt, request.ids, alone(bot, prompt))
+    idle(engine)
+
+
+def interrupted_at(line: int, work: Callable[[], Any]) -> bool:
+    """Do the work, with a KeyboardInterrupt at the so-manieth line of the engine's code; False: there were fewer."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename != inspect.getfile(Engine) or frame.f_code.co_name == "_begin_anew":
+            return None
+        if event == "line" and next(lines) == line:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_ctrl_c_at_any_line_leaves_the_others_whole(bot: MiniChat) -> None:
+    prompts = prompts_of(bot)[:2]
+    wanted = [alone(bot, prompt, max_new_tokens=3) for prompt in prompts]
+    for line in itertools.count(0, 9):
+        engine = Engine(bot.model, kept_bytes=2**20)
+        requests = [request_of(bot, prompt, max_new_tokens=3) for prompt in prompts]
+        engine.submit(requests[0])
+        interrupted = interrupted_at(line, lambda e=engine, r=requests[1]: list(e.stream(r)))  # type: ignore[misc]
+        with engine.turnstile:  # a place that was left behind is given back
+            while engine._all:
+                engine.step()
+        assert (requests[0].over, requests[0].ids) == (True, wanted[0])
+        assert requests[1].ids == wanted[1][: len(requests[1].ids)]
+        idle(engine)
+        if not interrupted:
+            break
+    assert line > 100
+
+
+def test_a_nan_stays_in_its_row(bot: MiniChat) -> None:
+    """What a mask hides is still multiplied, so what a row leaves behind must be a number."""
+    engine = Engine(bot.model, kept_bytes=0, rows=2)
+    good = prompt_of(bot, ("What is it?", 1))
+    bad = Prompt(good.ids, good.keys, torch.full_like(good.features, torch.nan) if good.features is not None else None)
+    short = prompt_of(bot, ("Hi", 0))
+    requests = [
+        request_of(bot, bad, max_new_tokens=3),
+        request_of(bot, good, max_new_tokens=30),
+        request_of(bot, short, max_new_tokens=20),
+    ]
+    list(engine.run(requests))
+    same_unless_near(bot, short, requests[2].ids, alone(bot, short, max_new_tokens=20))
+
+
+def test_first_come_first_served_and_a_long_prompt_stalls_nobody(bot: MiniChat) -> None:
+    engine = Engine(bot.model, rows=2, chunk=16, kept_bytes=0)
+    running = request_of(bot, prompt_of(bot, ("Hi", 0)), max_new_tokens=60)
+    engine.submit(running)
+    while not running.ids:
+        engine.step()
+    long = request_of(bot, prompt_of(bot, *[("Which is larger, the green one?", 0)] * 4))
+    third = request_of(bot, prompt_of(bot, ("Hi", 0)))
+    engine.submit(long)
+    engine.submit(third)
+    before = len(running.ids)
+    with counting(bot) as counts:
+        while not long.ids:
+            tokens = counts["tokens"]
+            engine.step()
+            assert counts["tokens"] - tokens <= 16 + 1
+    steps = -(-len(long.prompt.ids) // 16)
+    assert len(running.ids) == before + steps
+    assert (third.ids, third.row) == ([], -1)
+    while not long.over:
+        engine.step()
+    engine.step()
+    assert third.row >= 0
+
+
+def test_many_threads_ask_one_engine(bot: MiniChat) -> None:
+    prompts = prompts_of(bot)
+    engine = Engine(bot.model, rows=4, kept_bytes=2**20)
+    wanted = [alone(bot, prompt) for prompt in prompts]
+    found: dict[int, tuple[str, Request]] = {}
+
+    def ask(number: int) -> None:
+        request = request_of(bot, prompts[number % len(prompts)])
+        found[number] = ("".join(engine.stream(request)), request)
+
+    threads = [threading.Thread(target=ask, args=[number]) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for number, (text, request) in found.items():
+        assert text == request.reply.text
+        same_unless_near(bot, prompts[number % len(prompts)], request.ids, wanted[number % len(prompts)])
+    assert len(found) == 12
+    with counting(bot) as counts:
+        list(engine.stream(request_of(bot, prompts[0])))
+    assert counts["steps"] == len(wanted[0])
+    idle(engine)
+
+
+def test_one_wait_for_each_step(bot: MiniChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values are fetched from the device once, for all rows."""
+    engine = Engine(bot.model, kept_bytes=0)
+    for prompt in prompts_of(bot):
+        engine.submit(request_of(bot, prompt, temperature=1.0, top_p=0.9, repetition_penalty=1.1))
+    fetched = []
+    for name in ("tolist", "item", "__int__", "__bool__", "__float__", "cpu", "numpy", "nonzero"):
+        original = getattr(Tensor, name)
+
+        def fetch(self: Tensor, *args: Any, original: Any = original, name: str = name) -> Any:
+            fetched.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(Tensor, name, fetch)
+    for _ in range(4):
+        fetched.clear()
+        engine.step()
+        assert fetched == ["tolist"]
+
+
+# --- the pool, and who cannot use it
+
+
+def test_the_pool_grows_by_doubling_and_keeps_what_it_holds() -> None:
+    pool, size = KeyValuePool(1), set()
+    for length in range(200):
+        pool.reserve(1 + length // 50, length + 1)
+        pool.aim([0], torch.tensor([[length]]), length + 1)
+        keys, values = pool.update(torch.full((1, 2, 1, 3), float(length)), torch.full((1, 2, 1, 5), -1.0), 0)
+        assert keys[0, 0, :, 0].tolist() == list(range(length + 1))
+        assert values.shape == (1, 2, length + 1, 5)
+        size.add((pool.rows, pool.columns))
+    assert size == {(1, 64), (2, 64), (2, 128), (4, 128), (4, 256)}
+    assert pool.nbytes == 4 * 256 * 2 * (3 + 5) * 4
+
+
+def test_who_cannot_be_batched_says_so(bot: MiniChat) -> None:
+    assert why_alone(bot.model) is None
+    sliding = tiny_bot(text={"model_type": "mistral", "sliding_window": 16})
+    assert why_alone(sliding.model) == "some of its layers do not keep the keys and values of all tokens"
+    engine = Engine(sliding.model)
+    assert engine.alone
+    with pytest.raises(PromptError, match="cannot be written together"):
+        engine.submit(request_of(sliding, prompt_of(sliding, ("Hi", 0))))
+    learned = tiny_bot(text={"model_type": "gpt2", "n_embd": 40, "n_layer": 2, "n_head": 2, "n_positions": 512})
+    assert why_alone(learned.model) == "its positions are not rotary"
+
+
+def test_slots_without_a_picture_are_refused(bot: MiniChat) -> None:
+    prompt = prompt_of(bot, ("What is it?", 1))
+    with pytest.raises(PromptError, match="4 image slots and 0 pictures"):
+        Engine(bot.model).submit(request_of(bot, Prompt(prompt.ids, prompt.keys, None)))
+
+
+def test_stops_end_a_row(bot: MiniChat) -> None:
+    """By its own stops, and without what was computed after them."""
+    prompt = prompt_of(bot, ("Hi", 0))
+    wanted = alone(bot, prompt, max_new_tokens=12)
+    stops = Stops((), ((wanted[5],),))
+    at = wanted.index(wanted[5])
+    stopped = Request(prompt, GenerationSettings(max_new_tokens=12), bot.processor.content_tokenizer, stops)
+    other = request_of(bot, prompt, max_new_tokens=12)
+    assert together(bot, [stopped, other]) == [wanted[: at + 1], wanted]
+    assert stopped.reply.finished
