@@ -108,7 +108,8 @@ def read_vision(
     if heads is not None:
         raise SettingsError(f"vision_heads is of an EVA file, but {name!r} is none: it tells its heads itself.")
     account = Account()
-    config, _ = add_vision_side(account, vision_source(name), Sizes(image_size=image_size), qformer=False)
+    source, sizes = vision_source(name), Sizes(image_size=image_size)
+    config, _ = add_vision_side(account, source, sizes, qformer=False, what="The vision encoder")
     account.check(_wanted_vision(config), {"vision_config": config})
     return config, {name.removeprefix("vision_model."): account.tensor(name) for name in account.names()}
 

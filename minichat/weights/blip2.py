@@ -21,17 +21,17 @@ RETRIEVAL = "Blip2ForImageTextRetrieval"
 
 
 def add_vision_side(
-    account: Account, name: str, sizes: Sizes, qformer: bool = True
+    account: Account, name: str, sizes: Sizes, qformer: bool = True, what: str = "The BLIP-2 model"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take in a vision encoder, Q-Former and queries; returns the configurations of the first two.
 
     `name`: a BLIP-2's folder or hub id, what stage 1 left, or the folder or hub id of a model of ours. A BLIP-2's
     last norm is the originals' `ln_vision`; here it has their eps of 1e-5, as MiniGPT-4 was trained, not the 1e-6 that
     transformers gives it. Without `qformer` the vision encoder alone is taken, and no configuration of the other.
+    `what` was looked for, where nothing is found.
 
     Raises `ModelError` for another model or one that is not whole, or a file that did not come as it was published.
     """
-    what = "The BLIP-2 model"
     folder = find_folder(name, what, CONFIGS)
     config = read_json(folder, "config.json")
     kind = config.get("model_type")
