@@ -36,6 +36,8 @@ from tests.training import (
 WAYS = list(itertools.product((0, 2), (1, 4)))  # loader workers, accumulation
 STEPS = 20
 STOPS = random.Random(0).sample(range(1, STEPS + 1), 5)
+SOME = [(stop, *WAYS[(number + more) % len(WAYS)]) for number, stop in enumerate(STOPS) for more in (0, 1)]
+ALL = [(stop, *way) for stop in range(1, STEPS + 1) for way in WAYS]
 
 Kept = dict[int, dict[str, Tensor]]
 Whole = Callable[..., tuple[list[float], Kept]]
@@ -97,15 +99,13 @@ def stop_and_go_on(desk: Path, out: Path, whole: Whole, stop: int, *settings: st
     assert torch.equal(result["weight"], kept[STEPS]["projection.weight"])
 
 
-@pytest.mark.parametrize(("workers", "count"), WAYS)
-@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize(("stop", "workers", "count"), SOME)
 def test_stopped_and_resumed(stop: int, workers: int, count: int, desk: Path, whole: Whole, tmp_path: Path) -> None:
     stop_and_go_on(desk, tmp_path / "run", whole, stop, parts(count), workers=workers)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("workers", "count"), WAYS)
-@pytest.mark.parametrize("stop", [stop for stop in range(1, STEPS + 1) if stop not in STOPS])
+@pytest.mark.parametrize(("stop", "workers", "count"), [one for one in ALL if one not in SOME])
 def test_stopped_and_resumed_at_every_step(
     stop: int, workers: int, count: int, desk: Path, whole: Whole, tmp_path: Path
 ) -> None:
