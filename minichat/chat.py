@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -81,8 +81,9 @@ class MiniChat:
         self,
         images: Sequence[Source | Sequence[Source]],
         prompt: str | Sequence[str] | None = None,
-        max_new_tokens: int = GenerationSettings.max_new_tokens,
+        max_new_tokens: int | Sequence[int] = GenerationSettings.max_new_tokens,
         batch_size: int = 8,
+        seed: int | Sequence[int | None] | None = None,
         **settings: Any,
     ) -> list[Caption]:
         """Describe each picture; `batch_size` of them at a time. A caption is a string that says how it ended.
@@ -91,7 +92,9 @@ class MiniChat:
             images: what `minichat.images.load` takes, one or several pictures for each caption.
             prompt: the question, or one for each caption; by default a request for a detailed description. "" for a
                 model that learnt from pictures and texts without a question.
-            max_new_tokens: a caption is cut after so many, and its `finish` is then "length".
+            max_new_tokens: a caption is cut after so many, and its `finish` is then "length"; one for all, or one for
+                each.
+            seed: of sampled captions, one for all or one for each: it alone decides what is drawn for a picture.
             settings: as for `GenerationSettings`.
 
         Raises:
@@ -99,7 +102,6 @@ class MiniChat:
             SettingsError: for a setting out of range.
             ContextError: if a prompt is too long for the model.
         """
-        chosen = GenerationSettings().updated(max_new_tokens=max_new_tokens, **settings)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 4096:
             raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number from 1 to 4096.")
         rows = [sources(row) for row in sources(images)]
@@ -108,27 +110,37 @@ class MiniChat:
         prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(rows):
             raise PromptError(f"There are {len(prompts)} prompts for {len(rows)} captions: give one, or one for each.")
-        captions: list[Caption] = []
-        for start in range(0, len(rows), batch_size):
-            part = slice(start, start + batch_size)
-            asked = [Conversation().user(text, row) for text, row in zip(prompts[part], rows[part], strict=True)]
-            captions += self._answer_all(asked, chosen)
-        return captions
+        base = GenerationSettings().updated(**settings)
+        lengths, seeds = _each("max_new_tokens", max_new_tokens, len(rows)), _each("seed", seed, len(rows))
+        chosen = [base.updated(max_new_tokens=most, seed=own) for most, own in zip(lengths, seeds, strict=True)]
+        if not rows:
+            base.updated(**{n: v for n, v in (("max_new_tokens", max_new_tokens), ("seed", seed)) if _is_one(v)})
+        captions: dict[int, Caption] = {}
+        for batch in _batches(chosen, batch_size):
+            asked = [Conversation().user(prompts[place], rows[place]) for place in batch]
+            captions |= zip(batch, self._answer_all(asked, [chosen[place] for place in batch]), strict=True)
+        return [captions[place] for place in range(len(rows))]
 
-    def _answer_all(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[Caption]:
+    def _answer_all(
+        self, conversations: Sequence[Conversation], settings: Sequence[GenerationSettings]
+    ) -> list[Caption]:
+        """`settings` differ in lengths and seeds alone."""
         rendered = [self.processor.render(c, add_generation_prompt=True) for c in conversations]
-        for conversation, prompt in zip(conversations, rendered, strict=True):
-            check_fits(conversation, len(prompt.ids), settings.max_new_tokens, self.context)
+        for conversation, prompt, chosen in zip(conversations, rendered, settings, strict=True):
+            check_fits(conversation, len(prompt.ids), chosen.max_new_tokens, self.context)
         batch = self.processor.batch(rendered, padding_side="left").to(self.device)
         with self.turnstile, torch.inference_mode():
             embeds = self.model.embed(batch["input_ids"], batch.get("pixel_values"))  # (B, T, H)
+        lengths = [chosen.max_new_tokens for chosen in settings]
         replies = generate_rows(
             self.model,
             embeds,
             batch["attention_mask"],
-            settings,
+            settings[0],
             self.processor.content_tokenizer,
             self.stops,
+            seeds=[chosen.seed for chosen in settings],
+            lengths=lengths if len(set(lengths)) > 1 else None,
             turnstile=self.turnstile,
         )
         return [Caption(reply.text, "stop" if reply.finished else "length") for reply in replies]
@@ -149,6 +161,29 @@ class MiniChat:
         here = (p for p in self.model.parameters() if not p.is_meta)
         weights = hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in here))
         return weights, repr(self.processor.image_processor.to_dict())
+
+
+def _is_one(value: Any) -> bool:
+    """Whether a setting is for all, and no sequence of one for each."""
+    return isinstance(value, str) or not isinstance(value, Sequence)
+
+
+def _each(name: str, value: Any, count: int) -> list[Any]:
+    """A setting for each of `count` captions: the one for all, or those that are given."""
+    if _is_one(value):
+        return [value] * count
+    if len(value) != count:
+        raise SettingsError(f"There are {len(value)} values of {name} for {count} captions: give one, or one for each.")
+    return list(value)
+
+
+def _batches(settings: Sequence[GenerationSettings], size: int) -> Iterator[list[int]]:
+    """The places that are answered together: in order, and where beams are searched only those of one length."""
+    groups: dict[int, list[int]] = {}
+    for place, chosen in enumerate(settings):
+        groups.setdefault(chosen.max_new_tokens if chosen.num_beams > 1 else 0, []).append(place)
+    for places in groups.values():
+        yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
 def _stops(model: MiniChatForConditionalGeneration, processor: MiniChatProcessor) -> Stops:

@@ -27,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from minichat.errors import SettingsError
 from minichat.hardware.spreading import entry_device
 from minichat.onerow import one_row
 from minichat.settings import GenerationSettings
@@ -56,9 +57,9 @@ class _GumbelNoise(LogitsProcessor):
     (The Gumbel-max trick: Maddison, Tarlow and Minka, A* Sampling, 2014, section 2.)
     """
 
-    def __init__(self, rows: int, seed: int | None, device: torch.device) -> None:
-        seeds = [secrets.randbits(63) if seed is None else int(seed) for _ in range(rows)]
-        self._generators = [torch.Generator(device).manual_seed(s) for s in seeds]
+    def __init__(self, seeds: Sequence[int | None], device: torch.device) -> None:
+        chosen = [secrets.randbits(63) if seed is None else int(seed) for seed in seeds]
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in chosen]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         noise = torch.empty_like(scores)  # (B, V)
@@ -68,9 +69,18 @@ class _GumbelNoise(LogitsProcessor):
 
 
 def logits_processors(
-    settings: GenerationSettings, rows: int, device: torch.device, never: Sequence[int] = ()
+    settings: GenerationSettings,
+    rows: int,
+    device: torch.device,
+    never: Sequence[int] = (),
+    seeds: Sequence[int | None] | None = None,
 ) -> LogitsProcessorList:
-    """What turns logits (B, V) into scores whose largest is the next id; `never` are ids that may not be generated."""
+    """What turns logits (B, V) into scores whose largest is the next id.
+
+    Args:
+        never: ids that may not be generated.
+        seeds: of the rows, where they are sampled and each has its own.
+    """
     processors = LogitsProcessorList()
     if never:
         processors.append(SuppressTokensLogitsProcessor(list(never), device=device))
@@ -80,7 +90,7 @@ def logits_processors(
         processors.append(_Temperature(float(settings.temperature)))
         if settings.top_p < 1:
             processors.append(TopPLogitsWarper(float(settings.top_p)))
-        processors.append(_GumbelNoise(rows, settings.seed, device))
+        processors.append(_GumbelNoise([settings.seed] * rows if seeds is None else seeds, device))
     return processors
 
 
@@ -247,15 +257,28 @@ def _start(model: MiniChatForConditionalGeneration) -> int:
 
 
 class _StopRows(StoppingCriteria):
-    """Ends each row at its own stop, and all of them when `cancelled`; between steps lets other replies pass."""
+    """Ends each row at its own stop or its own length, and all of them when `cancelled`; between steps lets other
+    replies pass. Without `lengths` rows have no length of their own.
+    """
 
-    def __init__(self, tokenizer: Decoder, stops: Stops, turnstile: Turnstile, cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        tokenizer: Decoder,
+        stops: Stops,
+        turnstile: Turnstile,
+        cancelled: Callable[[], bool],
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         self._tokenizer, self._stops, self._turnstile, self._cancelled = tokenizer, stops, turnstile, cancelled
+        self._lengths = lengths
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         self._turnstile.let_others_pass()
         over = self._cancelled()
-        done = [over or self._stopped(row) for row in input_ids.tolist()]
+        rows = input_ids.tolist()
+        done = [over or self._stopped(row) for row in rows]
+        if self._lengths is not None:
+            done = [end or len(row) >= most for end, row, most in zip(done, rows, self._lengths, strict=True)]
         return torch.tensor(done, device=input_ids.device)  # (B,)
 
     def _stopped(self, ids: list[int]) -> bool:
@@ -276,14 +299,24 @@ def generate_rows(
     tokenizer: Decoder,
     stops: Stops,
     *,
+    seeds: Sequence[int | None] | None = None,
+    lengths: Sequence[int] | None = None,
     turnstile: Turnstile | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[ReplyText]:
-    """B prompts at once, also with beams: embeddings (B, T, H) padded on the left and their mask (B, T) → B replies."""
+    """B prompts at once, also with beams: embeddings (B, T, H) padded on the left and their mask (B, T) → B replies.
+
+    `seeds` and `lengths` are those of the rows, in place of the settings' `seed` and `max_new_tokens`. Beams take all
+    rows to one length.
+    """
+    if lengths is not None and settings.num_beams > 1:
+        raise SettingsError("Beam search takes all rows to one length: give one max_new_tokens, or num_beams=1.")
     turnstile = turnstile or Turnstile()
     ends = [s[0] for s in stops.sequences if len(s) == 1]
+    begun = int(model.config.is_encoder_decoder)  # an encoder–decoder's rows begin with its start token
+    whole = None if lengths is None else [begun + length for length in lengths]
     config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=settings.max_new_tokens if lengths is None else max(lengths),
         num_beams=settings.num_beams,
         do_sample=False,  # sampling is done by the processors
         eos_token_id=ends or None,
@@ -306,11 +339,12 @@ def generate_rows(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             generation_config=config,
-            logits_processor=logits_processors(settings, embeds.shape[0], embeds.device, _never(model)),
-            stopping_criteria=StoppingCriteriaList([_StopRows(tokenizer, stops, turnstile, cancelled)]),
+            logits_processor=logits_processors(settings, embeds.shape[0], embeds.device, _never(model), seeds),
+            stopping_criteria=StoppingCriteriaList([_StopRows(tokenizer, stops, turnstile, cancelled, whole)]),
         ).tolist()
-    if model.config.is_encoder_decoder:
-        rows = [row[1:] for row in rows]  # without the start token
+    rows = [row[begun:] for row in rows]
+    if lengths is not None:  # a row that has ended is filled up while others go on
+        rows = [row[:length] for row, length in zip(rows, lengths, strict=True)]
     replies = [ReplyText(tokenizer, stops) for _ in rows]
     for reply, row in zip(replies, rows, strict=True):
         reply.read(row)

@@ -52,13 +52,14 @@ _UPRIGHT = {
 }
 
 
-def load(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load(source: Source, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
     """Open `source` as a new, upright, 8-bit RGB picture.
 
     Args:
         source: a path, the bytes of a file in one of the formats `minichat.signatures.READ`, or a PIL image (its
             current frame). HEIC needs the package pillow-heif.
         max_pixels: largest width × height; the header is checked before anything is decoded.
+        name: the file's that the bytes are of, for errors.
 
     Raises:
         ImageError: with the file's name (never its folder), what is wrong, and what to do.
@@ -66,18 +67,18 @@ def load(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, Image.Image):
         return _finish(source, "The picture", max_pixels)
     if isinstance(source, bytes | bytearray | memoryview):
-        name, data = "The picture", bytes(source)
+        called, data = "The picture" if name is None else _shown_name(name), bytes(source)
         if len(data) > MAX_BYTES:
-            raise _too_many_bytes(name)
+            raise _too_many_bytes(called)
     elif isinstance(source, str | os.PathLike):
-        name, data = _shown_name(source), _read(source)
+        called, data = _shown_name(source), read(source)
     else:
         raise ImageError(
             f"A picture must be a path, bytes or a PIL image, not {type(source).__name__}: convert it first."
         )
-    _check_size(webp_size(data), name, max_pixels)
-    with _open(data, name) as picture:
-        return _finish(picture, name, max_pixels)
+    _check_size(webp_size(data), called, max_pixels)
+    with _open(data, called) as picture:
+        return _finish(picture, called, max_pixels)
 
 
 def to_pixels(
@@ -122,7 +123,8 @@ def _shown_name(source: str | os.PathLike[str]) -> str:
     return "“" + "".join(c if c.isprintable() else "?" for c in name)[-100:] + "”"
 
 
-def _read(source: str | os.PathLike[str]) -> bytes:
+def read(source: str | os.PathLike[str]) -> bytes:
+    """A picture's file; of one that is no picture its beginning alone. Raises `ImageError` as `load` does."""
     name = _shown_name(source)
     text = os.fspath(source)
     if isinstance(text, str) and text.startswith(("http://", "https://")):

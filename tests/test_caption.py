@@ -69,7 +69,7 @@ def locked(monkeypatch):
 
 
 def test_the_command_names_a_folder_that_cannot_be_read(tmp_path, locked, monkeypatch):
-    monkeypatch.setattr("minichat.cli.talk.load_bot", lambda *arguments: FakeBot())
+    monkeypatch.setattr("minichat.cli.caption.load_bot", lambda *arguments: FakeBot())
     pictures(tmp_path, [1, 2])
     (tmp_path / "locked").mkdir()
     result = CliRunner().invoke(cli.app, ["caption", str(tmp_path)])

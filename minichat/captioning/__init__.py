@@ -1,0 +1,73 @@
+"""Captions for many pictures: found anywhere, each captioned once, and written where they are wanted.
+
+`sources` finds pictures, `journal` remembers what is done, `batches` asks the bot, `outputs` are views of the journal,
+`text` shapes words, `page` is to look through, and `run` puts them together.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from minichat.captioning.outputs import FORMATS, Csv, JsonLines, Output, format_of
+from minichat.captioning.run import Asked, Progress, Run, journal_of
+from minichat.captioning.sources import Sources
+from minichat.captioning.text import Shape, needs_caption, read_prompts
+from minichat.errors import DataError
+
+__all__ = [
+    "Asked",
+    "Chosen",
+    "Output",
+    "Progress",
+    "Run",
+    "Shape",
+    "Sources",
+    "open_output",
+    "read_prompts",
+    "sources_for",
+]
+
+_TEXTS = (".txt", ".caption")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """An output, its format's name, where its journal is, and the folder that pictures are named from."""
+
+    output: Output
+    form: str
+    journal: Path | None
+    home: Path
+
+
+def open_output(
+    out: Path | None,
+    form: str | None,
+    sources: tuple[str, ...],
+    *,
+    stream: IO[bytes],
+    prompts: tuple[str | None, ...],
+    shape: Shape,
+    shard_size: int = 1000,
+) -> Chosen:
+    """The output that is asked for; nothing is made yet. Raises `DataError` for what does not go together."""
+    known = format_of(out, form)
+    shared: dict[str, Any] = {"prompts": prompts, "shape": shape}
+    if known in ("jsonl", "csv"):
+        kind = JsonLines if known == "jsonl" else Csv
+        if out is None:
+            return Chosen(kind(None, stream, **shared), known, None, Path())
+        return Chosen(kind(out, **shared), known, journal_of(out), out.parent)
+    raise DataError(f"The format {known!r} is not written: use {', '.join(FORMATS)}.")
+
+
+def sources_for(sources: tuple[str, ...], chosen: Chosen, asked: Asked, **options: Any) -> Sources:
+    """The sources, as this run needs them: it looks for captions that are there where it asks for them."""
+    wanted = asked.existing != "overwrite" or needs_caption(asked.prompts)
+    own = f".{chosen.form}"
+    texts = ((own,) if own in _TEXTS else _TEXTS) if wanted else ()
+    home = None if asked.absolute else Path(os.path.realpath(chosen.home))
+    return Sources(sources, home, texts=texts, **options)

@@ -1,0 +1,344 @@
+"""The record of a captioning run: an SQLite file beside the output, from which every output can be written again.
+
+A result is in it, and on the disk, before any output shows it. So a process may be stopped at any moment: the next one
+finds what is done by each picture's place, content and prompt, and brings the output up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minichat.errors import DataError
+
+_FORMAT = "minichat-captions-1"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS results (
+    number INTEGER PRIMARY KEY,
+    place BLOB NOT NULL, question INTEGER NOT NULL,
+    stamp TEXT, content TEXT, asked BLOB,
+    caption BLOB, error BLOB, cut INTEGER NOT NULL, before BLOB, id TEXT, picture TEXT,
+    fixed INTEGER NOT NULL, shard INTEGER, gone INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (place, question)
+);
+CREATE INDEX IF NOT EXISTS by_content ON results (content);
+CREATE TEMP TABLE plan (
+    number INTEGER PRIMARY KEY,
+    place BLOB NOT NULL UNIQUE, picture TEXT NOT NULL, bytes BLOB, stamp TEXT NOT NULL, before BLOB, id TEXT
+);
+"""
+_RESULT = "number, place, question, stamp, content, asked, caption, error, cut, before, id, picture, fixed, shard, gone"
+# A picture is done where each of its prompts has a result for the file as it is.
+_DONE = "results.place = plan.place AND results.gone = 0 AND results.stamp = plan.stamp"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one picture and one prompt.
+
+    `fixed`: the caption is as a person left it, or as an earlier output had it, and is not shaped again.
+    """
+
+    place: str
+    question: int = 0  # the prompt's number
+    stamp: str | None = None  # by which an unchanged file is known without being read
+    content: str | None = None  # a hash of the file
+    asked: str | None = None  # the prompt as it was put; None: the model's own
+    caption: str | None = None
+    error: str | None = None
+    cut: bool = False
+    before: str | None = None  # the caption that the picture had already
+    id: str | None = None  # what the source calls it: COCO's image id, a tar's key
+    picture: dict[str, Any] | None = None  # where it is, see `sources`
+    fixed: bool = False
+    shard: int | None = None  # the tar of the output that holds it
+    gone: bool = False  # the picture is not there any more
+    number: int | None = None  # its place in the order of the output
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A picture that is to be captioned, as it stands in the plan."""
+
+    place: str
+    picture: dict[str, Any]  # where it is, see `sources`
+    stamp: str
+    before: str | None = None
+    id: str | None = None
+    data: bytes | None = None
+    number: int = 0
+
+
+class Journal:
+    """One run's record. `path` None: a temporary one, for an output that nobody can go on with."""
+
+    def __init__(self, path: Path | None, copied: bool = False) -> None:
+        """Open the record, or make it. `copied`: work on a temporary copy.
+
+        Raises `DataError` where that cannot be, or another process is at work.
+        """
+        self.path, self._copied = path, copied
+        self._new = path is None or not path.exists()
+        with self._told():
+            temporary = path is None or copied
+            self._db = sqlite3.connect("" if temporary else os.fspath(path or ""), isolation_level=None)
+            if copied and path is not None and path.exists():
+                with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as original:
+                    original.backup(self._db)
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA temp_store = FILE")
+            self._db.execute("BEGIN EXCLUSIVE")
+            for statement in _TABLES.split(";")[:-1]:
+                self._db.execute(statement)
+            known = self.fact("format")
+            if known not in (None, _FORMAT):
+                raise DataError(f"{self._shown()} is of another version of minichat ({known}): go on with that one.")
+            self.note(format=_FORMAT)
+            self._db.execute("COMMIT")
+
+    def _shown(self) -> str:
+        return "The record of this run" + ("" if self.path is None else f" ({str(self.path)!r})")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: sqlite3.Error) -> DataError:
+        text, name = str(error), self._shown()
+        if "locked" in text:
+            return DataError(f"{name} is in use: another process writes this output; wait for it, or name another.")
+        if isinstance(error, sqlite3.OperationalError):
+            return DataError(
+                f"{name} cannot be written ({text}): make room or check the folder, and the same command goes on."
+            )
+        return DataError(f"{name} is damaged ({text}): remove it; what is in the output is then gone on with.")
+
+    def close(self) -> None:
+        """Leave nothing behind where nothing was noted."""
+        empty = False
+        try:
+            empty = self._new and not self._db.execute("SELECT 1 FROM results LIMIT 1").fetchone()
+        except sqlite3.Error:
+            pass
+        self._db.close()
+        if empty and self.path is not None and not self._copied:
+            self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """All that is written within is on the disk afterwards, or none of it."""
+        with self._told():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # --- facts
+
+    def fact(self, name: str) -> Any:
+        found = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if found is None else json.loads(found[0])
+
+    def note(self, **facts: Any) -> None:
+        with self._told():
+            self._db.executemany("REPLACE INTO facts VALUES (?, ?)", [(k, json.dumps(v)) for k, v in facts.items()])
+
+    # --- the plan
+
+    def plan(self, pictures: Iterable[Planned]) -> None:
+        """Add pictures to what this command is about; each place counts once."""
+        with self.writing():
+            self._db.executemany(
+                "INSERT OR IGNORE INTO plan VALUES (NULL, ?, ?, ?, ?, ?, ?)",
+                ((_blob(p.place), json.dumps(p.picture), p.data, p.stamp, _blob(p.before), p.id) for p in pictures),
+            )
+
+    def believe(self) -> None:
+        """What was taken over from an output without a record is true of the files as they are now."""
+        with self.writing():
+            self._db.execute(
+                "UPDATE results SET stamp = (SELECT stamp FROM plan WHERE plan.place = results.place) "
+                "WHERE stamp IS NULL AND place IN (SELECT place FROM plan)"
+            )
+
+    def retry(self) -> None:
+        """Errors count as not done."""
+        with self.writing():
+            self._db.execute(
+                "UPDATE results SET stamp = '', content = NULL WHERE error IS NOT NULL "
+                "AND place IN (SELECT place FROM plan)"
+            )
+
+    def count(self) -> int:
+        """How many pictures are planned."""
+        return int(self._db.execute("SELECT COUNT(*) FROM plan").fetchone()[0])
+
+    def waiting(self, questions: int) -> int:
+        """How many of them are still to be looked at."""
+        todo = f"(SELECT COUNT(*) FROM results WHERE {_DONE}) < ?"
+        return int(self._db.execute(f"SELECT COUNT(*) FROM plan WHERE {todo}", (questions,)).fetchone()[0])
+
+    def todo(self, questions: int, at_once: int = 256) -> Iterator[Planned]:
+        """The pictures that lack a result for a prompt, or have changed, in order; results may be added meanwhile."""
+        last = 0
+        while True:
+            rows = self._db.execute(
+                "SELECT number, place, picture, bytes, stamp, before, id FROM plan WHERE number > ? AND "
+                f"(SELECT COUNT(*) FROM results WHERE {_DONE}) < ? ORDER BY number LIMIT ?",
+                (last, questions, at_once),
+            ).fetchall()
+            if not rows:
+                return
+            for number, place, picture, data, stamp, before, key in rows:
+                yield Planned(_text(place), json.loads(picture), stamp, _maybe(before), key, data, number)
+            last = rows[-1][0]
+
+    def data(self, place: str) -> bytes | None:
+        """The bytes of a planned picture that stood in a list itself."""
+        found = self._db.execute("SELECT bytes FROM plan WHERE place = ?", (_blob(place),)).fetchone()
+        return None if found is None else found[0]
+
+    def unplanned(self) -> Iterator[str]:
+        """The places of results that this command names no more."""
+        asked = "SELECT DISTINCT place FROM results WHERE gone = 0 AND place NOT IN (SELECT place FROM plan)"
+        for (place,) in self._db.execute(asked).fetchall():
+            yield _text(place)
+
+    def tally(self) -> tuple[int, int, int, int]:
+        """Of the planned pictures' results: how many there are, have failed, were cut off, are empty."""
+        found = self._db.execute(
+            "SELECT COUNT(*), SUM(error IS NOT NULL), SUM(cut), SUM(error IS NULL AND caption = x'') FROM results "
+            "WHERE gone = 0 AND place IN (SELECT place FROM plan)"
+        ).fetchone()
+        return int(found[0]), int(found[1] or 0), int(found[2] or 0), int(found[3] or 0)
+
+    def failures(self, most: int) -> list[Result]:
+        """The first planned pictures that have an error."""
+        asked = (
+            f"SELECT {_RESULT} FROM results WHERE error IS NOT NULL AND gone = 0 "
+            "AND place IN (SELECT place FROM plan) ORDER BY number LIMIT ?"
+        )
+        return [_result(row) for row in self._db.execute(asked, (most,)).fetchall()]
+
+    # --- results
+
+    def known(self, place: str, question: int) -> Result | None:
+        """The result for a place and a prompt, also of a picture that is gone."""
+        asked = f"SELECT {_RESULT} FROM results WHERE place = ? AND question = ?"
+        found = self._db.execute(asked, (_blob(place), question)).fetchone()
+        return None if found is None else _result(found)
+
+    def equal(self, content: str, asked: str | None) -> Result | None:
+        """A caption of the same content that answered the same prompt."""
+        found = self._db.execute(
+            f"SELECT {_RESULT} FROM results WHERE content = ? AND asked IS ? AND error IS NULL AND fixed = 0 LIMIT 1",
+            (content, _blob(asked)),
+        ).fetchone()
+        return None if found is None else _result(found)
+
+    def add(self, results: Iterable[Result]) -> list[Result]:
+        """Note results. Returns those that are new; one in place of an earlier result keeps its place in the order,
+        and the output is then noted to be stale.
+        """
+        new = []
+        for one in results:
+            values = {
+                "stamp": one.stamp,
+                "content": one.content,
+                "asked": _blob(one.asked),
+                "caption": _blob(one.caption),
+                "error": _blob(one.error),
+                "cut": int(one.cut),
+                "before": _blob(one.before),
+                "id": one.id,
+                "picture": json.dumps(one.picture),
+                "fixed": int(one.fixed),
+            }
+            key = (_blob(one.place), one.question)
+            changed = self._db.execute(
+                f"UPDATE results SET {', '.join(f'{name} = ?' for name in values)}, gone = 0 "
+                "WHERE place = ? AND question = ?",
+                (*values.values(), *key),
+            ).rowcount
+            if changed:
+                self.note(stale=True)
+                continue
+            marks = ", ".join("?" * (len(values) + 2))
+            added = self._db.execute(
+                f"INSERT INTO results ({', '.join(values)}, place, question) VALUES ({marks})", (*values.values(), *key)
+            )
+            new.append(replace(one, number=added.lastrowid))
+        return new
+
+    def refresh(self, place: str, stamp: str) -> None:
+        """A file that was read again and is what it was."""
+        self._db.execute("UPDATE results SET stamp = ? WHERE place = ? AND gone = 0", (stamp, _blob(place)))
+
+    def forget(self, places: Iterable[str]) -> None:
+        """Pictures that are gone: they stand in no output, and their captions wait for the file to come back."""
+        self._db.executemany("UPDATE results SET gone = 1 WHERE place = ?", [(_blob(place),) for place in places])
+        self.note(stale=True)
+
+    def results(self, after: int = 0, at_once: int = 1000) -> Iterator[Result]:
+        """The results that outputs show, in their order; a few at a time, so that they may be written to meanwhile."""
+        while True:
+            rows = self._db.execute(
+                f"SELECT {_RESULT} FROM results WHERE number > ? AND gone = 0 ORDER BY number LIMIT ?", (after, at_once)
+            ).fetchall()
+            yield from map(_result, rows)
+            if len(rows) < at_once:
+                return
+            after = rows[-1][0]
+
+    def __len__(self) -> int:
+        """How many results outputs show."""
+        return int(self._db.execute("SELECT COUNT(*) FROM results WHERE gone = 0").fetchone()[0])
+
+
+def _blob(text: str | None) -> bytes | None:
+    """Text as bytes: a file's name may hold what is no Unicode, which SQLite's text cannot."""
+    return None if text is None else text.encode("utf-8", "surrogatepass")
+
+
+def _text(blob: bytes) -> str:
+    return blob.decode("utf-8", "surrogatepass")
+
+
+def _maybe(blob: bytes | None) -> str | None:
+    return None if blob is None else _text(blob)
+
+
+def _result(row: tuple[Any, ...]) -> Result:
+    number, place, question, stamp, content, asked, caption, error, cut, before, key, picture, fixed, shard, gone = row
+    return Result(
+        place=_text(place),
+        question=question,
+        stamp=stamp,
+        content=content,
+        asked=_maybe(asked),
+        caption=_maybe(caption),
+        error=_maybe(error),
+        cut=bool(cut),
+        before=_maybe(before),
+        id=key,
+        picture=json.loads(picture),
+        fixed=bool(fixed),
+        shard=shard,
+        gone=bool(gone),
+        number=number,
+    )

@@ -1,0 +1,428 @@
+"""A captioning run: plan what there is to do, do it batch by batch, and note each result before anybody sees it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minichat import images
+from minichat.captioning.batches import Captioner, Job
+from minichat.captioning.journal import Journal, Planned, Result
+from minichat.captioning.outputs import Output
+from minichat.captioning.sources import MISSING, Sources, stored
+from minichat.captioning.text import Shape, filled
+from minichat.errors import DataError, ImageError, PromptError, shown
+from minichat.folders import Skipped
+from minichat.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from minichat.chat import MiniChat
+
+_AT_ONCE = 500  # pictures that are noted together in the plan
+_WAITING = 64  # results that wait for a batch before they are noted without it
+_WHOLE = 2**30  # bytes of weights that are hashed whole; of more the beginning of each tensor
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run asks of each picture. A run that goes on must ask the same.
+
+    Raises `SettingsError` for settings out of range.
+    """
+
+    prompts: tuple[str | None, ...] = (None,)  # None: the model's own
+    settings: dict[str, Any] = field(default_factory=dict)  # `GenerationSettings` fields that were given
+    existing: str = "overwrite"
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        GenerationSettings().updated(**self.settings)
+
+    def facts(self) -> dict[str, Any]:
+        return json.loads(json.dumps({
+            "prompts": self.prompts, "settings": self.settings, "existing": self.existing, "absolute": self.absolute,
+        }))  # fmt: skip
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    total: int = 0  # pictures that are planned
+    before: int = 0  # of these done by earlier commands
+    todo: int = 0  # by this one
+    done: int = 0  # results of this one, of which each picture has one for each prompt
+    failed: int = 0
+    captioned: int = 0
+    left_out: int = 0  # pictures that have a caption, and are to be skipped
+    gone: int = 0  # earlier results whose picture is not there any more
+
+
+class Run:
+    """One command's work on one output. Use it as a context: the output and the journal are closed at its end."""
+
+    def __init__(self, output: Output, asked: Asked, journal: Path | None, dry: bool = False) -> None:
+        """Open the output and its journal. `journal` None: a temporary one. `dry`: nothing is written anywhere.
+
+        Raises `DataError` where either cannot be used, or where the run was begun otherwise.
+        """
+        self.output, self.asked = output, asked
+        self.own_prompt: str | None = None  # where the run was begun with another than the bot's own of today
+        self.progress = Progress()
+        self._dry = dry
+        if not dry:
+            output.check(journal is None or not journal.exists())
+        try:
+            self.journal = Journal(journal, copied=dry)
+        except BaseException:
+            if not dry:
+                output.close()
+            raise
+        try:
+            self._check(asked.facts())
+            if dry:
+                output.look(self.journal)
+                return
+            shape = self.journal.fact("shape")
+            output.begin(self.journal, None if shape is None else Shape.of_facts(shape))
+            self.journal.note(asked=asked.facts(), shape=output.shape.facts())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        try:
+            if not self._dry:
+                self.output.close()
+        finally:
+            self.journal.close()
+
+    def _check(self, now: dict[str, Any]) -> None:
+        """Refuse to go on with what was begun otherwise, and say how to."""
+        before = self.journal.fact("asked")
+        if before is None or before == now:
+            return
+        for what, old, new in _differences(before, now):
+            raise DataError(f"{self._name()} was begun with {what} {old}, and now it is {new}: {_WAY_OUT}")
+
+    def check_model(self, requested: str, name: str, bot: MiniChat) -> None:
+        """Note the model, or refuse another than the run was begun with. Raises `DataError`."""
+        from minichat.chat import CAPTION_PROMPT
+
+        weights, dtype = weights_of(bot)
+        now = {"requested": requested, "name": name, "weights": weights, "dtype": dtype}
+        before = self.journal.fact("model")
+        if before is None:
+            self.journal.note(model=now, prompt=CAPTION_PROMPT, defaults=asdict(GenerationSettings()))
+        elif before["dtype"] != dtype:
+            raise DataError(
+                f"{self._name()} was begun in {before['dtype']}, and the model is now in {dtype}: say --dtype "
+                f"{before['dtype']}, or name another --out."
+            )
+        elif before["weights"] != weights:
+            other = "" if before["name"] == name else f", {before['name']!r}, and now it is {name!r}"
+            raise DataError(
+                f"{self._name()} was begun with other weights{other}: give --model {before['name']} as it was, or name "
+                "another --out."
+            )
+
+        if self.journal.fact("prompt") != CAPTION_PROMPT:
+            self.own_prompt = self.journal.fact("prompt")
+
+    def _settings(self) -> dict[str, Any]:
+        """What is passed on to the bot: what was given, and defaults that were others when the run was begun."""
+        now, then = asdict(GenerationSettings()), self.journal.fact("defaults") or {}
+        kept = {name: value for name, value in then.items() if name in now and value != now[name]}
+        return {**kept, **self.asked.settings}
+
+    def _name(self) -> str:
+        return repr(str(self.output.path)) if self.output.path is not None else "This run"
+
+    def _seed(self) -> int | None:
+        """What the pictures' own seeds follow from, where replies are sampled."""
+        chosen = GenerationSettings().updated(**self.asked.settings)
+        if chosen.temperature == 0:
+            return None
+        if chosen.seed is not None:
+            return chosen.seed
+        drawn = self.journal.fact("seed")
+        if drawn is None:
+            drawn = secrets.randbits(62)
+            self.journal.note(seed=drawn)
+        return int(drawn)
+
+    # --- what there is to do
+
+    def plan(self, sources: Sources, leave_out: Callable[[Skipped], None], retry: bool = False) -> Progress:
+        """Find all pictures, and which of them are done; `retry`: what failed is not.
+
+        Raises `DataError` as `Sources.pictures` does.
+        """
+        closed = 0
+
+        def count(skipped: Skipped) -> None:
+            nonlocal closed
+            closed += 1
+            leave_out(skipped)
+
+        batch: list[Planned] = []
+        for picture in sources.pictures(count):
+            if self.asked.existing == "skip" and picture.before is not None and not self._is_ours(picture.place):
+                self.progress.left_out += 1
+                continue
+            batch.append(picture)
+            if len(batch) >= _AT_ONCE:
+                self.journal.plan(batch)
+                batch = []
+        self.journal.plan(batch)
+        self.journal.believe()
+        if retry:
+            self.journal.retry()
+        if closed == 0:
+            self._forget_what_is_gone(sources)
+        found = self.progress
+        found.total = self.journal.count()
+        found.todo = self.journal.waiting(len(self.asked.prompts))
+        found.before = found.total - found.todo
+        return found
+
+    def _is_ours(self, place: str) -> bool:
+        return self.journal.known(place, 0) is not None
+
+    def _forget_what_is_gone(self, sources: Sources) -> None:
+        """Results of files that were below a folder that is named, and are not there any more."""
+        folders = [os.path.realpath(source) for source in sources.given if os.path.isdir(source)]
+        if not folders:
+            return
+        home = "" if sources.home is None else os.path.realpath(sources.home)
+        gone = []
+        for place in self.journal.unplanned():
+            path = os.path.normpath(os.path.join(home, place))
+            below = any(path.startswith(folder.rstrip(os.sep) + os.sep) for folder in folders)
+            # Where its folder is gone, too, a disk may not be there just now.
+            if below and not os.path.lexists(path) and os.path.isdir(os.path.dirname(path)):
+                gone.append(place)
+        if gone:
+            with self.journal.writing():
+                self.journal.forget(gone)
+            self.progress.gone = len(gone)
+
+    # --- doing it
+
+    def results(self, bot: MiniChat, batch_size: int, limit: int | None = None) -> Iterator[Result]:
+        """Caption what is to do, `limit` pictures at most; each result comes when it is noted, and in the output.
+
+        Raises:
+            MiniChatError: what concerns every picture alike, such as a setting out of range or a full disk.
+        """
+        settings = self._settings()
+        seed = self._seed()
+        if seed is not None:
+            settings.pop("seed", None)
+        captioner = Captioner(bot, batch_size, settings)
+        side = _side_of(bot)
+        waiting = _Waiting()
+        for number, planned in enumerate(self.journal.todo(len(self.asked.prompts))):
+            if limit is not None and number >= limit:
+                break
+            for result, job in self._looked_at(planned, side, seed):
+                waiting.add(result, job)
+                if waiting.full(captioner.batch_size):
+                    yield from self._note(waiting.done(captioner))
+        yield from self._note(waiting.done(captioner))
+        self.output.finish(self.journal)
+
+    def _looked_at(self, planned: Planned, side: int | None, seed: int | None) -> Iterator[tuple[Result, Job | None]]:
+        """For each prompt that has no result for the picture as it is: what is known already, or what is to be done."""
+        known = [self.journal.known(planned.place, number) for number in range(len(self.asked.prompts))]
+        if planned.stamp == MISSING and all(one is not None and one.error is None for one in known):
+            return  # it was captioned when it was there
+        data, error, content = b"", planned.picture.get("error"), None
+        if error is None:
+            try:
+                data = _read(planned)
+                content = hashlib.sha256(data).hexdigest()
+            except (ImageError, DataError) as failure:
+                error = _sentence(failure)
+        picture: Image.Image | None = None
+        for number, prompt in enumerate(self.asked.prompts):
+            before = planned.before
+            earlier = known[number]
+            if earlier is not None and self.output.beside:
+                before = earlier.before  # what is there now is this run's own
+            made = Result(
+                place=planned.place,
+                question=number,
+                stamp=planned.stamp,
+                content=content,
+                before=before,
+                id=planned.id,
+                picture=planned.picture if planned.data is None else {**planned.picture, "inline": True},
+            )
+            if error is None and self.asked.existing == "keep" and before is not None:
+                yield replace(made, caption=before, fixed=True), None
+                continue
+            try:
+                asked = filled(self.own_prompt if prompt is None else prompt, planned.place, before)
+            except PromptError as failure:
+                yield replace(made, error=str(failure)), None
+                continue
+            made = replace(made, asked=asked)
+            if error is not None:
+                yield replace(made, error=error), None
+                continue
+            if earlier is not None and content is not None and (earlier.content, earlier.asked) == (content, asked):
+                if earlier.gone:
+                    yield replace(made, caption=earlier.caption, cut=earlier.cut, fixed=earlier.fixed), None
+                else:
+                    with self.journal.writing():
+                        self.journal.refresh(planned.place, planned.stamp)
+                    self.progress.done += 1
+                continue
+            if content is not None and (equal := self.journal.equal(content, asked)) is not None:
+                yield replace(made, caption=equal.caption, cut=equal.cut), None
+                continue
+            if picture is None:
+                try:
+                    picture = _opened(data, planned, side)
+                except ImageError as failure:
+                    error = str(failure)
+                    yield replace(made, error=error), None
+                    continue
+            yield made, Job(picture, asked, None if seed is None else _seed_of(seed, content))
+
+    def _note(self, results: list[Result]) -> Iterator[Result]:
+        if not results:
+            return
+        with self.journal.writing():
+            new = self.journal.add(results)
+        self.output.add(new)
+        for one in results:
+            self.progress.done += 1
+            self.progress.failed += one.error is not None
+            self.progress.captioned += one.error is None
+            yield one
+
+
+class _Waiting:
+    """Results in order, some of whose captions are still to come."""
+
+    def __init__(self) -> None:
+        self._items: list[tuple[Result, Job | None]] = []
+        self._jobs = self._pixels = 0
+
+    def add(self, result: Result, job: Job | None) -> None:
+        self._items.append((result, job))
+        if job is not None:
+            self._jobs += 1
+            self._pixels += job.picture.width * job.picture.height
+
+    def full(self, batch_size: int) -> bool:
+        return self._jobs >= batch_size or self._pixels >= images.MAX_PIXELS or len(self._items) >= _WAITING
+
+    def done(self, captioner: Captioner) -> list[Result]:
+        """All of them, captioned; none waits any more."""
+        items, self._items, self._jobs, self._pixels = self._items, [], 0, 0
+        outcomes = iter(captioner.caption([job for _, job in items if job is not None]))
+        made = []
+        for result, job in items:
+            if job is not None:
+                outcome = next(outcomes)
+                result = replace(result, caption=outcome.caption, error=outcome.error, cut=outcome.cut)
+            made.append(result)
+        return made
+
+
+def weights_of(bot: Any) -> tuple[str, str]:
+    """A hash of a bot's weights, configuration and preprocessing, and its precision; "" for what has no weights.
+
+    Of weights that take more than 1 GiB the first 64 KiB of each tensor count.
+    """
+    model = getattr(bot, "model", None)
+    if model is None:
+        return "", ""
+    from minichat.weights.fingerprint import fingerprint
+
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) <= _WHOLE
+    silent = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
+    config = {name: value for name, value in model.config.to_dict().items() if name not in silent}
+    said = json.dumps([config, bot.processor.image_processor.size], sort_keys=True, default=str)
+    digest = hashlib.sha256(f"{fingerprint(tensors.items(), whole)} {said}".encode()).hexdigest()
+    return digest, str(model.dtype).removeprefix("torch.")
+
+
+def journal_of(out: Path) -> Path:
+    """Where the record of the run that writes `out` is."""
+    return out.absolute().with_name(f".{out.name}.run")
+
+
+def _side_of(bot: Any) -> int | None:
+    """The side of the pictures that the model sees; None where that is not known."""
+    processor = getattr(bot, "processor", None)
+    return None if processor is None else int(processor.image_processor.size["height"])
+
+
+def _read(planned: Planned) -> bytes:
+    if "path" in planned.picture:
+        return images.read(planned.picture["path"])
+    return stored(planned.picture, planned.data).read()
+
+
+def _opened(data: bytes, planned: Planned, side: int | None) -> Image.Image:
+    """The picture, as small as the model sees it: so a batch takes the same memory whatever the files hold."""
+    from PIL import Image
+
+    name = planned.picture.get("path") or planned.picture.get("name") or planned.place
+    picture = images.load(data, name=name)
+    return picture if side is None else picture.resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _seed_of(seed: int, content: str | None) -> int:
+    """A picture's own seed: the same whatever its place and company."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {content}".encode()).digest()[:8], "big") >> 1
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:]
+
+
+_NAMES = {"prompts": "the prompt", "existing": "existing captions", "absolute": "absolute paths"}
+_WAY_OUT = "give the same again, or name another --out."
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """What a run asks otherwise than it did: its name, what it was and what it is."""
+    for name in before:
+        if before[name] == now[name]:
+            continue
+        if name == "settings":
+            for key in sorted(before[name].keys() | now[name].keys()):
+                old, new = before[name].get(key), now[name].get(key)
+                if old != new:
+                    yield key, *("not given" if value is None else repr(value) for value in (old, new))
+        elif name == "prompts":
+            yield "the prompt", _prompts(before[name]), _prompts(now[name])
+        else:
+            yield _NAMES[name], repr(before[name]), repr(now[name])
+
+
+def _prompts(prompts: list[str | None]) -> str:
+    if prompts == [None]:
+        return "of the model"
+    return ", ".join(map(shown, prompts[:3])) + (f" and {len(prompts) - 3} more" if len(prompts) > 3 else "")

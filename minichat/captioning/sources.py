@@ -1,0 +1,437 @@
+"""Where pictures come from: files, folders, patterns, a list on stdin, tables, tars; each found, and none opened.
+
+    photos/  a.png  'shots/**/*.jpg'           files and folders, in order; a folder's pictures sorted by path
+    -                                          paths on standard input, one a line (or ended by NUL)
+    list.csv  list.tsv  list.jsonl  list.json  a column of paths, or COCO's list of images
+    shard.tar  'shards/{000..012}.tar'         WebDataset's tars
+    data.parquet  saved/                       Parquet and Arrow files, and what the library datasets saved
+
+What is found is streamed, so that a million pictures take no memory here.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from minichat.captioning.journal import Planned
+from minichat.data.example import Member, Problem, StoredPicture, Where
+from minichat.data.formats import arrow, coco, shards
+from minichat.data.formats.columns import PICTURE, TEXT
+from minichat.data.formats.harmless import empty
+from minichat.data.formats.lines import parse, read_text, records
+from minichat.data.formats.record import Shelf
+from minichat.data.tables import Cell, is_table
+from minichat.disk import open_file
+from minichat.errors import DataError, listing, shown
+from minichat.folders import Skipped, looks_like_picture, walk
+from minichat.signatures import SPELLED, SUFFIXES
+
+STDIN = "-"
+MISSING = "missing"  # the stamp of a file that is not there
+_LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+_IDS = ("image_id", "id", "imgid", "cocoid")
+_TAR = b"ustar"  # at byte 257 of a tar's first header (POSIX.1-1988)
+
+LeaveOut = Callable[[Skipped], None]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What is to be captioned, as a person names it."""
+
+    given: tuple[str, ...]
+    home: Path | None  # the folder that places are seen from; None: they are absolute
+    image_column: str | None = None
+    text_column: str | None = None
+    null: bool = False  # paths on stdin end with NUL
+    stdin: IO[bytes] | None = None
+    #: Endings of the files beside a picture that hold its caption; none: they are not looked for.
+    texts: tuple[str, ...] = ()
+
+    def pictures(self, leave_out: LeaveOut) -> Iterator[Planned]:
+        """All pictures, in order. One that is named twice comes twice.
+
+        Args:
+            leave_out: is told of each folder that cannot be read and each record that holds no picture.
+
+        Raises:
+            DataError: a source is missing, cannot be read or has no pictures, or nothing is named at all.
+        """
+        if not self.given:
+            raise DataError("There is nothing to caption: name pictures, folders of them, lists, tars or tables.")
+        for source in self.given:
+            if source == STDIN:
+                yield from self._listed_on_stdin(leave_out)
+            elif os.path.exists(source) or not _is_pattern(source):
+                yield from self._one(source, leave_out)
+            else:
+                found = [name for each in shards.expand(source) for name in _matches(each)]
+                if not found:
+                    raise DataError(f"Nothing is called {source!r}: check the pattern.")
+                for name in found:
+                    yield from self._one(name, leave_out)
+
+    def _one(self, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
+        path = Path(source)
+        if path.is_dir():
+            yield from self._folder(path, source, leave_out)
+        elif path.suffix.lower() in _LISTS and path.is_file():
+            yield from self._list(path, source, leave_out)
+        elif _is_tar(path):
+            yield from self._tar(source, leave_out)
+        elif path.is_file() and not looks_like_picture(path) and is_table(path):
+            yield from self._table(source, leave_out)
+        else:
+            yield self._file(path)
+
+    # --- files and folders
+
+    def _folder(self, folder: Path, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
+        if arrow.is_saved(folder):
+            yield from self._tables(source, leave_out)
+            return
+        closed: list[Skipped] = []
+        found = False
+        for parent, names in walk(folder, closed):
+            for name in names:
+                if looks_like_picture(path := parent / name):
+                    found = True
+                    yield self._file(path)
+        if not found and not closed:
+            if any(folder.glob("*.tar")):
+                for tar in shards.tars(source):
+                    yield from self._tar(tar, leave_out)
+                return
+            if arrow.is_folder(folder):
+                yield from self._tables(source, leave_out)
+                return
+            raise DataError(
+                f"No pictures are in the folder {source!r} or below it: {SPELLED} are looked for, then tars and tables."
+            )
+        for each in closed:
+            if not found:
+                raise DataError(each.error)
+            leave_out(each)
+
+    def _file(self, path: Path, before: str | None = None, key: str | None = None) -> Planned:
+        if before is None and self.texts:
+            before = caption_beside(path, self.texts)
+        return Planned(
+            named_from(os.fspath(path), self.home), {"path": os.path.abspath(path)}, stamp(path), before, key
+        )
+
+    def _listed_on_stdin(self, leave_out: LeaveOut) -> Iterator[Planned]:
+        if self.stdin is None:
+            raise DataError("There is no standard input: pipe a list of paths into it.")
+        found = False
+        for raw in _split(self.stdin, b"\0" if self.null else b"\n"):
+            name = raw if self.null else raw.removesuffix(b"\r")
+            if name:
+                found = True
+                path = os.fsdecode(name)
+                if os.path.isdir(path):
+                    yield from self._one(path, leave_out)
+                else:
+                    yield self._file(Path(path))
+        if not found:
+            raise DataError("Standard input names no picture: give it one path a line.")
+
+    # --- lists
+
+    def _list(self, path: Path, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
+        if path.suffix.lower() in (".csv", ".tsv"):
+            items: Iterable[tuple[int, Any] | Problem] = _csv(path, source)
+        else:
+            if path.suffix.lower() == ".json" and (document := _document(path, source)) is not None:
+                yield from self._coco(path, source, document)
+                return
+            found = records(path, source)
+            items = (one if isinstance(one, Problem) else (one[0].record or one[0].line, one[1]) for one in found)
+        changed = stamp(path)
+        for item in items:
+            if isinstance(item, Problem):
+                leave_out(Skipped(path, str(item)))
+            else:
+                yield from self._row(item[1], path, source, item[0], changed, leave_out)
+
+    def _row(
+        self, row: Any, path: Path, source: str, line: int, changed: str, leave_out: LeaveOut
+    ) -> Iterator[Planned]:
+        """The picture of a row, or its pictures."""
+        try:
+            if not isinstance(row, Mapping):
+                raise DataError("the row is no object with a picture.")
+            value = row[_column(self.image_column, "image", row, PICTURE, True)]
+            before = _texts(row, _column(self.text_column, "text", row, TEXT, False))
+        except DataError as error:
+            leave_out(Skipped(path, f"{source}:{line}: {error}"))
+            return
+        key = next((str(row[name]) for name in _IDS if isinstance(row.get(name), str | int)), None)
+        values = value if isinstance(value, list) else [value]
+        for number, one in enumerate(values):
+            own = f"{named_from(source, self.home)}#{line}" + (f".{number}" if len(values) > 1 else "")
+            try:
+                picture = Shelf(path.parent).picture(one)
+            except DataError as error:
+                place = one if isinstance(one, str) and 0 < len(one) < 1000 else own
+                yield Planned(place, {"error": _sentence(error)}, str(error), before, key)
+                continue
+            if isinstance(picture.source, Path):
+                yield self._file(picture.source, before, key)
+            elif isinstance(picture.source, bytes):
+                digest = hashlib.sha256(picture.source).hexdigest()
+                yield Planned(own, {"name": picture.name}, digest, before, key, picture.source)
+            else:
+                yield Planned(own, _placed(picture), f"{changed} {line}", before, key)
+
+    def _coco(self, path: Path, source: str, document: dict[str, Any]) -> Iterator[Planned]:
+        """The images of COCO's annotations, with their ids."""
+        texts: dict[Any, str] = {}
+        for note in document.get(coco.NOTES) or []:
+            if isinstance(note, dict) and isinstance(note.get("caption"), str):
+                texts.setdefault(note.get("image_id"), note["caption"])
+        part = path.stem.rpartition("_")[2]
+        homes = [home / name for home in (path.parent, path.parent.parent) for name in ("", "images", part)]
+        homes += [home / "images" / part for home in (path.parent, path.parent.parent)]
+        for number, image in enumerate(document[coco.IMAGES], start=1):
+            name, key = (image.get("file_name"), image.get("id")) if isinstance(image, dict) else (None, None)
+            if not isinstance(name, str) or isinstance(key, bool) or not isinstance(key, int | str):
+                raise DataError(f"{source}: image {number} has no 'file_name' and 'id': give it both.")
+            there = next((home / name for home in homes if (home / name).is_file()), homes[0] / name)
+            yield self._file(there, texts.get(key), str(key))
+
+    # --- tars and tables
+
+    def _tar(self, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
+        path, changed = Path(source), stamp(Path(source))
+        home = named_from(source, self.home)
+        for key, pictures, texts in _records_of_tar(path, source, leave_out):
+            before = None
+            if self.texts:
+                before = "\n".join(filter(None, (_text_of(member) for _, member in texts))) or None
+            for name, member in pictures:
+                picture = _placed(StoredPicture(name, member))
+                yield Planned(
+                    f"{home}/{name}", picture, f"{changed} {member.start}+{member.size}", before, os.path.basename(key)
+                )
+
+    def _tables(self, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
+        for file in arrow.files(Path(source), source):
+            yield from self._table(file, leave_out)
+
+    def _table(self, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
+        path, changed = Path(source), stamp(Path(source))
+        for item in arrow.rows(path, source):
+            if isinstance(item, Problem):
+                leave_out(Skipped(path, str(item)))
+            else:
+                yield from self._row(item[1], path, source, item[0].line, changed, leave_out)
+
+
+def named_from(path: str, folder: str | os.PathLike[str] | None) -> str:
+    """The path as seen from `folder`, wherever links lead; None, or a folder on another drive: the absolute one."""
+    whole = os.path.join(os.getcwd(), path)
+    if os.pardir in Path(path).parts:  # after a link it leads to where the link does
+        whole = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
+    if folder is None:
+        return os.path.abspath(whole)
+    try:
+        return os.path.relpath(whole, os.path.realpath(folder))
+    except ValueError:  # on Windows there is no way from one drive to another
+        return os.path.abspath(whole)
+
+
+def stamp(path: Path) -> str:
+    """What tells an unchanged file without reading it: its size, and when it was last written."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return MISSING
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def stored(picture: Mapping[str, Any], data: bytes | None = None) -> StoredPicture:
+    """The picture that a plan's entry tells of."""
+    name = str(picture.get("name", ""))
+    if data is not None:
+        return StoredPicture(name, data)
+    if "tar" in picture:
+        return StoredPicture(name, Member(Path(picture["tar"]), picture["start"], picture["size"]))
+    if "table" in picture:
+        steps = tuple(picture["steps"])
+        return StoredPicture(
+            name, Cell(Path(picture["table"]), picture["row"], picture["column"], steps, picture["size"])
+        )
+    return StoredPicture(name or os.path.basename(picture["path"]), Path(picture["path"]))
+
+
+def caption_beside(path: Path, endings: Iterable[str]) -> str | None:
+    """The text of the first file of the picture's name with one of these endings; None where there is none."""
+    for ending in endings:
+        file = path.with_suffix(ending)
+        try:
+            with open_file(file) as opened:
+                text = opened.read(1 << 20).decode("utf-8-sig").strip()
+        except (OSError, ValueError):
+            continue
+        if text:
+            return text
+    return None
+
+
+def _is_pattern(source: str) -> bool:
+    return glob.has_magic(source) or ("{" in source and ".." in source)
+
+
+def _matches(name: str) -> list[str]:
+    """The files of a pattern, `**` for folders at any depth; hidden ones are left out."""
+    return sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+
+
+def _is_tar(path: Path) -> bool:
+    if path.suffix.lower() == ".tar":
+        return True
+    try:
+        with open_file(path) as file:
+            return file.read(512)[257:262] == _TAR
+    except (OSError, ValueError):
+        return False
+
+
+def _split(stream: IO[bytes], end: bytes) -> Iterator[bytes]:
+    """What stands between ends, read a piece at a time."""
+    rest = b""
+    try:
+        while piece := stream.read(1 << 16):
+            *whole, rest = (rest + piece).split(end)
+            yield from whole
+    except (OSError, ValueError) as error:
+        raise DataError(f"Standard input cannot be read ({error}): give it a file or a pipe.") from None
+    yield rest
+
+
+def _document(path: Path, source: str) -> dict[str, Any] | None:
+    """COCO's document, or None for any other JSON."""
+    try:
+        text = read_text(path, Where(source, 1))
+    except OSError as error:
+        raise DataError(f"{source!r} cannot be read ({error.strerror}): check it.") from None
+    if not isinstance(text, str) or not text.lstrip().startswith("{"):
+        return None
+    value = parse(text, Where(source, 1))
+    return value if isinstance(value, dict) and isinstance(value.get(coco.IMAGES), list) else None
+
+
+def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Problem]:
+    """The rows of a table as objects, with their lines. Raises `DataError` for a file that is none in UTF-8."""
+    tabs = path.suffix.lower() == ".tsv"
+    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    try:
+        with open_file(path) as opened:
+            lines = (line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(opened))
+            first = next(lines, "")
+            delimiter = "\t" if tabs else max(",\t;|", key=first.count)
+            header = next(csv.reader([first], delimiter=delimiter, quoting=quoting), [])
+            table = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+            if len(header) == 1 and header[0].lower().endswith(SUFFIXES):  # a list of paths without a header
+                yield 1, {"image": header[0]}
+                header = ["image"]
+            for row in table:
+                if len(row) == len(header):
+                    yield table.line_num + 1, dict(zip(header, row, strict=True))
+                elif row:
+                    text = f"the row has {len(row)} fields and the header {len(header)}: give each column one."
+                    yield Problem(Where(source, table.line_num + 1), text)
+    except OSError as error:
+        raise DataError(f"{source!r} cannot be read ({error.strerror}): check it.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{source!r} is not in UTF-8: save it so.") from None
+    except csv.Error as error:
+        raise DataError(f"{source!r} is no table that can be read ({error}): look at its quotation marks.") from None
+
+
+def _column(named: str | None, what: str, row: Mapping[str, Any], usual: tuple[str, ...], needed: bool) -> str:
+    """The name of the column that holds the picture or its text; "" for a text that there is not."""
+    if named is not None:
+        if named not in row:
+            raise DataError(f"there is no column {shown(named)} for the {what}: there are {listing(row) or 'none'}.")
+        return named
+    found = [name for name in row if isinstance(name, str) and name.strip().casefold() in usual]
+    # A file that holds pictures and their names, or an error beside a caption: what says more goes first.
+    found.sort(key=lambda name: (empty(row[name]), isinstance(row[name], str)))
+    if not found and needed:
+        raise DataError(f"no column is known to be the {what} ({listing(row) or 'none'}): name it (--{what}-column).")
+    return found[0] if found else ""
+
+
+def _texts(row: Mapping[str, Any], column: str) -> str | None:
+    value = row.get(column)
+    texts = value if isinstance(value, list) else [value]
+    return "\n".join(text for text in texts if isinstance(text, str) and text.strip()) or None
+
+
+def _placed(picture: StoredPicture) -> dict[str, Any]:
+    """Where a picture within another file is, as the plan holds it."""
+    source = picture.source
+    if isinstance(source, Member):
+        tar = os.path.abspath(source.tar)
+        return {"name": picture.name, "tar": tar, "start": source.start, "size": source.size}
+    if not isinstance(source, Cell):
+        raise TypeError("a picture of a tar or a table is asked for")
+    return {
+        "name": picture.name,
+        "table": os.path.abspath(source.file),
+        "row": source.row,
+        "column": source.column,
+        "steps": list(source.steps),
+        "size": source.size,
+    }
+
+
+def _text_of(member: Member) -> str:
+    try:
+        return StoredPicture("", member).read().decode("utf-8-sig").strip()
+    except (DataError, ValueError):
+        return ""
+
+
+_Members = list[tuple[str, Member]]
+
+
+def _records_of_tar(path: Path, source: str, leave_out: LeaveOut) -> Iterator[tuple[str, _Members, _Members]]:
+    """Each record's key, its pictures and its texts, by their names in the tar."""
+    key, pictures, texts = "", _Members(), _Members()
+    found = False
+    for item in shards.members(path, source):
+        if isinstance(item, Problem):
+            leave_out(Skipped(path, f"{source}: {item.text}"))
+            continue
+        name, member = item
+        stem, ending = shards.key_of(name)
+        if stem != key and (pictures or texts):
+            yield key, pictures, texts
+            pictures, texts = [], []
+        key = stem
+        if f".{ending}".endswith(SUFFIXES):
+            found = True
+            pictures.append((name, member))
+        elif ending in ("txt", "caption"):
+            texts.append((name, member))
+    yield key, pictures, texts
+    if not found:
+        raise DataError(f"No picture is in the tar {source!r}: it needs files such as 000.jpg.")
+
+
+def _sentence(error: DataError) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:]
+
+
+__all__ = ["MISSING", "STDIN", "Sources", "caption_beside", "named_from", "stamp", "stored"]
