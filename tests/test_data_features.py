@@ -352,6 +352,7 @@ def test_the_command(tmp_path: Path) -> None:
     """Features of a data set for the trainer, which then has nothing left to compute."""
     write_talks(tmp_path / "talks.jsonl", 6)
     arguments = ["data", "features", str(tmp_path / "talks.jsonl"), "--out", str(tmp_path / "kept"), "--device", "cpu"]
+    arguments += ["--model", "minichat-tiny"]
     for _ in range(2):
         result = CliRunner().invoke(cli.app, arguments)
         assert result.exit_code == 0, result.output
