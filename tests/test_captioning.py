@@ -14,32 +14,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from minichat import cli
-from minichat.chat import Caption
 from minichat.errors import SettingsError
 from minichat.images import to_pixels
+from tests.captioning import Bot, paint, rows, run
 from tests.tiny import noise_picture, tiny_bot
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-class Bot:
-    """Says which red a picture is; remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict] = []
-        self.fails_at: int | None = None  # so many pictures are captioned before Ctrl-C comes
-        self.cut: set[int] = set()
-
-    @property
-    def count(self) -> int:
-        return sum(one["count"] for one in self.asked)
-
-    def caption(self, pictures, prompt=None, batch_size=8, **settings):
-        if self.fails_at is not None and self.count >= self.fails_at:
-            raise KeyboardInterrupt
-        self.asked.append({"count": len(pictures), "prompt": prompt, **settings})
-        reds = [picture.getpixel((0, 0))[0] for picture in pictures]
-        return [Caption(f"It is red {red}.", "length" if red in self.cut else "stop") for red in reds]
 
 
 @pytest.fixture
@@ -59,24 +39,6 @@ def photos(tmp_path, monkeypatch):
         paint(folder / f"{red}.png", red)
     (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
     return folder
-
-
-def paint(path: Path, red: int) -> None:
-    Image.new("RGB", (4, 4), (red, 0, 0)).save(path)
-
-
-def run(*arguments, code: int = 0, **options):
-    result = CliRunner().invoke(cli.app, ["caption", *map(str, arguments)], **options)
-    assert result.exit_code == code, result.output + result.stderr
-    return result
-
-
-def rows(path: Path = Path("c.jsonl")) -> dict[str, str]:
-    """What is said of each picture; each stands there once."""
-    read = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {row["image"]: row.get("caption", "failed") for row in read}
-    assert len(found) == len(read)
-    return found
 
 
 WHOLE = {f"photos/{red}.png": f"It is red {red}." for red in range(1, 6)} | {"photos/bad.png": "failed"}
@@ -393,6 +355,12 @@ def test_a_run_that_is_killed_at_any_moment_goes_on(tmp_path):
     check_kills(killed(tmp_path, "jsonl", 20), 20)
 
 
+@pytest.mark.parametrize("form", ["csv", "txt", "coco", "webdataset"])
+def test_every_output_survives_it(tmp_path, form):
+    check_kills(killed(tmp_path, form, 5), 5)
+
+
 @pytest.mark.long
-def test_a_run_that_is_killed_at_many_moments_goes_on(tmp_path):
-    check_kills(killed(tmp_path, "jsonl", 200), 200)
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "coco", "txt", "webdataset"])
+def test_a_run_that_is_killed_at_many_moments_goes_on(tmp_path, form):
+    check_kills(killed(tmp_path, form, 200), 200)

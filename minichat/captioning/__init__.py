@@ -1,7 +1,7 @@
 """Captions for many pictures: found anywhere, each captioned once, and written where they are wanted.
 
-`sources` finds pictures, `journal` remembers what is done, `batches` asks the bot, `outputs` are views of the journal,
-`text` shapes words, `page` is to look through, and `run` puts them together.
+`sources` finds pictures, `journal` remembers what is done, `batches` asks the bot, `outputs` and `formats` are views of
+the journal, `text` shapes words, `page` is to look through, and `run` puts them together.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from minichat.captioning.outputs import FORMATS, Csv, JsonLines, Output, format_of
+from minichat.captioning.formats import Beside, Coco, Parquet, Shards
+from minichat.captioning.outputs import Csv, JsonLines, Output, format_of
 from minichat.captioning.run import Asked, Progress, Run, journal_of
-from minichat.captioning.sources import Sources
+from minichat.captioning.sources import STDIN, Sources
 from minichat.captioning.text import Shape, needs_caption, read_prompts
 from minichat.errors import DataError
 
@@ -61,7 +62,28 @@ def open_output(
         if out is None:
             return Chosen(kind(None, stream, **shared), known, None, Path())
         return Chosen(kind(out, **shared), known, journal_of(out), out.parent)
-    raise DataError(f"The format {known!r} is not written: use {', '.join(FORMATS)}.")
+    if known in ("txt", "caption"):
+        if out is not None:
+            raise DataError(f"With --format {known} captions lie beside their pictures: leave --out away.")
+        home = _folder_of(sources)
+        return Chosen(Beside(f".{known}", **shared), known, journal_of(home / f"captions.{known}"), home)
+    if out is None:
+        raise DataError(f"The format {known!r} is written to a file or folder: name it (--out).")
+    if known == "webdataset":
+        if out.suffix.lower() == ".tar":
+            shards = Shards(out.parent, shard_size, f"{out.stem}-", **shared)
+            return Chosen(shards, known, journal_of(out), out.parent)
+        return Chosen(Shards(out, shard_size, **shared), known, out / ".captions.run", out)
+    whole = Parquet if known == "parquet" else Coco
+    return Chosen(whole(out, **shared), known, journal_of(out), out.parent)
+
+
+def _folder_of(sources: tuple[str, ...]) -> Path:
+    """Where the record of texts beside pictures is: the first source, or the folder that it is in."""
+    first = Path(sources[0]) if sources and sources[0] != STDIN else Path()
+    if first.is_dir():
+        return first
+    return first.parent if first.parent.is_dir() else Path()
 
 
 def sources_for(sources: tuple[str, ...], chosen: Chosen, asked: Asked, **options: Any) -> Sources:

@@ -29,6 +29,8 @@ CREATE TABLE IF NOT EXISTS results (
     UNIQUE (place, question)
 );
 CREATE INDEX IF NOT EXISTS by_content ON results (content);
+CREATE INDEX IF NOT EXISTS by_shard ON results (shard);
+CREATE TEMP TABLE taken (key BLOB PRIMARY KEY, place BLOB NOT NULL) WITHOUT ROWID;
 CREATE TEMP TABLE plan (
     number INTEGER PRIMARY KEY,
     place BLOB NOT NULL UNIQUE, picture TEXT NOT NULL, bytes BLOB, stamp TEXT NOT NULL, before BLOB, id TEXT
@@ -36,6 +38,7 @@ CREATE TEMP TABLE plan (
 """
 _RESULT = "number, place, question, stamp, content, asked, caption, error, cut, before, id, picture, fixed, shard, gone"
 # A picture is done where each of its prompts has a result for the file as it is.
+_LOOSE = "shard IS NULL AND error IS NULL AND gone = 0 AND picture != 'null'"
 _DONE = "results.place = plan.place AND results.gone = 0 AND results.stamp = plan.stamp"
 
 
@@ -167,6 +170,12 @@ class Journal:
                 "INSERT OR IGNORE INTO plan VALUES (NULL, ?, ?, ?, ?, ?, ?)",
                 ((_blob(p.place), json.dumps(p.picture), p.data, p.stamp, _blob(p.before), p.id) for p in pictures),
             )
+
+    def take(self, key: str, place: str) -> str | None:
+        """Note what a planned picture is called in the output; another picture's place where that is called so, too."""
+        self._db.execute("INSERT OR IGNORE INTO taken VALUES (?, ?)", (_blob(key), _blob(place)))
+        (other,) = self._db.execute("SELECT place FROM taken WHERE key = ?", (_blob(key),)).fetchone()
+        return None if _text(other) == place else _text(other)
 
     def believe(self) -> None:
         """What was taken over from an output without a record is true of the files as they are now."""
@@ -304,6 +313,27 @@ class Journal:
             if len(rows) < at_once:
                 return
             after = rows[-1][0]
+
+    # --- tars that hold them
+
+    def shards(self) -> int:
+        """How many tars there are."""
+        return int(self._db.execute("SELECT COALESCE(MAX(shard) + 1, 0) FROM results").fetchone()[0])
+
+    def without_shard(self, questions: int, most: int) -> list[list[Result]]:
+        """The first pictures that are in none and have an answer to each prompt, with their captions."""
+        asked = (
+            f"SELECT place FROM results WHERE {_LOOSE} AND (SELECT COUNT(*) FROM results AS all_of "
+            "WHERE all_of.place = results.place) >= ? GROUP BY place ORDER BY MIN(number) LIMIT ?"
+        )
+        places = [_text(place) for (place,) in self._db.execute(asked, (questions, most)).fetchall()]
+        found = [[self.known(place, question) for question in range(questions)] for place in places]
+        return [[one for one in results if one is not None and one.error is None] for results in found]
+
+    def in_shard(self, places: Iterable[str], number: int) -> None:
+        self._db.executemany(
+            "UPDATE results SET shard = ? WHERE place = ?", [(number, _blob(place)) for place in places]
+        )
 
     def __len__(self) -> int:
         """How many results outputs show."""

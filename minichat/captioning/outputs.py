@@ -14,6 +14,7 @@ datasets wants it of a folder of pictures.
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from minichat.captioning.journal import Journal, Result
+from minichat.captioning.journal import Journal, Planned, Result
 from minichat.captioning.text import Shape, filled
 from minichat.disk import json_line, open_to_others, to_disk
 from minichat.errors import DataError, PromptError, shown
@@ -53,6 +54,7 @@ class Output:
 
     beside: ClassVar[bool] = False  # captions lie beside the pictures, where others may have lain before
     marks: ClassVar[bool] = True  # errors, and that a caption was cut off, stand in it
+    live: ClassVar[bool] = True  # captions stand in it as soon as they are made
 
     path: Path | None
     shape: Shape = field(default_factory=Shape)
@@ -69,6 +71,13 @@ class Output:
         if result.caption is None:
             return ""
         return result.caption if result.fixed else self.shape.apply(result.caption, result.before)
+
+    def key(self, planned: Planned) -> str | None:
+        """What a picture is called in this output, where no two may be called alike.
+
+        Raises `DataError` for one that has no place in it.
+        """
+        return None
 
     def check(self, new: bool) -> None:
         """Find out whether it can be written. `new`: there is no record of a run that wrote it. Raises `DataError`."""
@@ -89,6 +98,9 @@ class Output:
 
     def add(self, results: Sequence[Result]) -> None:
         """Show new results, which the journal holds already."""
+
+    def replace(self, results: Sequence[Result]) -> None:
+        """Results in place of earlier ones; the journal notes that the output is stale."""
 
     def finish(self, journal: Journal) -> None:
         """All is done that this command could do."""
@@ -132,6 +144,7 @@ class Lines(Output):
         stale = bool(journal.fact("stale"))
         if not stale:
             stale = not self._complete(journal, before or self.shape)
+        remove_unfinished(self.path)
         if stale or (before is not None and before != self.shape):
             self._rewrite(journal)
         with self._told():
@@ -314,6 +327,18 @@ class Csv(Lines):
         finish = "length" if result.cut else ""
         return _csv([[result.place, *asked, self.text(result), finish, result.error or ""]])
 
+    def finish(self, journal: Journal) -> None:
+        super().finish(journal)
+        lost, count = list[str](), 0
+        for result in journal.results():
+            if result.error is None and self.text(result) in _MISSING:
+                count += 1
+                lost += [result.place] if len(lost) < 10 else []
+        if count:
+            names = ", ".join(map(shown, lost)) + (" and more" if count > len(lost) else "")
+            why = "Captions that pandas and datasets read as missing in a CSV (None, NA and the like)"
+            self.told.append(f"{why}: {count:,} ({names}).")
+
     def parse(self, path: Path) -> Iterator[Result]:
         try:
             with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -325,6 +350,13 @@ class Csv(Lines):
                     yield _row(row[self.image_key], kept, self.several, wrong)
         except csv.Error:
             return  # torn off
+
+
+#: What pandas, and with it the library datasets, takes for a missing value in a CSV.
+_MISSING = frozenset((
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
+    "NULL", "NaN", "None", "n/a", "nan", "null",
+))  # fmt: skip
 
 
 def _csv(rows: list[list[str]]) -> bytes:
@@ -362,6 +394,12 @@ def _with_head(head: bytes, rows: Iterable[bytes], there: bool) -> Iterator[byte
     if head and there:
         yield head
     yield from rows
+
+
+def remove_unfinished(path: Path) -> None:
+    """What a process that was killed left of its attempt to write a file. Nobody else may be writing it."""
+    for left in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -106,10 +106,10 @@ class Run:
 
     def close(self) -> None:
         try:
+            self.journal.close()
+        finally:
             if not self._dry:
                 self.output.close()
-        finally:
-            self.journal.close()
 
     def _check(self, now: dict[str, Any]) -> None:
         """Refuse to go on with what was begun otherwise, and say how to."""
@@ -184,6 +184,12 @@ class Run:
             if self.asked.existing == "skip" and picture.before is not None and not self._is_ours(picture.place):
                 self.progress.left_out += 1
                 continue
+            key = self.output.key(picture)
+            other = None if key is None else self.journal.take(key, picture.place)
+            if other is not None:
+                raise DataError(
+                    f"{shown(other)} and {shown(picture.place)} would both be {shown(key)} in the output: name one."
+                )
             batch.append(picture)
             if len(batch) >= _AT_ONCE:
                 self.journal.plan(batch)
@@ -311,6 +317,8 @@ class Run:
         with self.journal.writing():
             new = self.journal.add(results)
         self.output.add(new)
+        numbers = {(one.place, one.question) for one in new}
+        self.output.replace([one for one in results if (one.place, one.question) not in numbers])
         for one in results:
             self.progress.done += 1
             self.progress.failed += one.error is not None

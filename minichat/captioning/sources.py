@@ -72,7 +72,7 @@ class Sources:
             elif os.path.exists(source) or not _is_pattern(source):
                 yield from self._one(source, leave_out)
             else:
-                found = [name for each in shards.expand(source) for name in _matches(each)]
+                found = [name for each in shards.ranges(source) for name in _matches(each)]
                 if not found:
                     raise DataError(f"Nothing is called {source!r}: check the pattern.")
                 for name in found:

@@ -329,8 +329,11 @@ def _tell_what_is_kept(run: Run) -> None:
     else:
         place = left.picture.get("path", left.place)
         kept = f" in {str(out)!r}, which is kept" if out else ""
+        if not run.output.live:
+            kept = f" in the record of {str(out)!r}, which is written at the end"
         said = f"{rows:,} of {run.progress.total:,} pictures have their rows{kept}; the next is {place!r}. "
-        said += "The same command goes on" if out else "The same command begins anew: name those that are left"
+        goes_on = out is not None or run.output.beside
+        said += "The same command goes on" if goes_on else "The same command begins anew: name those that are left"
     typer.echo(f"minichat: Stopped: {said}.", err=True)
 
 

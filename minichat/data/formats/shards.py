@@ -85,13 +85,18 @@ def expand(pattern: str) -> list[str]:
 
     A folder stands for itself. Nothing where no file is of the pattern.
     """
+    found: list[str] = []
+    for name in ranges(pattern):
+        found += sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+    return found
+
+
+def ranges(pattern: str) -> list[str]:
+    """A pattern with each number of `{00000..00012}` in its place."""
     names = [pattern]
     while any(_RANGE.search(name) for name in names):
         names = [spelled for name in names for spelled in _counted(name)]
-    found: list[str] = []
-    for name in names:
-        found += sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
-    return found
+    return names
 
 
 def tars(pattern: str) -> list[str]:

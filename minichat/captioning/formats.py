@@ -1,0 +1,367 @@
+"""Outputs other than lines: Parquet and COCO's results, which are written whole, texts beside pictures, and tars."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from minichat.captioning.journal import Journal, Planned, Result
+from minichat.captioning.outputs import Output, remove_unfinished, replacing
+from minichat.captioning.sources import stored
+from minichat.captioning.text import Shape
+from minichat.disk import json_line
+from minichat.errors import DataError, shown
+
+_ROWS = 10_000  # of a Parquet file's row group
+
+
+class Whole(Output):
+    """A file that is written at the end of a command, from all that is known, in place of the one before."""
+
+    live = False
+
+    def begin(self, journal: Journal, before: Shape | None) -> None:
+        if self.path is None:
+            return
+        if self.path.is_file() and journal.fact("written") != _state(self.path):
+            raise DataError(
+                f"{str(self.path)!r} has changed since it was written, and would be written anew: move it away."
+            )
+        remove_unfinished(self.path)
+
+    def finish(self, journal: Journal) -> None:
+        if self.path is None:
+            return
+        try:
+            with replacing(self.path) as file:
+                self.write(file, journal)
+        except OSError as error:
+            raise DataError(
+                f"{str(self.path)!r} cannot be written ({error.strerror or error}): make room or check the folder, "
+                "and the same command goes on."
+            ) from None
+        journal.note(written=_state(self.path), stale=False)
+
+    def write(self, file: IO[bytes], journal: Journal) -> None:
+        raise NotImplementedError
+
+
+class Parquet(Whole):
+    """The columns of the lines: image, prompt where there are several, caption, finish, error."""
+
+    def write(self, file: IO[bytes], journal: Journal) -> None:
+        try:
+            import pyarrow as pa
+            from pyarrow import parquet
+        except ImportError:
+            raise DataError("To write Parquet, install the library pyarrow (pip install datasets).") from None
+        image = "file_name" if self.path is not None and self.path.stem == "metadata" else "image"
+        names = [image, *(["prompt"] if self.several else []), "caption", "finish", "error"]
+        schema = pa.schema([(name, pa.string()) for name in names])
+        with parquet.ParquetWriter(file, schema) as writer:
+            for group in _groups(journal.results(), _ROWS):
+                rows = [dict(zip(names, self._row(result), strict=True)) for result in group]
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+
+    def _row(self, result: Result) -> list[str | None]:
+        asked = [result.asked] if self.several else []
+        caption = self.text(result) if result.error is None else None
+        finish = "length" if result.cut else None
+        return [_readable(value) for value in (result.place, *asked, caption, finish, result.error)]
+
+
+class Coco(Whole):
+    """COCO's results, as pycocotools' `COCO.loadRes` reads them: every image_id is one of the annotations' file.
+
+    Of a COCO file the ids are its own; of a list, those in its column `image_id` or `id`; else a file is called by its
+    number, as COCO's are (`COCO_val2014_000000000042.jpg` is 42). Source: https://cocodataset.org/#format-results
+    """
+
+    marks = False
+
+    def check(self, new: bool) -> None:
+        super().check(new)
+        if self.several:
+            raise DataError("COCO's results hold one caption of each picture: give one prompt, or another format.")
+
+    def write(self, file: IO[bytes], journal: Journal) -> None:
+        first = True
+        file.write(b"[")
+        for result in journal.results():
+            if result.error is None:
+                file.write(b"\n" if first else b",\n")
+                file.write(json_line({"image_id": image_id(result), "caption": self.text(result)}).encode())
+                first = False
+        file.write(b"\n]\n")
+
+    def key(self, planned: Planned) -> str | None:
+        return f"image_id {image_id(planned)}"
+
+
+def image_id(result: Result | Planned) -> int | str:
+    """A picture's id in COCO's files. Raises `DataError` for a file without a number."""
+    if result.id is not None:
+        return int(result.id) if re.fullmatch(r"0*\d{1,18}", result.id) else result.id
+    found = re.search(r"(\d{1,18})(?:\.[^.]*)?$", result.place)
+    if found is None:
+        raise DataError(
+            f"{shown(result.place)} has no number to be its image_id: name the annotations' file as the source, or a "
+            "list with a column image_id."
+        )
+    return int(found[1])
+
+
+class Beside(Output):
+    """A text beside each picture, of its name: what kohya's and taggui's programs read, and `minichat data`.
+
+    kohya's sd-scripts read the first line of the file with the ending that they are told (`--caption_extension`; any of
+    the lines with `--enable_wildcard`), and taggui the .txt. So several captions are as many lines.
+    """
+
+    beside = True
+    marks = False
+
+    def __init__(self, ending: str, **shared: Any) -> None:
+        super().__init__(None, **shared)
+        self.ending = ending
+        self._journal: Journal | None = None
+        self._before: Shape | None = None
+
+    def key(self, planned: Planned) -> str | None:
+        path = planned.picture.get("path")
+        if path is None:
+            raise DataError(f"{shown(planned.place)} is in another file, where no text can lie beside it: use --out.")
+        return str(os.path.splitext(path)[0]) + self.ending
+
+    def begin(self, journal: Journal, before: Shape | None) -> None:
+        """Put texts back that are missing; those that somebody has changed are left alone."""
+        self._journal, self._before = journal, before
+        self._restore(journal, anew=bool(journal.fact("stale")))
+        journal.note(stale=False)
+
+    def add(self, results: Sequence[Result]) -> None:
+        if self._journal is not None:
+            self._write_all(dict.fromkeys(result.place for result in results))
+
+    def replace(self, results: Sequence[Result]) -> None:
+        if self._journal is not None and results:
+            self._write_all(dict.fromkeys(result.place for result in results))
+            self._journal.note(stale=False)
+
+    def finish(self, journal: Journal) -> None:
+        journal.note(stale=False)  # pictures that are gone have taken their texts with them, or left them
+
+    def _restore(self, journal: Journal, anew: bool = False) -> None:
+        last = ""
+        kept = 0
+        for result in journal.results():
+            if result.place == last:
+                continue
+            last = result.place
+            file = self._file(result)
+            reshaped = self._before is not None and self._before != self.shape
+            if file is not None and (anew or reshaped or not file.exists()):
+                kept += not self._write_all([result.place], reshaped)
+        if kept:
+            self.told.append(f"Texts beside pictures that were changed by hand, and are left so: {kept:,}.")
+
+    def _file(self, result: Result) -> Path | None:
+        path = (result.picture or {}).get("path")
+        return None if path is None else Path(path).with_suffix(self.ending)
+
+    def _write_all(self, places: Any, reshaped: bool = False) -> bool:
+        """Write the texts of some pictures; False where one was left as somebody changed it."""
+        done = True
+        for place in places:
+            found = [self._journal.known(place, number) for number in range(len(self.prompts))] if self._journal else []
+            results = [one for one in found if one is not None and one.error is None]
+            if len(results) < len(self.prompts) or all(one.fixed and one.caption == one.before for one in results):
+                continue  # another prompt is still to be answered, or it is what was there
+            file = self._file(results[0])
+            if file is None or not file.parent.is_dir():
+                continue
+            if (
+                reshaped
+                and self._before is not None
+                and _content(file) not in (None, self._text(results, self._before))
+            ):
+                done = False
+                continue
+            content = self._text(results, self.shape).encode("utf-8", "replace")
+            try:
+                _replace(file, content)
+            except OSError as error:
+                raise DataError(
+                    f"{str(file)!r} cannot be written ({error.strerror or error}): make room or check the folder, and "
+                    "the same command goes on."
+                ) from None
+        return done
+
+    def _text(self, results: list[Result], shape: Shape) -> str:
+        now, self.shape = self.shape, shape
+        try:
+            texts = [self.text(result) for result in results]
+        finally:
+            self.shape = now
+        if len(texts) > 1:
+            texts = [" ".join(text.split()) for text in texts]
+        return "\n".join(texts) + "\n"
+
+
+class Shards(Output):
+    """WebDataset's tars: a picture as it is, its caption as .txt, and a .json that says which picture it is.
+
+    A tar is written when it is full, and the last when the command ends. Names end at their first dot, so dots in a
+    picture's path become underscores; two pictures that would have one name get numbers.
+    """
+
+    marks = False
+
+    def __init__(self, path: Path, size: int, prefix: str = "", **shared: Any) -> None:
+        super().__init__(path, **shared)
+        self.prefix = prefix
+        self.size = size
+        self._journal: Journal | None = None
+        self._loose = 0  # results that may be in no tar yet
+
+    def check(self, new: bool) -> None:
+        folder = self.path or Path()
+        if new and folder.is_dir() and any(folder.glob(f"{glob.escape(self.prefix)}*.tar")):
+            raise DataError(f"{str(folder)!r} holds tars already: name another folder.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{str(folder)!r} cannot be made ({error.strerror}): check the folder.") from None
+
+    def begin(self, journal: Journal, before: Shape | None) -> None:
+        self._journal = journal
+        if before is not None and before != self.shape:
+            raise DataError(
+                f"{str(self.path)!r} was begun with other words round the captions: give the same, or another --out."
+            )
+        for left in (self.path or Path()).glob(f".{glob.escape(self.prefix)}*.tar.*.unfinished"):
+            left.unlink()
+        self._loose = len(journal)  # more than there are, at first: then one look tells
+
+    def add(self, results: Sequence[Result]) -> None:
+        self._loose += len(results)
+        if self._journal is not None and self._loose >= self.size * len(self.prompts):
+            self._write(self._journal, only_full=True)
+
+    def finish(self, journal: Journal) -> None:
+        if journal.fact("stale"):
+            self.told.append(
+                f"Some pictures of {str(self.path)!r} have changed or are gone since; their tars hold what they were."
+            )
+        self._write(journal)
+
+    def close(self) -> None:
+        if self.path is not None and self.path.is_dir() and not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def _write(self, journal: Journal, only_full: bool = False) -> None:
+        """The next tars. Where a process is killed before the journal knows of one, it is written again."""
+        while places := journal.without_shard(len(self.prompts), self.size):
+            if only_full and len(places) < self.size:
+                self._loose = len(places)
+                return
+            number = journal.shards()
+            path = (self.path or Path()) / f"{self.prefix}{number:05}.tar"
+            names: set[str] = set()
+            with _told(path), replacing(path) as file, tarfile.open(fileobj=file, mode="w") as tar:
+                for results in places:
+                    self._add(tar, results, names, journal)
+            with journal.writing():
+                journal.in_shard([results[0].place for results in places], number)
+        self._loose = 0
+
+    def _add(self, tar: tarfile.TarFile, results: list[Result], names: set[str], journal: Journal) -> None:
+        first = results[0]
+        data = stored(first.picture or {}, journal.data(first.place)).read()
+        name = _key(first.place)
+        while name in names:
+            name += "_"
+        names.add(name)
+        called = first.place if "path" in (first.picture or {}) else str((first.picture or {}).get("name"))
+        _put(tar, name + (os.path.splitext(called)[1] or ".jpg").lower(), data)
+        for number, result in enumerate(results):
+            part = f".{number}" if self.several else ""
+            _put(tar, f"{name}{part}.txt", self.text(result).encode("utf-8", "replace"))
+        notes = {"image": first.place}
+        if first.cut:
+            notes["finish"] = "length"
+        _put(tar, f"{name}.json", json_line({**notes, "caption": self._captions(results)}).encode())
+
+    def _captions(self, results: list[Result]) -> Any:
+        texts = [self.text(result) for result in results]
+        return texts if self.several else texts[0]
+
+
+def _key(place: str) -> str:
+    """A picture's name in a tar: its path without the ending, of which no dot is left and no way up."""
+    stem = os.path.splitext(place)[0]
+    parts = [part for part in re.split(r"[/\\]", stem) if part not in ("", ".", "..")]
+    name = "/".join(re.sub(r"[.\x00-\x1f#]", "_", part) for part in parts)
+    return name.encode("utf-8", "replace").decode() or "picture"
+
+
+def _put(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be written ({error.strerror or error}).") from None
+
+
+def _groups(results: Iterator[Result], size: int) -> Iterator[list[Result]]:
+    group: list[Result] = []
+    for one in results:
+        group.append(one)
+        if len(group) >= size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Whole or not at all; what a killed process leaves is taken up again by the next, under the same name."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    with open(unfinished, "wb") as opened:
+        opened.write(content)
+        opened.flush()
+        os.fsync(opened.fileno())
+    os.replace(unfinished, file)
+
+
+def _content(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def _readable(text: str | None) -> str | None:
+    """A file's name that is no Unicode, as the escapes of JSON: Arrow holds UTF-8 alone."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
+__all__ = ["Beside", "Coco", "Parquet", "Shards"]

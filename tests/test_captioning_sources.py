@@ -1,0 +1,201 @@
+"""Where `minichat caption` finds pictures, and what it does with the captions that they come with."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.captioning import Bot, lines, paint, rows, run
+
+
+@pytest.fixture
+def bot(monkeypatch):
+    fake = Bot()
+    monkeypatch.setattr("minichat.cli.caption.load_bot", lambda *arguments: fake)
+    return fake
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for red, name in ((1, "1.png"), (2, "sub/2.png"), (3, "sub/deep/3.png")):
+        paint(tmp_path / "photos" / name, red)
+    return tmp_path
+
+
+def said(*reds: int) -> list[str]:
+    return [f"It is red {red}." for red in reds]
+
+
+def captions(*sources, **options) -> list[str]:
+    return [json.loads(line)["caption"] for line in run(*sources, **options).stdout.splitlines()]
+
+
+def test_patterns_stand_for_what_is_there(bot, home):
+    paint(home / "photos" / "a[1].png", 9)
+    assert captions("photos/*.png") == said(1, 9)
+    assert captions("photos/**/*.png") == said(1, 9, 2, 3)
+    assert captions("photos/s*") == said(2, 3)  # a folder
+    assert captions("photos/{1..1}.png") == said(1)
+    assert captions("photos/a[1].png") == said(9)  # it is there under this very name
+    assert "Nothing is called 'no*.png'" in run("no*.png", code=1).stderr
+
+
+@pytest.mark.parametrize(("end", "options"), [("\n", []), ("\r\n", []), ("\0", ["--null"])])
+def test_a_list_comes_on_standard_input(bot, home, end, options):
+    odd = "two\nlines.png" if options else "two lines.png"
+    paint(home / odd, 7)
+    paths = ["photos/1.png", odd, os.fspath(home / "photos" / "sub"), "photos/1.png"]
+    typed = end.join(paths).encode()
+    assert captions("-", *options, input=typed) == said(1, 7, 2, 3)
+    assert captions("-", *options, input=typed + end.encode()) == said(1, 7, 2, 3)
+    assert "names no picture" in run("-", *options, input=b"", code=1).stderr
+
+
+def test_a_long_list_on_standard_input_is_read_in_pieces(bot, home):
+    paths = [f"photos/{'x' * 200}{number}.png" for number in range(2000)]
+    result = run("-", "--dry-run", input="\n".join(paths).encode())
+    assert result.stdout.startswith("2,000 pictures: 0 done before, 2,000 to do.")
+
+
+def test_lists_in_files(bot, home):
+    (home / "a.csv").write_text('id,file_name,title\n1,photos/1.png,"One, 1"\n2,photos/sub/2.png,Two\n')
+    (home / "b.tsv").write_text('path\twords\nphotos/1.png\t"x"\n')
+    (home / "c.jsonl").write_text('{"image": "photos/sub/2.png", "caption": "Two"}\n\n{"image": "photos/1.png"}\n')
+    (home / "d.json").write_text(json.dumps([{"img_path": "photos/1.png"}, {"img_path": "photos/sub/2.png"}]))
+    (home / "e.csv").write_text("photos/1.png\nphotos/sub/2.png\n")
+    (home / "f.csv").write_text("\ufeffwhere;file\nx;photos/1.png\n")
+    assert captions("a.csv") == captions("d.json") == captions("e.csv") == said(1, 2)
+    assert captions("b.tsv") == captions("f.csv") == said(1)
+    assert captions("c.jsonl") == said(2, 1)
+    assert captions("a.csv", "--existing", "append", "--prompt", "More than “{caption}”") == [
+        "One, 1 It is red 1.",
+        "Two It is red 2.",
+    ]
+    assert [call["prompt"] for call in bot.asked[-1:]] == [["More than “One, 1”", "More than “Two”"]]
+    assert captions("a.csv", "--existing", "keep") == ["One, 1", "Two"]
+    assert captions("f.csv", "--image-column", "file") == said(1)
+
+
+def test_what_is_wrong_in_a_list_is_named_and_the_rest_is_done(bot, home):
+    (home / "a.csv").write_text("file,n\nphotos/1.png,1\nonly one\nphotos/gone.png,2\nhttp://x/y.png,3\n")
+    result = run("a.csv", "--out", "c.jsonl", code=3)
+    assert "a.csv:3: the row has 1 fields and the header 2" in result.stderr
+    assert rows() == {"photos/1.png": "It is red 1.", "photos/gone.png": "failed", "http://x/y.png": "failed"}
+    assert "addresses are not fetched" in lines()[2]["error"]
+    (home / "b.jsonl").write_text('{"x": 1}\n{"image": "photos/1.png"}\n[3]\n{"image"\n')
+    result = run("b.jsonl", code=3)
+    assert result.stdout.count("\n") == 1
+    for told in ("b.jsonl:1: no column is known to be the image", "b.jsonl:3", "b.jsonl:4"):
+        assert told in result.stderr
+    assert "there is no column 'y'" in run("a.csv", "--image-column", "y", code=3).stderr
+    (home / "latin.csv").write_bytes(b"file\nph\xf6tos/1.png\n")
+    assert "is not in UTF-8" in run("latin.csv", code=1).stderr
+
+
+def test_pictures_that_stand_in_a_list(bot, home):
+    data = base64.b64encode((home / "photos" / "1.png").read_bytes()).decode()
+    (home / "a.jsonl").write_text(json.dumps({"image": data}) + "\n")
+    assert run("a.jsonl", "--out", "c.jsonl") and rows() == {"a.jsonl#1": "It is red 1."}
+    run("a.jsonl", "--out", "c.jsonl")
+    assert bot.count == 1
+    run("a.jsonl", "--out", "s", "--format", "webdataset")
+    with tarfile.open("s/00000.tar") as tar:
+        (name,) = (name for name in tar.getnames() if name.endswith((".jpg", ".png")))
+        assert tar.extractfile(name).read() == (home / "photos" / "1.png").read_bytes()
+
+
+def test_tars(bot, home):
+    for number, reds in enumerate(((1, 2), (3,))):
+        with tarfile.open(f"{number:03}.tar", "w") as tar:
+            for red in reds:
+                for name, data in (
+                    (f"k{red}.png", paint(home / "x.png", red).read_bytes()),
+                    (f"k{red}.txt", f"Text {red}".encode()),
+                ):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    run("{000..001}.tar", "--out", "c.jsonl")
+    assert rows() == {
+        f"{tar}/k{red}.png": f"It is red {red}." for tar, red in (("000.tar", 1), ("000.tar", 2), ("001.tar", 3))
+    }
+    run("{000..001}.tar", "--out", "c.jsonl")
+    assert bot.count == 3
+    assert captions("000.tar", "--existing", "keep") == ["Text 1", "Text 2"]
+    (home / "tars").mkdir()
+    Path("000.tar").rename(home / "tars" / "000.tar")
+    assert captions("tars") == said(1, 2)
+    run("001.tar", "--out", "new.tar")
+    assert Path("new-00000.tar").exists()
+    with Path("tars", "000.tar").open("r+b") as torn:
+        torn.truncate(2000)
+    assert "the tar is damaged here" in run("tars", code=3).stderr
+    with tarfile.open("none.tar", "w"):
+        pass
+    assert "No picture is in the tar" in run("none.tar", code=1).stderr
+
+
+def test_parquet_and_what_datasets_saved(bot, home):
+    import datasets
+
+    datasets.disable_progress_bars()
+    table = datasets.Dataset.from_dict(
+        {"image": [str(home / "photos" / "1.png"), str(home / "photos" / "sub" / "2.png")], "text": ["One", "Two"]}
+    ).cast_column("image", datasets.Image())
+    table.to_parquet("paths.parquet")  # the paths, and no bytes
+    held = [{"bytes": paint(home / "x.png", red).read_bytes() + bytes(300), "path": None} for red in (4, 5)]
+    inside = datasets.Dataset.from_dict({"image": held, "text": ["Four", "Five"]}).cast_column(
+        "image", datasets.Image()
+    )
+    inside.to_parquet("bytes.parquet")
+    inside.save_to_disk("saved")
+    assert captions("paths.parquet") == said(1, 2)
+    assert captions("bytes.parquet") == captions("saved") == said(4, 5)
+    assert captions("bytes.parquet", "--existing", "keep") == ["Four", "Five"]
+    run("bytes.parquet", "--out", "c.jsonl")
+    assert list(rows()) == ["bytes.parquet#1", "bytes.parquet#2"]
+    count = bot.count
+    run("bytes.parquet", "--out", "c.jsonl")
+    assert bot.count == count
+    run("saved", "--out", "s", "--format", "webdataset", "--html", "page.html")
+    assert Path("page.html").read_text().count("data:image/jpeg;base64") == 2
+
+
+def test_other_files_are_pictures_that_cannot_be_opened(bot, home):
+    (home / "notes.txt").write_text("photos/1.png\n")
+    result = run("notes.txt", "gone.png", "photos/1.png", code=3)
+    assert [json.loads(line).get("caption") for line in result.stdout.splitlines()] == [None, None, "It is red 1."]
+    (home / "empty").mkdir()
+    assert "No pictures are in the folder 'empty'" in run("empty", code=1).stderr
+
+
+def test_many_pictures_take_no_more_memory_than_few(home):
+    """Of what is planned nothing stays in memory: 20,000 pictures take no more than 2,000, within 1 MiB."""
+    import tracemalloc
+
+    from minichat.captioning.journal import Journal
+    from minichat.captioning.sources import Sources
+
+    peaks = []
+    for count in (2_000, 20_000):
+        listed = io.BytesIO(b"".join(b"photos/%d.png\n" % number for number in range(count)))
+        journal = Journal(None)
+        tracemalloc.start()
+        sources = Sources(("-",), home, stdin=listed)
+        batch = []
+        for picture in sources.pictures(lambda skipped: None):
+            batch.append(picture)
+            if len(batch) == 500:
+                journal.plan(batch)
+                batch = []
+        assert sum(1 for _ in journal.todo(1)) == journal.count() == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 1 << 20
