@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from minichat.disk import write_json
 from minichat.errors import DataError, SettingsError
-from minichat.evaluate.figures import Figure, share
-from minichat.evaluate.report import REPLIES, RESULTS
-from minichat.evaluate.scenes import held_out_scene
+from minichat.evaluate.metrics import Figure, share
+from minichat.evaluate.run import REPLIES, RESULTS
+from minichat.fileio import write_json
+from minichat.toy.evaluate import held_out_scene
 from minichat.train.config import read_config
 
 CONFIGS = Path("train_configs/tiny")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import Comparison, Row
-from minichat.evaluate.figures import Figure
+from minichat.evaluate.metrics import Figure
 
 _COLOURS = ("#2f6fb0", "#d07a2d", "#3f8f5f", "#8a4fa0", "#9a9a9a", "#222222")
 

@@ -33,8 +33,8 @@ from benchmarks.arms import (
     training,
 )
 from benchmarks.comparison_table import facts, measured, plot, table
-from minichat.disk import write_json
 from minichat.errors import MiniChatError, SettingsError
+from minichat.fileio import write_json
 from minichat.train.config import read_config
 
 RATE_ANEW = "optimizer.rate=2e-3"  # the road's own rates are for what has learnt before and need not go far

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import minichat
 from benchmarks.random_model import SIZES, write_random_model
-from minichat.chat import MiniChat
+from minichat.inference.bot import MiniChat
 from minichat.prompt.conversation import Conversation
 from minichat.weights.export import export_blip2
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.random_model import SIZES, write_random_model
-from minichat.hardware.memory import MIB, estimate
+from minichat.device.memory import MIB, estimate
 
 FORMS = (("float32", None), ("bfloat16", None), ("bfloat16", "8bit"), ("bfloat16", "4bit"))
 REPLY = 16  # tokens
@@ -86,7 +86,7 @@ def _status(process: int) -> dict[str, int]:
 
 def row(size: str, folder: Path, dtype: str, quantize: str | None, context: int) -> str:
     """A line of the table."""
-    from minichat.doctor import read_config
+    from minichat.inference.doctor import read_config
 
     estimated = estimate(read_config(str(folder)), dtype=dtype, quantize=quantize, context=context).total
     measured = measure(folder, dtype, quantize, context)

@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 from minichat import load
-from minichat.disk import json_line
-from minichat.evaluate.figures import share
+from minichat.evaluate.metrics import share
 from minichat.evaluate.replies import Ask, Teller
-from minichat.evaluate.report import shown
-from minichat.evaluate.scenes import Drawn
-from minichat.scenes.speech.speaker import topic
-from minichat.scenes.speech.verdict import VERDICTS, judge
+from minichat.evaluate.run import shown
+from minichat.fileio import json_line
+from minichat.toy.evaluate import Drawn
+from minichat.toy.speech.speaker import topic
+from minichat.toy.speech.verdict import VERDICTS, judge
 from tests.own_questions import own_questions
 
 LONGEST = 120  # tokens of a reply: of a description

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from minichat.disk import new_folder
 from minichat.errors import ModelError
+from minichat.fileio import new_folder
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
-from minichat.prompt.processing import MODEL_FILE, MiniChatProcessor
-from minichat.weights.writing import Entry, write_tensors
-from minichat.weights.zoo import find
+from minichat.prompt.processor import MODEL_FILE, MiniChatProcessor
+from minichat.weights.checkpoint_io import Entry, write_tensors
+from minichat.weights.registry import find
 
 _TEMPLATE = "vicuna-v0"
 _DEVIATION = 0.02

@@ -9,7 +9,7 @@ import argparse
 import time
 
 import minichat
-from minichat.evaluate.scenes import WAYS, accuracy, held_out
+from minichat.toy.evaluate import WAYS, accuracy, held_out
 
 
 def main() -> None:

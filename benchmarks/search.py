@@ -22,10 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minichat.evaluate.retrieval import Gallery, gallery_of_scenes
-from minichat.evaluate.scenes import DRAWINGS, Drawn
-from minichat.scenes.wanted import wanted
+from minichat.evaluate.tasks import Gallery
 from minichat.search import DEFAULT, RERANK, Hit, Index, load_reader
+from minichat.toy.captions import wanted
+from minichat.toy.evaluate import DRAWINGS, Drawn
+from minichat.toy.evaluate_captions import gallery_of_scenes
 
 DAMAGED = 20
 

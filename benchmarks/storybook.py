@@ -16,11 +16,10 @@ import sys
 from collections.abc import Sequence
 
 import minichat
-from minichat.chat import MiniChat
-from minichat.evaluate.facts import check, fact_figures
-from minichat.scenes.draw import Style, draw
-from minichat.scenes.storybook import REQUESTS, halves
-from minichat.scenes.world import Scene, random_scene
+from minichat.inference.bot import MiniChat
+from minichat.toy.captions import STORYBOOK_REQUESTS, halves
+from minichat.toy.evaluate_captions import check, fact_figures
+from minichat.toy.world import Scene, Style, draw, random_scene
 
 
 def held_out(count: int) -> list[tuple[Scene, str, int]]:
@@ -28,7 +27,7 @@ def held_out(count: int) -> list[tuple[Scene, str, int]]:
     asked = []
     for number in range(count):
         rng = random.Random(f"held-out page {number}")
-        asked.append((random_scene(rng), rng.choice(REQUESTS), rng.getrandbits(32)))
+        asked.append((random_scene(rng), rng.choice(STORYBOOK_REQUESTS), rng.getrandbits(32)))
     return asked
 
 

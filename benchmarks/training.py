@@ -27,12 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.random_model import SIZES, write_random_model
 from minichat.data import formats
-from minichat.data.batches import Collator, padding, plan
-from minichat.data.rows import Row, Rows
+from minichat.data.dataset import Collator, Row, Rows, padding, plan
+from minichat.model.loss import Together
+from minichat.train.checkpoint import make_optimizer, trained
 from minichat.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, Source
-from minichat.train.optimizer import make_optimizer, trained
-from minichat.train.replies import Replies
-from minichat.train.together import Together
+from minichat.train.stages.finetune import Replies
 
 WORDS = ("red", "blue", "green", "small", "large", "circle", "square", "boat", "star", "the", "a", "of", "and", "left")
 ASKED = (  # MiniGPT-4's second stage, prompts/alignment.txt

@@ -1,23 +1,19 @@
 """MiniChat: talk about pictures with a MiniGPT-4-style model, teach it, caption folders of pictures and search them.
 
 The public names are imported when they are first used, so that `import minichat` costs nothing: no torch, no
-transformers. It only makes transformers' Auto classes able to find `model_type: minichat` (see `minichat.auto`).
+transformers. It only makes transformers' Auto classes able to find `model_type: minichat` (see `minichat.hf_auto`).
 """
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from minichat import auto
+from minichat import hf_auto
 
 if TYPE_CHECKING:
     from minichat import images as images
     from minichat import search as search
-    from minichat.chat import ChatSession as ChatSession
-    from minichat.chat import MiniChat as MiniChat
     from minichat.errors import ContextError as ContextError
     from minichat.errors import DataError as DataError
     from minichat.errors import ImageError as ImageError
@@ -25,18 +21,20 @@ if TYPE_CHECKING:
     from minichat.errors import ModelError as ModelError
     from minichat.errors import PromptError as PromptError
     from minichat.errors import SettingsError as SettingsError
-    from minichat.generation import GenerationSettings as GenerationSettings
-    from minichat.load import load as load
+    from minichat.inference.bot import MiniChat as MiniChat
+    from minichat.inference.bot import load as load
+    from minichat.inference.sampling import GenerationSettings as GenerationSettings
+    from minichat.inference.session import ChatSession as ChatSession
     from minichat.prompt.conversation import Conversation as Conversation
     from minichat.prompt.conversation import Message as Message
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "minichat.load",
-    "MiniChat": "minichat.chat",
-    "ChatSession": "minichat.chat",
-    "GenerationSettings": "minichat.generation",
+    "load": "minichat.inference.bot",
+    "MiniChat": "minichat.inference.bot",
+    "ChatSession": "minichat.inference.session",
+    "GenerationSettings": "minichat.inference.sampling",
     "Conversation": "minichat.prompt.conversation",
     "Message": "minichat.prompt.conversation",
     "MiniChatError": "minichat.errors",
@@ -63,21 +61,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-class _Package(ModuleType):
-    """Keeps `minichat.load` the public function.
-
-    Python binds a submodule to its package when it is imported, so `import minichat.load` anywhere would otherwise
-    turn `minichat.load(...)` into "module is not callable".
-    """
-
-    @property
-    def load(self) -> Any:
-        return import_module("minichat.load").load
-
-    @load.setter
-    def load(self, submodule: ModuleType) -> None:
-        """Leave the submodule in `sys.modules` alone, where `from minichat.load import …` finds it."""
-
-
-sys.modules[__name__].__class__ = _Package
-auto.announce()
+hf_auto.announce()

@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from minichat import cli
-from minichat.chat import Caption
+from minichat.inference.bot import Caption
 
 
 class Bot:

@@ -6,9 +6,9 @@ import io
 from collections.abc import Iterable
 from functools import cache
 
-from minichat.chat import MiniChat
+from minichat.data.dataset import Renderer, Rows
 from minichat.data.example import Example, StoredPicture, Turn, Where
-from minichat.data.rows import Renderer, Rows
+from minichat.inference.bot import MiniChat
 from tests.tiny import noise_picture
 
 WORDS = (

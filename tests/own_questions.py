@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from minichat.scenes.speech.answers import Answer
-from minichat.scenes.speech.answers_whole import answer
-from minichat.scenes.speech.program import Program, Things, matching
-from minichat.scenes.truth import Look
-from minichat.scenes.world import Scene, random_scene
+from minichat.toy.speech.answers import Answer
+from minichat.toy.speech.nouns import Program, Things, matching
+from minichat.toy.speech.verdict import answer
+from minichat.toy.world import Look, Scene, random_scene
 
 FILE = Path(__file__).parent / "own_questions.jsonl"
 _TRIES = 4_000

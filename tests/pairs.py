@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minichat.prompt.wordpiece import write_vocabulary
+from minichat.prompt.tokenizer import write_vocabulary
 from minichat.train.config import Config, read_config
-from minichat.train.loop import Outcome, train
-from minichat.train.typed import write_yaml
+from minichat.train.trainer import Outcome, train
+from minichat.train.yaml_config import write_yaml
 from tests.tiny import noise_picture, tiny_bot
 from tests.training import at_step
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from minichat.model import set_trainable
-from minichat.model.pretraining import QFormerPretraining
+from minichat.model.qformer_pretrain import QFormerPretraining
 from tests.tiny_stage1 import SIDE, pairs, tiny_pretraining
 
 COUNT = 4

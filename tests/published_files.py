@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minichat.chat import MiniChat
-from minichat.weights.keys import EVA_VIT, MINIGPT4, KeyMap
+from minichat.inference.bot import MiniChat
+from minichat.weights.key_map import EVA_VIT, MINIGPT4, KeyMap
 from tests.tiny import tiny_bot, tokenizer_model
 
 VIT, QFORMER, PROJECTION, LLM = "eva_vit.pth", "blip2.pth", "minigpt4.pth", "llm"

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import minichat
 from minichat.data.example import Example, StoredPicture, Turn, Where
-from minichat.prompt.wordpiece import tokenize
+from minichat.prompt.tokenizer import tokenize
 from minichat.weights.convert import convert
-from minichat.weights.stage1 import read_blip2
+from minichat.weights.qformer import read_blip2
 from tests.conftest import reference_folders
 
 TOLERANCE: dict[str, Any] = {"rtol": 0, "atol": 1e-4}

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 
-from minichat.scenes.questions import Question
-from minichat.scenes.truth import BORDER, HALVES, MARGIN, THIRDS
-from minichat.scenes.world import COLOURS, SHAPES, Scene, Thing
+from minichat.toy.asking import Question
+from minichat.toy.world import BORDER, COLOURS, HALVES, MARGIN, SHAPES, THIRDS, Scene, Thing
 
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
 COLOUR, SHAPE = "|".join(COLOURS), "|".join(SHAPES)

@@ -14,7 +14,7 @@ ORDERS = {
     "minichat first": "import minichat, transformers",
     "transformers first": "import transformers, minichat",
     "Auto classes first": "from transformers import AutoModelForImageTextToText, AutoProcessor; import minichat",
-    "a part of minichat first": "import minichat.prompt.processing, transformers",
+    "a part of minichat first": "import minichat.prompt.processor, transformers",
     "the network first": "import minichat.model, transformers",
     "generation first": "import minichat; import transformers.generation.utils",
 }
@@ -34,7 +34,7 @@ batch = processor.apply_chat_template(
 )
 ids = model.generate(**batch, max_new_tokens=5, do_sample=False)[0].tolist()
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
-from minichat.prompt.processing import MiniChatProcessor
+from minichat.prompt.processor import MiniChatProcessor
 kinds = [type(model) is MiniChatForConditionalGeneration, type(processor) is MiniChatProcessor]
 kinds += [type(AutoConfig.from_pretrained(sys.argv[1])) is MiniChatConfig]
 print(json.dumps({"ids": ids, "kinds": kinds, "early": loaded_early}))
@@ -100,8 +100,8 @@ def test_every_public_name_is_there():
 
 def test_load_stays_a_function_when_its_module_is_imported():
     import minichat
-    import minichat.load
-    from minichat.load import load
+    import minichat.inference.bot
+    from minichat.inference.bot import load
 
     assert minichat.load is load
     assert callable(minichat.load)

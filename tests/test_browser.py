@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 import minichat
-from minichat.scenes.draw import draw
-from minichat.scenes.world import COLOURS, SHAPES, Background, Scene, Thing
+from minichat.toy.world import COLOURS, SHAPES, Background, Scene, Thing, draw
 from minichat.web import Limits, Running, build_app, launch
-from minichat.web.settings import panel
+from minichat.web.sessions import panel
 from tests.fake_bot import FakeBot
 from tests.web_visitor import Visitor
 
@@ -337,7 +336,7 @@ def test_a_refused_message_leaves_the_box_as_it_was(fake, browser):
 
 
 def test_closing_a_tab_keeps_the_picture_of_a_hidden_one(scripted, browser, monkeypatch):
-    monkeypatch.setattr("minichat.web.store.UPLOAD_GRACE", 0.0)
+    monkeypatch.setattr("minichat.web.sessions.UPLOAD_GRACE", 0.0)
     uploads = scripted.page.uploads
     until(lambda: not uploads._pages)  # those of other tests
     hidden = open_page(browser, scripted.url)

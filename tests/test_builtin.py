@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import minichat
+from minichat.evaluate.replies import Blank
 from minichat.evaluate.run import CHAT_TASKS, Plan, evaluate
-from minichat.evaluate.scenes import DRAWINGS, Blank, accuracy, held_out
-from minichat.scenes.draw import draw
-from minichat.scenes.questions import ALL_KINDS
-from minichat.scenes.world import Background, Scene, Thing, random_scene
-from minichat.web.examples import EXAMPLES, Example
+from minichat.toy.asking import ALL_KINDS
+from minichat.toy.evaluate import DRAWINGS, accuracy, held_out
+from minichat.toy.world import Background, Scene, Thing, draw, random_scene
+from minichat.web.handlers import EXAMPLES, Example
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(str(resources.files("minichat"))) / "assets" / "minichat-tiny"

@@ -1,4 +1,4 @@
-"""`minichat.caption`: every picture gets exactly one row, in order, whatever happens to some of them."""
+"""`minichat.captioning.journal`: every picture gets exactly one row, in order, whatever happens to some of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from minichat import cli, images
-from minichat.caption import Row, append_row, caption_paths, named_from
+from minichat.captioning import Row, append_row, caption_paths, named_from
 from minichat.errors import ContextError, DataError, ImageError, SettingsError
 
 
@@ -69,7 +69,7 @@ def locked(monkeypatch):
 
 
 def test_the_command_names_a_folder_that_cannot_be_read(tmp_path, locked, monkeypatch):
-    monkeypatch.setattr("minichat.cli.caption.load_bot", lambda *arguments: FakeBot())
+    monkeypatch.setattr("minichat.cli.chat.load_bot", lambda *arguments: FakeBot())
     pictures(tmp_path, [1, 2])
     (tmp_path / "locked").mkdir()
     result = CliRunner().invoke(cli.app, ["caption", str(tmp_path)])

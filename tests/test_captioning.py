@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def bot(monkeypatch):
     fake = Bot()
-    monkeypatch.setattr("minichat.cli.caption.load_bot", lambda *arguments: fake)
+    monkeypatch.setattr("minichat.cli.chat.load_bot", lambda *arguments: fake)
     return fake
 
 
@@ -152,7 +152,7 @@ def test_what_was_begun_otherwise_is_refused(bot, photos, first, then, said):
 
 def test_other_weights_are_refused_and_auto_is_what_it_was(bot, photos, monkeypatch):
     from minichat.captioning import run as module
-    from minichat.weights import zoo
+    from minichat.weights import registry
 
     weights = {"minichat-tiny": ("a", "float32"), "new": ("b", "float32"), "half": ("a", "bfloat16")}
     loaded = []
@@ -161,10 +161,10 @@ def test_other_weights_are_refused_and_auto_is_what_it_was(bot, photos, monkeypa
         loaded.append(name)
         return bot
 
-    monkeypatch.setattr("minichat.cli.caption.load_bot", load)
+    monkeypatch.setattr("minichat.cli.chat.load_bot", load)
     monkeypatch.setattr(module, "weights_of", lambda bot: weights[loaded[-1]])
     run("photos/1.png", "--out", "c.jsonl")
-    monkeypatch.setattr(zoo, "default_model", lambda: "new")  # another day
+    monkeypatch.setattr(registry, "default_model", lambda: "new")  # another day
     went_on = run("photos", "--out", "c.jsonl", code=3)
     assert loaded == ["minichat-tiny", "minichat-tiny"]
     assert "The model is minichat-tiny, with which this run began." in went_on.stderr
@@ -177,12 +177,12 @@ def test_other_weights_are_refused_and_auto_is_what_it_was(bot, photos, monkeypa
 
 
 def test_a_prompt_or_default_of_another_version_is_gone_on_with(bot, photos, monkeypatch):
-    import minichat.chat
+    import minichat.inference.bot
 
     run("photos/1.png", "--out", "c.jsonl")
     assert bot.asked[-1]["prompt"] is None
-    begun = minichat.chat.CAPTION_PROMPT
-    monkeypatch.setattr(minichat.chat, "CAPTION_PROMPT", "Look!")
+    begun = minichat.inference.bot.CAPTION_PROMPT
+    monkeypatch.setattr(minichat.inference.bot, "CAPTION_PROMPT", "Look!")
     run("photos/1.png", "photos/2.png", "--out", "c.jsonl")
     assert bot.asked[-1]["prompt"] == begun
 
@@ -309,7 +309,7 @@ def test_seeds_may_be_one_for_each(tiny):
 
 
 def test_a_picture_s_caption_does_not_depend_on_its_company(photos, tiny, monkeypatch):
-    monkeypatch.setattr("minichat.cli.caption.load_bot", lambda *arguments: tiny)
+    monkeypatch.setattr("minichat.cli.chat.load_bot", lambda *arguments: tiny)
     for red in range(1, 6):
         noise_picture(red).save(photos / f"{red}.png")
     (photos / "bad.png").unlink()
@@ -327,7 +327,7 @@ def test_small_pictures_give_the_same_caption_as_large_ones(photos, tiny, monkey
     """What is handed to the bot is as small as the model sees it, and the pixels are those of the file itself."""
     picture = noise_picture(1).resize((333, 77))
     picture.save(photos / "1.png")
-    monkeypatch.setattr("minichat.cli.caption.load_bot", lambda *arguments: tiny)
+    monkeypatch.setattr("minichat.cli.chat.load_bot", lambda *arguments: tiny)
     run("photos/1.png", "--out", "c.jsonl", "--max-new-tokens", "12")
     assert rows()["photos/1.png"] == tiny.caption([picture], max_new_tokens=12)[0]
     side = tiny.processor.image_processor.size["height"]

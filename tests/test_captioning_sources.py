@@ -17,7 +17,7 @@ from tests.captioning import Bot, lines, paint, rows, run
 @pytest.fixture
 def bot(monkeypatch):
     fake = Bot()
-    monkeypatch.setattr("minichat.cli.caption.load_bot", lambda *arguments: fake)
+    monkeypatch.setattr("minichat.cli.chat.load_bot", lambda *arguments: fake)
     return fake
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from minichat.captioning.text import Shape, filled
-from minichat.cli.caption import progress_line
+from minichat.captioning.journal import Shape, filled
+from minichat.cli.chat import progress_line
 from minichat.errors import PromptError, SettingsError
 from tests.captioning import Bot, lines, paint, rows, run
 
@@ -17,7 +17,7 @@ from tests.captioning import Bot, lines, paint, rows, run
 @pytest.fixture
 def bot(monkeypatch):
     fake = Bot()
-    monkeypatch.setattr("minichat.cli.caption.load_bot", lambda *arguments: fake)
+    monkeypatch.setattr("minichat.cli.chat.load_bot", lambda *arguments: fake)
     return fake
 
 

@@ -13,13 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from minichat.chat import MiniChat
 from minichat.errors import ContextError, ImageError, PromptError, SettingsError
-from minichat.history import as_published, fit, without_oldest
+from minichat.inference.bot import MiniChat
+from minichat.inference.sampling import Stops
+from minichat.inference.session import ChatSession, as_published, fit, without_oldest
 from minichat.prompt.conversation import Conversation, Picture, Text
 from minichat.prompt.template import TEMPLATES
-from minichat.session import ChatSession
-from minichat.stopping import Stops
 from tests.tiny import counting, noise_picture, saying, spell, tensor_bytes, tiny_bot
 
 QUESTIONS = ("What is it?", "And the boat?", "How many stars are there?", "Which is larger?", "Is it red?")

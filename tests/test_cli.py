@@ -39,8 +39,7 @@ class Bot:
         from tests.test_terminal import FakeSession
         return FakeSession()
 
-for name in ("talk", "caption"):
-    sys.modules[f"minichat.cli.{name}"].load_bot = lambda *arguments: Bot()
+sys.modules["minichat.cli.chat"].load_bot = lambda *arguments: Bot()
 cli.main()
 """
 
@@ -73,7 +72,7 @@ def bot(monkeypatch):
             raise ModelError("There is no model 'absent': check the name.")
         return fake
 
-    monkeypatch.setattr(import_module("minichat.load"), "load", load)  # `minichat.load` itself is the function
+    monkeypatch.setattr(import_module("minichat.inference.bot"), "load", load)  # `minichat.load` itself is the function
     return fake
 
 
@@ -306,7 +305,7 @@ def test_data_takes_what_caption_wrote(bot, folder, tmp_path):
 
 
 def test_a_caption_that_is_cut_off_is_marked_and_counted(bot, folder, monkeypatch):
-    from minichat.chat import Caption
+    from minichat.inference.bot import Caption
 
     said = iter((Caption("It is red and", "length"), Caption("It is red.")))
     monkeypatch.setattr(bot, "caption", lambda pictures, **settings: [next(said) for _ in pictures])

@@ -1,4 +1,4 @@
-"""`minichat.colours`: a picture that brings a colour profile is shown in sRGB; sRGB itself is left alone."""
+"""`minichat.images`: a picture that brings a colour profile is shown in sRGB; sRGB itself is left alone."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ from evaluate_tellers import Oracle
 from benchmarks.arms import Comparison, carry_out, training
 from benchmarks.comparison_table import columns, measured
 from benchmarks.comparisons import COMPARISONS, PORTIONS, SHARES, compare, examples, main
-from minichat.disk import write_json
 from minichat.errors import SettingsError
-from minichat.evaluate.figures import Outcome, lines
-from minichat.evaluate.report import REPLIES, RESULTS, Report
-from minichat.evaluate.retrieval import gallery_of_scenes
-from minichat.evaluate.run import Plan
-from minichat.scenes.stories import story
-from minichat.train.config import Config, plain, read_config
+from minichat.evaluate.metrics import Outcome, lines
+from minichat.evaluate.run import REPLIES, RESULTS, Plan, Report
+from minichat.fileio import write_json
+from minichat.toy.captions import story
+from minichat.toy.evaluate_captions import gallery_of_scenes
+from minichat.train.config import Config, read_config
+from minichat.train.yaml_config import plain
 
 STEPS, COUNT = 40, 6
 TRAINED = [name for name, (_, steps, _) in COMPARISONS.items() if steps]

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from minichat.chat import MiniChat
-from minichat.data.batches import Collator, Shares, padding, plan, shares
+from minichat.data.dataset import Collator, Rows, Shares, padding, plan, shares
 from minichat.data.example import Example, StoredPicture, Turn, Where
-from minichat.data.rows import Rows
 from minichat.errors import DataError, SettingsError
+from minichat.inference.bot import MiniChat
 from minichat.prompt.render import IGNORED
 from tests.data_samples import WORDS, example, rows_of
 from tests.tiny import tiny_bot

@@ -15,13 +15,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from minichat import cli
-from minichat.data.check import Report, check
+from minichat.data.check import Report, check, plot, sample, to_html, to_terminal
 from minichat.data.example import Problem
 from minichat.data.formats import examples
-from minichat.data.lengths import plot
-from minichat.data.preview import sample, to_html, to_terminal
-from minichat.load import load_processor
-from minichat.prompt.processing import MiniChatProcessor
+from minichat.inference.bot import load_processor
+from minichat.prompt.processor import MiniChatProcessor
 
 DATA = Path(__file__).parent / "data"
 

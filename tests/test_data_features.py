@@ -16,17 +16,16 @@ import torch
 from typer.testing import CliRunner
 
 from minichat import cli, images
-from minichat.chat import MiniChat
-from minichat.data import encoding, features
-from minichat.data.batches import Collator
-from minichat.data.encoding import encode
+from minichat.data import feature_cache
+from minichat.data.dataset import Collator
 from minichat.data.example import Example, Member, StoredPicture, Turn, Where
-from minichat.data.features import FeatureCache, Origin
+from minichat.data.feature_cache import FeatureCache, Origin, encode
 from minichat.errors import DataError, SettingsError
+from minichat.inference.bot import MiniChat
+from minichat.model.loss import Together
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
 from minichat.train.data import read_data
-from minichat.train.replies import Replies
-from minichat.train.together import Together
+from minichat.train.stages.finetune import Replies
 from tests.data_samples import example, rows_of, stored
 from tests.tiny import counting, noise_picture, tiny_bot
 from tests.tiny_network import KINDS
@@ -178,7 +177,7 @@ def test_a_folder_of_something_else_is_left_alone(one_bot: MiniChat, pictures, t
         encode(one_bot.model, one_bot.processor, pictures, tmp_path / "mine")
     with pytest.raises(DataError, match="no features are kept there"):
         FeatureCache(tmp_path / "none", Origin.of(one_bot.model, one_bot.processor))
-    (tmp_path / "mine" / features.FACTS).write_text("{")
+    (tmp_path / "mine" / feature_cache.FACTS).write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         FeatureCache(tmp_path / "mine", Origin.of(one_bot.model, one_bot.processor))
     with pytest.raises(SettingsError, match="batch_size"):
@@ -261,11 +260,11 @@ def test_a_full_disk_is_said_and_costs_nothing_else(one_bot: MiniChat, pictures,
             raise OSError(28, "No space left on device")
         real(file)
 
-    monkeypatch.setattr(encoding.os, "fsync", fsync)
-    monkeypatch.setattr(encoding, "_SAVE_EVERY", 0)
+    monkeypatch.setattr(feature_cache.os, "fsync", fsync)
+    monkeypatch.setattr(feature_cache, "_SAVE_EVERY", 0)
     with pytest.raises(DataError, match=r"^The features cannot be written to 'kept' \(No space left"):
         encode(one_bot.model, one_bot.processor, pictures, tmp_path / "kept", batch_size=2)
-    monkeypatch.setattr(encoding.os, "fsync", real)
+    monkeypatch.setattr(feature_cache.os, "fsync", real)
     check_goes_on(one_bot, pictures, tmp_path / "kept")
 
 
@@ -300,7 +299,7 @@ def kill_while_encoding(bot: MiniChat, pictures, folder: Path, after: float) -> 
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            encoding._SAVE_EVERY = 0
+            feature_cache._SAVE_EVERY = 0
             encode(bot.model, bot.processor, pictures, folder, batch_size=1)
         os._exit(0)
     time.sleep(after)
@@ -316,7 +315,7 @@ def killed_often(bot: MiniChat, pictures, tmp_path: Path, times: int) -> None:
     hits = 0
     for number in itertools.count():
         folder = tmp_path / f"{number}"
-        features.begin(folder, Origin.of(bot.model, bot.processor))
+        feature_cache.begin(folder, Origin.of(bot.model, bot.processor))
         hits += kill_while_encoding(bot, pictures, folder, draw.uniform(0, 2 * whole))
         check_goes_on(bot, pictures, folder)
         if hits == times:

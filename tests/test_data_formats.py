@@ -16,13 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minichat.data.example import Example, Problem, StoredPicture
-from minichat.data.formats import FORMS, examples, read, scan
-from minichat.data.formats.asking import ALIGNMENT, Asking, read_instructions
-from minichat.data.formats.captions import blip_caption
-from minichat.data.formats.marked import IMAGE, cut
-from minichat.data.formats.stream import Part, Source, Stream
-from minichat.data.formats.telling import form_of
+from minichat.data.formats import FORMS, examples, form_of, read, scan
+from minichat.data.formats.base import ALIGNMENT, Asking, blip_caption, read_instructions
+from minichat.data.formats.chat import IMAGE, cut
 from minichat.errors import SettingsError
+from minichat.train.data_loader import Part, Source, Stream
 
 DATA = Path(__file__).parent / "data"
 ASKED = {"instructions": DATA / "instruction.txt"}

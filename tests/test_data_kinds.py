@@ -16,17 +16,16 @@ from typing import Any
 
 import pytest
 
-from minichat.data.drawn import DrawnPicture
-from minichat.data.encoding import share
-from minichat.data.example import Example, Problem, StoredPicture
+from minichat.data.example import Cell, Example, Problem, StoredPicture
+from minichat.data.export import write
+from minichat.data.feature_cache import share
 from minichat.data.formats import FORMS, examples, read
-from minichat.data.formats.columns import PICTURE, QUESTION, TEXT
-from minichat.data.formats.stream import Source, Stream
-from minichat.data.tables import Cell
-from minichat.data.write import write
+from minichat.data.formats.tables import PICTURE, QUESTION, TEXT
 from minichat.errors import DataError, SettingsError
-from minichat.evaluate.files import Files
+from minichat.evaluate.datasets import Files
+from minichat.toy.dataset import DrawnPicture
 from minichat.train.config import read_config
+from minichat.train.data_loader import Source, Stream
 from tests.found_data import ASKED, BASE64, BLUE, RED, file, folder_with_pictures, said, told
 
 

@@ -10,11 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minichat.data.example import Example, StoredPicture
+from minichat.data.export import write
 from minichat.data.formats import examples
-from minichat.data.write import write
-from minichat.prompt.neutral import neutralise
 from minichat.prompt.render import IGNORED, Rendered, keep_apart, render
-from minichat.prompt.template import EOS, TEMPLATES, Template
+from minichat.prompt.template import EOS, TEMPLATES, Template, neutralise
 from tests.prompt_samples import SLOT_ID, SLOTS, tokenizer, turns_in
 from tests.test_data_formats import DATA, SAMPLES, TALKS
 from tests.test_data_write import png, records

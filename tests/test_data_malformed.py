@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from minichat.data import formats
 from minichat.data.check import check
 from minichat.data.example import Problem
-from minichat.data.formats import FORMS, examples, read, reading, scan
-from minichat.data.formats.stream import Source, Stream
+from minichat.data.formats import FORMS, examples, read, scan
 from minichat.errors import DataError, SettingsError
+from minichat.train.data_loader import Source, Stream
 
 
 def png(size: tuple[int, int] = (4, 3)) -> bytes:
@@ -480,7 +481,7 @@ def test_captions_need_instructions(home: Path, monkeypatch: pytest.MonkeyPatch)
     """Where the project's own are not installed, a file must be named."""
     (home / "filter_cap.json").write_text('{"annotations": [{"image_id": 1, "caption": "x"}]}')
     assert len(examples("filter_cap.json")) == 1
-    monkeypatch.setattr(reading, "ALIGNMENT", home / "absent.txt")
+    monkeypatch.setattr(formats, "ALIGNMENT", home / "absent.txt")
     assert "name one (instructions)" in error_of("filter_cap.json")
     (home / "words.txt").write_text("Say it.")
     assert examples("filter_cap.json", instructions="words.txt")[0].turns[0].text == "Say it."

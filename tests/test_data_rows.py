@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minichat.chat import MiniChat
+from minichat.data.dataset import Renderer, Rows
 from minichat.data.example import Example, Member, StoredPicture, Turn, Where
-from minichat.data.rows import Renderer, Rows
 from minichat.errors import DataError
-from minichat.prompt.processing import MiniChatProcessor
+from minichat.inference.bot import MiniChat
+from minichat.prompt.processor import MiniChatProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import EOS, TEMPLATES, get_template
 from tests.data_samples import WORDS, example, rows_of

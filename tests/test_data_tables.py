@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from minichat.data.example import Example, Problem
+from minichat.data.example import Cell, Example, Problem
 from minichat.data.formats import examples, read, scan
-from minichat.data.formats.stream import Part, Source, Stream
-from minichat.data.tables import Cell
 from minichat.errors import DataError, shown
+from minichat.train.data_loader import Part, Source, Stream
 from tests.found_data import ASKED, BASE64, RED, file, folder_with_pictures, png, said, told
 
 
@@ -131,7 +130,7 @@ def test_pictures_in_a_column(kind: str, column: str, home: Path) -> None:
 
 
 def test_a_row_s_pictures_stay_in_the_table_until_they_are_opened(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from minichat.data import tables
+    from minichat.data import example as tables
 
     rows = [{"image": png(number), "caption": f"{number}."} for number in range(7)]
     table("x.parquet", rows, row_group_size=3)

@@ -19,10 +19,9 @@ from typer.testing import CliRunner
 
 from minichat import cli
 from minichat.data.example import Example, StoredPicture, Turn, Where
+from minichat.data.export import divide, split, write
 from minichat.data.formats import examples, read
-from minichat.data.formats.record import turn
-from minichat.data.split import divide, split
-from minichat.data.write import write
+from minichat.data.formats.base import turn
 from minichat.errors import DataError, SettingsError
 from tests.prompt_samples import hostile_text
 from tests.test_data_formats import DATA, SAMPLES, TALKS, all_said, said

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minichat import disk
+from minichat import fileio
 from minichat.errors import ModelError
 
 
@@ -18,7 +18,7 @@ def names(folder: Path) -> list[str]:
 
 
 def write(out: Path) -> None:
-    with disk.new_folder(out, ModelError) as made:
+    with fileio.new_folder(out, ModelError) as made:
         (made / "file").write_text("whole")
 
 
@@ -39,7 +39,7 @@ def child(work: Callable[[Callable[[], None]], None]) -> int:
 
 def write_slowly(out: Path) -> Callable[[Callable[[], None]], None]:
     def work(ready: Callable[[], None]) -> None:
-        with disk.new_folder(out, ModelError) as made:
+        with fileio.new_folder(out, ModelError) as made:
             (made / "half").write_text("a half")
             ready()
             signal.pause()
@@ -53,7 +53,7 @@ def kill(process: int) -> None:
 
 
 def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), disk.new_folder(tmp_path / "out", ModelError) as made:
+    with pytest.raises(ZeroDivisionError), fileio.new_folder(tmp_path / "out", ModelError) as made:
         (made / "file").write_text("a half")
         raise ZeroDivisionError
     assert names(tmp_path) == []
@@ -87,7 +87,7 @@ def test_what_a_process_is_at_work_in_stays(tmp_path: Path) -> None:
 
 def test_a_folder_that_was_taken_for_a_dead_ones_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the making of a folder and its lock, another process may have found it, or have removed it already."""
-    lock, made = disk._lock, []
+    lock, made = fileio._lock, []
 
     def late(folder: Path) -> int | None:
         made.append(folder)
@@ -97,14 +97,14 @@ def test_a_folder_that_was_taken_for_a_dead_ones_is_made_anew(tmp_path: Path, mo
             raise BlockingIOError
         return lock(folder)
 
-    monkeypatch.setattr(disk, "_lock", late)
+    monkeypatch.setattr(fileio, "_lock", late)
     write(tmp_path / "out")
     assert len(made) == 3
     assert "out" in names(tmp_path)
 
 
 def test_without_locks_nothing_is_taken_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "locks", None)
+    monkeypatch.setattr(fileio, "locks", None)
     (tmp_path / ".out.abcdefgh.unfinished").mkdir()
     write(tmp_path / "out")
     assert names(tmp_path) == [".out.abcdefgh.unfinished", "out"]
@@ -114,7 +114,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     lock, log = tmp_path / "deep" / "lock", tmp_path / "log"
 
     def work(ready: Callable[[], None]) -> None:
-        with disk.locked(lock):
+        with fileio.locked(lock):
             ready()
             signal.pause()
 
@@ -125,8 +125,8 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         log.write_text("waits")
         kill(process)  # a lock ends with its process
 
-    with disk.locked(lock, waiting):
+    with fileio.locked(lock, waiting):
         assert log.read_text() == "waits"
-    with disk.locked(lock, waiting):
+    with fileio.locked(lock, waiting):
         pass
     assert waited == [True]

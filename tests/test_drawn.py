@@ -8,10 +8,8 @@ import re
 
 import pytest
 
-from minichat.data.drawn import KINDS, DrawnPicture, DrawnStream
-from minichat.data.formats.stream import Part
 from minichat.errors import SettingsError
-from minichat.scenes.description import (
+from minichat.toy.captions import (
     CELLS,
     COLUMNS,
     NONE,
@@ -23,10 +21,11 @@ from minichat.scenes.description import (
     reading,
     words_of,
 )
-from minichat.scenes.training import ORDINALS
-from minichat.scenes.truth import reading_order
-from minichat.scenes.world import MAX_THINGS, Scene, random_scene
-from minichat.train.vocabulary import train_tokenizer, word_ids
+from minichat.toy.dataset import KINDS, DrawnPicture, DrawnStream
+from minichat.toy.dialogues import ORDINALS
+from minichat.toy.train_lm import train_tokenizer, word_ids
+from minichat.toy.world import MAX_THINGS, Scene, random_scene, reading_order
+from minichat.train.data_loader import Part
 
 ALL = dict.fromkeys(KINDS, 1.0)
 

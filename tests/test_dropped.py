@@ -1,4 +1,4 @@
-"""`minichat.dropped`: paths as terminals write them, and the words after them."""
+"""`minichat.cli.terminal`: paths as terminals write them, and the words after them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minichat import dropped
+from minichat.cli import terminal
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def names(line: str) -> tuple[list[str], str]:
-    paths, words = dropped.split(line)
-    assert all(os.path.isfile(dropped.expanded(path)) for path in paths)
+    paths, words = terminal.split(line)
+    assert all(os.path.isfile(terminal.expanded(path)) for path in paths)
     return [Path(path).name for path in paths], words
 
 
@@ -67,7 +67,7 @@ def test_paths_at_the_beginning_are_pictures(here: str, line: str, pictures: lis
 )  # fmt: skip
 def test_all_else_is_words(here: str, line: str) -> None:
     line = line.replace("{}", here)
-    assert dropped.split(line) == ([], line)
+    assert terminal.split(line) == ([], line)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_all_else_is_words(here: str, line: str) -> None:
     ],
 )
 def test_paths_after_a_command_need_not_be_there(here: str, text: str, paths: list[str]) -> None:
-    assert dropped.all_paths(text) == paths
+    assert terminal.all_paths(text) == paths
 
 
 def test_an_address_is_a_path(here: str) -> None:
-    assert dropped.expanded(f"file://{here}/my%20cat.png") == Path(here, "my cat.png")
-    assert dropped.expanded("~/a.png") == Path(here, "a.png")
+    assert terminal.expanded(f"file://{here}/my%20cat.png") == Path(here, "my cat.png")
+    assert terminal.expanded("~/a.png") == Path(here, "a.png")

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import BartConfig, Blip2ForConditionalGeneration, T5ForConditionalGeneration
 
 import minichat
-from minichat.chat import MiniChat
 from minichat.errors import ModelError, PromptError
+from minichat.inference.bot import MiniChat
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration, set_trainable
 from minichat.prompt.conversation import Conversation
 from minichat.weights.convert import convert

@@ -15,15 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from minichat.chat import MiniChat
 from minichat.errors import PromptError
-from minichat.generation import GenerationSettings, Memory, Prompt, logits_processors, stream
+from minichat.inference.bot import MiniChat
 from minichat.inference.engine import Engine, Request, why_alone
-from minichat.inference.kv_pool import KeyValuePool
-from minichat.inference.prefixes import PrefixTree, shared
-from minichat.inference.sampler import Sampler, noise_generator
+from minichat.inference.generate import Memory, Prompt, logits_processors, stream
+from minichat.inference.kv_cache import KeyValuePool, PrefixTree, shared
+from minichat.inference.sampling import GenerationSettings, ReplyText, Sampler, Stops, noise_generator
 from minichat.prompt.conversation import Conversation
-from minichat.stopping import ReplyText, Stops
 from tests.tiny import counting, noise_picture, tiny_bot
 
 # Rows of a batch are added up in another order than one row alone: float32 logits of these networks, which are about

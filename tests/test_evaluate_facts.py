@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minichat.evaluate.captions import fails
-from minichat.evaluate.facts import check, fact_figures, tally
 from minichat.evaluate.replies import Reply
-from minichat.scenes.captions import detailed, listing, short
-from minichat.scenes.stories import story
-from minichat.scenes.world import Background, Scene, Thing, random_scene
+from minichat.evaluate.tasks import fails
+from minichat.toy.captions import detailed, listing, short, story
+from minichat.toy.evaluate_captions import check, fact_figures, tally
+from minichat.toy.world import Background, Scene, Thing, random_scene
 
 # A large red star at the top left, small blue circles at the top right and in the centre.
 SCENE = Scene(

@@ -12,10 +12,9 @@ from PIL import Image
 
 from minichat.data.example import StoredPicture
 from minichat.errors import DataError, SettingsError
-from minichat.evaluate.captions import OwnCaptions
-from minichat.evaluate.dialogue import OwnDialogues
-from minichat.evaluate.files import Files, as_gallery
+from minichat.evaluate.datasets import Files, as_gallery
 from minichat.evaluate.run import Plan
+from minichat.evaluate.tasks import OwnCaptions, OwnDialogues
 from tests.evaluate_tellers import Oracle
 
 
@@ -200,7 +199,7 @@ def test_questions_of_json_lines(shots):
 
 
 def test_a_data_set_of_scenes_is_read_back(tmp_path):
-    from minichat.scenes import dataset
+    from minichat.toy import dataset
 
     folder = dataset.write(tmp_path / "scenes", 2, seed=1, size=32)
     found = Files((folder / "questions.jsonl",)).questions()

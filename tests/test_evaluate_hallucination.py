@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minichat.evaluate.hallucination import EACH, SETTINGS, Polls, scene_polls
-from minichat.evaluate.yes_no import is_clear, says_yes, yes_no_figures
-from minichat.scenes.captions import facts
-from minichat.scenes.world import random_scene
+from minichat.evaluate.metrics import is_clear, says_yes, yes_no_figures
+from minichat.evaluate.tasks import SETTINGS, Polls
+from minichat.toy.captions import facts
+from minichat.toy.evaluate_captions import EACH, scene_polls
+from minichat.toy.world import random_scene
 from tests.evaluate_tellers import Oracle
 
 SCENES = [random_scene(random.Random(f"polls {i}")) for i in range(60)]

@@ -11,12 +11,10 @@ import pytest
 from PIL import Image
 
 from minichat.errors import DataError
-from minichat.evaluate.captions import OwnCaptions
-from minichat.evaluate.files import Files
-from minichat.evaluate.hallucination import Polls, polls_about_scenes
-from minichat.evaluate.ids import as_id, written
-from minichat.evaluate.questions import OwnQuestions
-from minichat.evaluate.report import Report
+from minichat.evaluate.datasets import Files, as_id, written
+from minichat.evaluate.run import Report
+from minichat.evaluate.tasks import OwnCaptions, OwnQuestions, Polls
+from minichat.toy.evaluate_captions import polls_about_scenes
 from tests.evaluate_tellers import Oracle
 from tests.test_evaluate_files import write
 

@@ -8,10 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from minichat.evaluate import redrawn
-from minichat.evaluate.redrawn import DISTANCES, MANNERS, PALETTES, SHIFT, Manner, redraw
-from minichat.scenes.draw import POLYGONS, draw
-from minichat.scenes.world import COLOURS, SHAPES, Background, Scene, Thing, random_scene
+from minichat.toy import evaluate
+from minichat.toy.evaluate import DISTANCES, MANNERS, PALETTES, SHIFT, Manner, redraw
+from minichat.toy.world import COLOURS, POLYGONS, SHAPES, Background, Scene, Thing, draw, random_scene
 
 WHITE = Background("plain", ("white",))
 
@@ -26,7 +25,7 @@ def covered(shape: str, other: bool, angle: float = 0.0) -> np.ndarray:
 def test_it_knows_every_word_and_shares_no_code_with_the_trainings_drawer():
     assert set(DISTANCES) == set(SHAPES)
     assert all(set(palette) == set(COLOURS) for palette in PALETTES)
-    assert "minichat.scenes.draw" not in inspect.getsource(redrawn).split('"""', 2)[2]
+    assert "minichat.toy.world" not in inspect.getsource(evaluate).split('"""', 2)[2]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from minichat.errors import ContextError, DataError, SettingsError
-from minichat.evaluate import replies as module
+from minichat.evaluate import replies
 from minichat.evaluate.replies import Ask, Blank, Reply, Said, Teller
 from tests.tiny import tiny_bot
 
@@ -77,7 +77,7 @@ def test_a_picture_is_encoded_once_however_much_is_asked(encoded):
 
 
 def test_few_features_are_kept(encoded, monkeypatch):
-    monkeypatch.setattr(module, "KEPT", 2)
+    monkeypatch.setattr(replies, "KEPT", 2)
     teller = Teller(BOT, batch_size=1)
     teller.replies([Ask("What?", (Noise(n),)) for n in (1, 2, 3)], 2)
     assert sum(encoded) == 3

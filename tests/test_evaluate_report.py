@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minichat.errors import DataError, SettingsError
-from minichat.evaluate.compare import compare
-from minichat.evaluate.figures import Figure, Line, by_kind, is_blind, ratio, share
-from minichat.evaluate.report import Report, shown
-from minichat.evaluate.run import Plan, versions, weights_of
+from minichat.evaluate.metrics import Figure, Line, by_kind, is_blind, ratio, share
+from minichat.evaluate.run import Plan, Report, compare, shown, versions, weights_of
 
 
 def report(name: str = "tiny", right: float = 0.9, asked: str = "abc") -> Report:
@@ -201,7 +199,7 @@ def test_a_plan_that_cannot_be(settings, message):
 def test_weights_are_known_by_their_hashes(tmp_path):
     import hashlib
 
-    from minichat.weights.zoo import find
+    from minichat.weights.registry import find
 
     stored = find("minichat-tiny") / "model.safetensors"
     assert weights_of("minichat-tiny") == {"model.safetensors": hashlib.sha256(stored.read_bytes()).hexdigest()}

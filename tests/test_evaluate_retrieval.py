@@ -10,20 +10,12 @@ from torch import Tensor
 
 from minichat.errors import DataError, SettingsError
 from minichat.evaluate.replies import Blank
-from minichat.evaluate.retrieval import (
-    Finder,
-    Gallery,
-    can_retrieve,
-    first_ranks,
-    gallery_of_scenes,
-    load_finder,
-    recalls,
-)
 from minichat.evaluate.run import Plan, search
-from minichat.model.pretraining import QFormerPretraining
-from minichat.model.retrieval import rerank
-from minichat.scenes.captions import facts
+from minichat.evaluate.tasks import Finder, Gallery, can_retrieve, first_ranks, load_finder, recalls
+from minichat.model.qformer_pretrain import QFormerPretraining, rerank
 from minichat.search import Reader
+from minichat.toy.captions import facts
+from minichat.toy.evaluate_captions import gallery_of_scenes
 
 
 class Table:
@@ -78,7 +70,7 @@ def test_matching_puts_the_best_in_another_order_and_no_others():
 @pytest.mark.parametrize("at_once", [1, 4, 512])
 def test_a_rank_is_the_place_of_the_first_own_candidate(k, at_once, monkeypatch):
     """However many queries are put in order at a time; some are as similar as others."""
-    monkeypatch.setattr("minichat.evaluate.retrieval._QUERIES", at_once)
+    monkeypatch.setattr("minichat.evaluate.tasks._QUERIES", at_once)
     torch.manual_seed(0)
     similarity, logits = torch.randint(0, 5, (11, 30)) / 5, torch.randint(0, 5, (11, 30)) / 5
 
@@ -95,7 +87,7 @@ def test_a_rank_is_the_place_of_the_first_own_candidate(k, at_once, monkeypatch)
 @pytest.mark.parametrize("pieces", [1, 7 * 3 * 2, 10**9])
 def test_similarity_is_the_same_in_pieces(pieces, monkeypatch):
     """Whole numbers, so that no sum is rounded; and no piece is larger than it may be, but of one picture."""
-    monkeypatch.setattr("minichat.model.pretraining._AT_ONCE", pieces)
+    monkeypatch.setattr("minichat.model.qformer_pretrain._AT_ONCE", pieces)
     einsum, sizes = torch.einsum, []
 
     def watched(*arguments):
@@ -138,8 +130,8 @@ def test_scenes_that_are_compared_tell_different_things():
 @pytest.fixture(scope="module")
 def stage1(tmp_path_factory):
     """The folder of a Q-Former with random weights, and its finder."""
-    from minichat.prompt.wordpiece import read_wordpiece
-    from minichat.weights.stage1 import Stage1, write_stage1
+    from minichat.prompt.tokenizer import read_wordpiece
+    from minichat.weights.qformer import Stage1, write_stage1
     from tests.tiny_stage1 import VOCABULARY, WORDS, tiny_pretraining
 
     vocabulary = tmp_path_factory.mktemp("words")
@@ -199,10 +191,10 @@ def test_the_precision_that_is_asked_for_is_the_one_that_is_measured(stage1, mon
     from typer.testing import CliRunner
 
     from minichat import cli
-    from minichat.search import reader
+    from minichat.search import encoder
 
-    loaded, load = [], reader.load_reader
-    monkeypatch.setattr(reader, "load_reader", lambda *arguments: loaded.append(load(*arguments)) or loaded[-1])
+    loaded, load = [], encoder.load_reader
+    monkeypatch.setattr(encoder, "load_reader", lambda *arguments: loaded.append(load(*arguments)) or loaded[-1])
     options = ["--model", str(stage1[0]), "--count", "3", "--rerank", "2", "--device", "cpu"]
     for given in ([], ["--dtype", "bfloat16"]):
         result = CliRunner().invoke(cli.app, ["evaluate", "retrieval", *options, *given])

@@ -7,25 +7,35 @@ import re
 
 import pytest
 
-from minichat.evaluate.captions import SceneCaptions
-from minichat.evaluate.dialogue import TURNS, SceneDialogues, turns_about
-from minichat.evaluate.exam import fingerprint
-from minichat.evaluate.hallucination import polls_about_scenes
-from minichat.evaluate.outside import KINDS, Foreign, OwnOutside, SceneOutside
-from minichat.evaluate.pairs import ScenePairs, form
-from minichat.evaluate.questions import OwnQuestion, OwnQuestions, SceneQuestions
-from minichat.evaluate.replies import Ask, Blank
-from minichat.evaluate.scenes import Drawn, held_out, held_out_scene
-from minichat.evaluate.stories import SceneStories
-from minichat.evaluate.wordings import PER_SCENE, SceneWordings
-from minichat.scenes import outside
-from minichat.scenes.captions import detailed
-from minichat.scenes.outside import OUTSIDE, outside_picture, says_outside
-from minichat.scenes.questions import ALL_KINDS
-from minichat.scenes.questions import KINDS as REPORTED
-from minichat.scenes.smalltalk import WORLD
-from minichat.scenes.stories import story
-from minichat.scenes.world import random_scene
+from minichat.evaluate.replies import Ask, Blank, fingerprint
+from minichat.evaluate.tasks import OwnQuestion, OwnQuestions
+from minichat.toy import off_distribution
+from minichat.toy.asking import ALL_KINDS
+from minichat.toy.asking import KINDS as REPORTED
+from minichat.toy.captions import detailed, story
+from minichat.toy.dialogues import WORLD
+from minichat.toy.evaluate import (
+    TURNS,
+    Drawn,
+    SceneDialogues,
+    ScenePairs,
+    SceneQuestions,
+    form,
+    held_out,
+    held_out_scene,
+    turns_about,
+)
+from minichat.toy.evaluate_captions import PER_SCENE, SceneCaptions, SceneStories, SceneWordings, polls_about_scenes
+from minichat.toy.off_distribution import (
+    HELD_OUT_KINDS,
+    OUTSIDE,
+    Foreign,
+    OwnOutside,
+    SceneOutside,
+    outside_picture,
+    says_outside,
+)
+from minichat.toy.world import random_scene
 from tests.evaluate_tellers import Oracle
 
 MAKERS = [
@@ -225,10 +235,10 @@ def test_each_form_is_told_by_its_answers():
 
 
 def test_what_is_taught_and_what_is_measured_are_different_kinds():
-    assert not set(outside.KINDS) & set(KINDS)
+    assert not set(off_distribution.KINDS) & set(HELD_OUT_KINDS)
 
 
-@pytest.mark.parametrize("kind", [*outside.KINDS, *KINDS])
+@pytest.mark.parametrize("kind", [*off_distribution.KINDS, *HELD_OUT_KINDS])
 def test_a_kind_draws_the_same_again_and_another_with_another_seed(kind):
     first, again, other = Foreign(kind, 0).open(), Foreign(kind, 0).open(), Foreign(kind, 1).open()
     assert (first.mode, first.size) == ("RGB", (96, 96))
@@ -284,7 +294,7 @@ def test_a_users_own_pictures():
     foreign = Foreign("bricks", 0)
     found = OwnOutside((("a.png", Blank()), ("b.png", foreign))).take(Oracle(reply))
     assert (found.figures["recognised"].value, found.figures["recognised"].count) == (0.5, 2)
-    assert len(found.records) == 2 * len(outside.REQUESTS)
+    assert len(found.records) == 2 * len(off_distribution.REQUESTS)
 
 
 def test_what_is_drawn_again_is_part_of_what_was_asked():

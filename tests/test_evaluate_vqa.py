@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minichat.evaluate.vqa import accuracy, normal, within
+from minichat.evaluate.metrics import accuracy, normal, within
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ import random
 import pytest
 
 from minichat.errors import DataError
-from minichat.evaluate.cider import cider_d
-from minichat.evaluate.wording import BETA, rouge_l, tokens, wording
-from minichat.scenes.captions import detailed
-from minichat.scenes.world import random_scene
+from minichat.evaluate.metrics import BETA, cider_d, rouge_l, tokens, wording
+from minichat.toy.captions import detailed
+from minichat.toy.world import random_scene
 
 
 def words(*texts: str) -> list[list[str]]:

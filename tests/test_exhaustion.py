@@ -1,4 +1,4 @@
-"""`minichat.hardware.exhaustion`: one rule says whether memory ran out, whatever ran out of it."""
+"""`minichat.device.memory`: one rule says whether memory ran out, whatever ran out of it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import errno
 import pytest
 import torch
 
+from minichat.device.memory import memory_told, out_of_memory
 from minichat.errors import SettingsError
-from minichat.hardware.exhaustion import memory_told, out_of_memory
 
 YES = [
     MemoryError(),

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from benchmarks.figures import attention, losses, masks, stages, world
 from benchmarks.figures.__main__ import FIGURES, main
-from minichat.evaluate.scenes import held_out_scene
-from minichat.model import masks as models_masks
-from minichat.scenes.description import description
+from minichat.model import qformer_pretrain
+from minichat.toy.captions import description
+from minichat.toy.evaluate import held_out_scene
 from tests.conftest import ROOT
 from tests.tiny_stage1 import pairs, tiny_pretraining
 
@@ -68,7 +68,7 @@ def test_each_objective_trains_with_the_mask_that_is_drawn(name: str, monkeypatc
 
     drawn = {name: objective.mask for name, objective in masks.OBJECTIVES.items()}
     for mask in drawn.values():
-        monkeypatch.setattr(models_masks, mask.__name__, spied(mask))
+        monkeypatch.setattr(qformer_pretrain, mask.__name__, spied(mask))
     model = tiny_pretraining(objectives=(name,))
     with torch.no_grad():
         model(**pairs(2), negatives=(torch.tensor([1, 0]), torch.tensor([1, 0])))

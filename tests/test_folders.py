@@ -1,4 +1,4 @@
-"""`minichat.folders`: what is found in a folder, in order, and nothing that looks like a picture is passed over."""
+"""`minichat.fileio`: what is found in a folder, in order, and nothing that looks like a picture is passed over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from minichat.data.check import check
 from minichat.data.example import Problem
 from minichat.errors import DataError, ImageError
-from minichat.folders import Skipped, find_pictures, looks_like_picture
+from minichat.fileio import Skipped, find_pictures, looks_like_picture
 from minichat.images import load
 
 

@@ -18,14 +18,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minichat.chat import MiniChat
 from minichat.errors import SettingsError
-from minichat.generation import GenerationSettings, Memory, Prompt, generate_rows, logits_processors, stream
+from minichat.inference.bot import MiniChat
+from minichat.inference.generate import Memory, Prompt, Turnstile, generate_rows, logits_processors, stream
+from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.fast import FastTokenizer
-from minichat.prompt.tokenizer import SentencePieceTokenizer
-from minichat.stopping import ReplyText, Stops
-from minichat.turnstile import Turnstile
+from minichat.prompt.tokenizer import FastTokenizer, SentencePieceTokenizer
 from tests.tiny import counting, noise_picture, saying, spell, tiny_bot, tokenizer_model
 
 EOS = 2
@@ -618,7 +616,7 @@ def interrupted_at(line: int, work: Callable[[], None]) -> bool:
 
 
 def test_ctrl_c_at_any_line_neither_admits_two_nor_locks_anyone_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minichat.turnstile._LOOK_AGAIN", 0.01)
+    monkeypatch.setattr("minichat.inference.generate._LOOK_AGAIN", 0.01)
     inside, most = 0, 0
 
     def stay() -> None:

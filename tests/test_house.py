@@ -1,17 +1,29 @@
-"""The house: imports point one way, between packages and between files; what trains, measures and serves is on top."""
+"""The house: its rooms, which way imports point, what is imported only when it is asked for, and how long files are."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
 
 import minichat
 
 ROOT = Path(minichat.__file__).parent
+# Each room, a package or a file beside the packages, imports only those before it. `docs/DESIGN.md` tells the same.
+ORDER = (
+    "errors", "fileio", "images", "prompt", "model", "device", "weights", "data", "inference", "captioning",
+    "search", "train", "evaluate", "toy", "web", "cli",
+)  # fmt: skip
+ALONE = {"minichat", "minichat.__main__", "minichat.hf_auto"}  # the package's own face, and what imports nothing
+FILES = 120
+LONGEST, SHORTEST = 550, 40  # lines; the face of a package, and `python -m minichat`, may be shorter
 
 
 def _module(path: Path) -> str:
@@ -21,58 +33,82 @@ def _module(path: Path) -> str:
 MODULES = {_module(path): path for path in ROOT.rglob("*.py")}
 
 
-def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All that runs: what is imported for the type checker alone is not."""
-    for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
-            yield child
-            yield from _nodes(child)
-
-
-def _imported(path: Path) -> set[str]:
-    """The modules of ours that a file imports, in a function or at its head."""
-    found = set()
-    for node in _nodes(ast.parse(path.read_text(encoding="utf-8"))):
+def _imported(path: Path) -> Iterator[str]:
+    """The modules of ours that a file imports: at its head, in a function, or for the type checker alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (inner & MODULES.keys()) or {node.module}
-    return found & MODULES.keys()
+            yield from (inner & MODULES.keys()) or {node.module}
 
 
-IMPORTS = {name: _imported(path) - {name} for name, path in MODULES.items()}
+IMPORTS = {name: (set(_imported(path)) & MODULES.keys()) - {name} for name, path in MODULES.items()}
 
 
-def _part(module: str) -> str:
-    """A package, or a file beside the packages."""
-    return ".".join(module.split(".")[:2])
+def _room(module: str) -> str:
+    return module.split(".")[1]
 
 
-PARTS: dict[str, set[str]] = defaultdict(set)
-for _name, _found in IMPORTS.items():
-    PARTS[_part(_name)] |= {_part(each) for each in _found} - {_part(_name)}
-
-
-def test_imports_point_one_way() -> None:
+def test_no_modules_import_each_other_in_a_circle() -> None:
     TopologicalSorter(IMPORTS).prepare()  # raises CycleError, which holds the circle
-    TopologicalSorter(PARTS).prepare()
 
 
-def test_the_chain_is_that_of_the_design() -> None:
-    """Each link imports of the others only those before it; `scenes` knows next to nothing."""
+def test_imports_point_one_way_between_rooms() -> None:
+    inner = {name: found - ALONE for name, found in IMPORTS.items() if name not in ALONE}
+    assert {_room(name) for name in inner} == set(ORDER)
+    place = {room: number for number, room in enumerate(ORDER)}
+    wrong = {
+        (name, other)
+        for name, found in inner.items()
+        for other in found
+        if _room(other) != _room(name) and place[_room(other)] > place[_room(name)]
+    }
+    assert not wrong
+
+
+def test_the_order_is_that_of_the_design() -> None:
     text = (ROOT.parent / "docs" / "DESIGN.md").read_text(encoding="utf-8")
-    told = re.search(r"`errors` ←.*?;", text, re.DOTALL)
+    told = re.search(r"`errors` ←.*?`cli`", text, re.DOTALL)
     assert told is not None
-    links = [[f"minichat.{name}" for name in re.findall(r"`(\w+)`", link)] for link in told[0].split("←")]
-    assert len(links) == 9
-    for number, link in enumerate(links):
-        later = {name for each in links[number + 1 :] for name in each}
-        assert all(not PARTS[name] & later for name in link), link
-    assert PARTS["minichat.scenes"] == {"minichat.errors", "minichat.disk"}
+    assert tuple(re.findall(r"`(\w+)`", told[0])) == ORDER
 
 
-def test_only_the_command_line_imports_what_trains_measures_and_serves() -> None:
-    for name in ("minichat.train", "minichat.evaluate", "minichat.web"):
-        users = {_part(module) for module, imported in IMPORTS.items() if name in map(_part, imported)}
-        assert users == {name, "minichat.cli"}, name
+def test_training_imports_nothing_of_the_toy() -> None:
+    seen, left = set(), [name for name in MODULES if name.startswith("minichat.train")]
+    while left:
+        module = left.pop()
+        seen.add(module)
+        left += IMPORTS[module] - seen
+    assert not {name for name in seen if name.startswith("minichat.toy")}
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import minichat.train, minichat.train.trainer", ("minichat.toy", "gradio")),
+        ("import minichat", ("torch", "transformers")),
+        ("import minichat.cli", ("torch", "transformers", "PIL", "numpy")),
+    ],
+)
+def test_what_is_imported_only_when_it_is_asked_for(code: str, absent: tuple[str, ...]) -> None:
+    tell = f"{code}; import sys; print([name for name in {absent!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_is_found_by_name_is_there() -> None:
+    from minichat.evaluate.run import GALLERY, OF_PICTURES, OF_SCENES
+    from minichat.train.data import STREAMS
+    from minichat.train.stages import STAGES
+
+    for place in (*STAGES.values(), *STREAMS.values(), *OF_SCENES.values(), OF_PICTURES, GALLERY):
+        assert callable(resolve_name(place)), place
+
+
+def test_files_are_few_and_of_a_readable_length() -> None:
+    assert len(MODULES) <= FILES
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    faces = {name for name, path in MODULES.items() if path.name in ("__init__.py", "__main__.py")}
+    assert not {name for name, count in lines.items() if count > LONGEST}
+    assert not {name for name, count in lines.items() if count < SHORTEST and name not in faces}

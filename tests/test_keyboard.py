@@ -1,4 +1,4 @@
-"""`minichat.keyboard`: what Tab completes, and a chat that is typed into a terminal."""
+"""`minichat.cli.terminal`: what Tab completes, and a chat that is typed into a terminal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minichat.keyboard import Completer
-from minichat.terminal import COMMANDS, WITH_PATHS
+from minichat.cli.terminal import COMMANDS, WITH_PATHS, Completer
 from tests.test_cli import FAKE, ROOT
 
 COMPLETER = Completer(COMMANDS, WITH_PATHS)

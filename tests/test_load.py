@@ -19,11 +19,12 @@ import minichat
 from benchmarks.loading import FORMS, Loaded, load_here
 from benchmarks.random_model import write_random_model
 from minichat.errors import ModelError, SettingsError
-from minichat.load import BUILT_IN, find, load
-from minichat.weights import zoo
+from minichat.inference.bot import load
+from minichat.weights import registry
+from minichat.weights.checkpoint_io import largest
 from minichat.weights.convert import convert
 from minichat.weights.export import export
-from minichat.weights.reading import largest
+from minichat.weights.registry import BUILT_IN, find
 from tests.processes import ended, started
 from tests.published_files import arguments, publish
 from tests.tiny import noise_picture, tiny_bot
@@ -138,7 +139,7 @@ def test_a_file_is_not_a_folder(saved: Path) -> None:
 
 
 def test_built_in_models_are_there_or_missed_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(zoo, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(registry, "ASSETS", tmp_path / "assets")
     for name in BUILT_IN:
         with pytest.raises(ModelError, match=name):
             find(name)
@@ -318,7 +319,7 @@ def hashed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     publish(folder / "files")
     given = arguments(folder / "files")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minichat.weights.fingerprint._SAMPLE", 64)
+        patch.setattr("minichat.weights.checkpoint_io._SAMPLE", 64)
         convert(folder / "holds", merge=True, verify=True, **given)
         convert(folder / "refers", verify=True, **given)
         export(str(folder / "refers"), "projection", folder / "trained", verify=True)

@@ -8,8 +8,8 @@ import psutil
 import pytest
 import torch
 
-from minichat.hardware import machine
-from minichat.hardware.machine import Device, Machine, container_limit, look
+from minichat.device import placement
+from minichat.device.placement import Device, Machine, container_limit, look
 
 MIB = 1024**2
 
@@ -77,7 +77,7 @@ def test_no_groups_at_all(tmp_path):
 
 
 def test_the_processor_is_what_the_system_says(monkeypatch):
-    monkeypatch.setattr(machine, "container_limit", lambda: (None, 0))
+    monkeypatch.setattr(placement, "container_limit", lambda: (None, 0))
     cpu = look().devices[-1]
     assert (cpu.name, cpu.total) == ("cpu", psutil.virtual_memory().total)
     assert cpu.available == pytest.approx(psutil.virtual_memory().available, rel=0.2)
@@ -85,14 +85,14 @@ def test_the_processor_is_what_the_system_says(monkeypatch):
 
 @pytest.mark.parametrize(("limit", "used", "available"), [(100 * MIB, 30 * MIB, 70 * MIB), (100 * MIB, 200 * MIB, 0)])
 def test_a_container_has_what_its_limit_leaves(monkeypatch, limit, used, available):
-    monkeypatch.setattr(machine, "container_limit", lambda: (limit, used))
-    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.setattr(placement, "container_limit", lambda: (limit, used))
+    monkeypatch.setattr(placement.sys, "platform", "linux")
     cpu = look().devices[-1]
     assert (cpu.total, cpu.available, "container" in cpu.title) == (limit, available, True)
 
 
 def test_a_limit_above_the_machine_is_none(monkeypatch):
-    monkeypatch.setattr(machine, "container_limit", lambda: (2**60 - 1, 0))
+    monkeypatch.setattr(placement, "container_limit", lambda: (2**60 - 1, 0))
     assert look().devices[-1].total == psutil.virtual_memory().total
 
 

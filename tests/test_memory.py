@@ -13,11 +13,11 @@ from transformers import DynamicCache, LlamaForCausalLM
 import minichat
 from benchmarks.memory import measure
 from benchmarks.random_model import SIZES, write_random_model
-from minichat.doctor import read_config
+from minichat.device.memory import GIB, Needs, cache_per_token, estimate, gib, training_needs
 from minichat.errors import SettingsError
-from minichat.hardware.memory import GIB, Needs, cache_per_token, estimate, gib, training_needs
+from minichat.inference.doctor import read_config
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration, set_trainable
-from minichat.weights.known import KNOWN
+from minichat.weights.known_models import KNOWN
 from tests.tiny_network import KINDS, row, tiny_config, tiny_network
 from tests.tiny_t5 import t5_config
 

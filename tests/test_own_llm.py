@@ -11,20 +11,19 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import minichat
-from minichat.chat import MiniChat
-from minichat.data.batches import Collator
+from minichat.data.check import sample, to_terminal
+from minichat.data.dataset import Collator, Renderer
 from minichat.data.example import Example, Turn, Where
-from minichat.data.preview import sample, to_terminal
-from minichat.data.rows import Renderer
 from minichat.errors import ModelError, PromptError
+from minichat.inference.bot import MiniChat
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
 from minichat.train.config import read_config
-from minichat.train.loop import train
-from minichat.train.typed import write_yaml
+from minichat.train.trainer import train
+from minichat.train.yaml_config import write_yaml
 from minichat.weights.convert import convert
 from minichat.weights.export import export
-from minichat.weights.packaged import unpacked
+from minichat.weights.known_models import unpacked
 from tests.gguf_files import Q8_0, tiny_llm, write_gguf
 from tests.published_files import publish_blip2
 from tests.tiny import noise_picture, saying, tiny_bot

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from minichat.errors import ImageError, ModelError, PromptError, SettingsError
 from minichat.model import set_trainable
-from minichat.model.negatives import hard_negatives
-from minichat.model.pretraining import QFormerPretraining
-from minichat.model.pretraining_config import OBJECTIVES
-from minichat.model.retrieval import rerank
+from minichat.model.config import OBJECTIVES
+from minichat.model.qformer_pretrain import QFormerPretraining, hard_negatives, rerank
 from tests.tiny_stage1 import SIDE, VOCABULARY, pairs, tiny_pretraining, tiny_sizes
 
 COUNT = 5
@@ -60,7 +58,7 @@ def matching_by_hand(model: QFormerPretraining, batch: dict[str, Tensor], negati
 
 def generation_by_hand(model: QFormerPretraining, batch: dict[str, Tensor]) -> Tensor:
     """Each word piece from a pass over what is before it alone, `[DEC]` first."""
-    from minichat.model.masks import multimodal_causal
+    from minichat.model.qformer_pretrain import multimodal_causal
 
     losses = []
     for patches, ids, words in zip(batch["patches"], batch["input_ids"], batch["attention_mask"], strict=True):

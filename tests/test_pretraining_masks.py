@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minichat.model import masks
-from minichat.model.pretraining import QFormerPretraining
+from minichat.model import qformer_pretrain
+from minichat.model.qformer_pretrain import QFormerPretraining
 from tests.conftest import ROOT
 from tests.tiny_stage1 import QUERIES, pairs, tiny_pretraining
 
 Mask = Callable[[int, Tensor], Tensor]
 RULES: dict[str, tuple[Mask, Callable[[str, str, bool], bool]]] = {
-    "unimodal": (masks.unimodal, lambda row, column, later: row == column),
-    "bidirectional": (masks.bidirectional, lambda row, column, later: True),
+    "unimodal": (qformer_pretrain.unimodal, lambda row, column, later: row == column),
+    "bidirectional": (qformer_pretrain.bidirectional, lambda row, column, later: True),
     "multimodal_causal": (
-        masks.multimodal_causal,
+        qformer_pretrain.multimodal_causal,
         lambda row, column, later: column == "query" or (row == "word" and not later),
     ),
 }
@@ -47,7 +47,7 @@ def test_masks_are_what_they_say(queries: int, lengths: list[int], name: str) ->
 @given(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 def test_additive(dtype: torch.dtype) -> None:
     sees = torch.tensor([[True, False]])
-    added = masks.additive(sees, dtype)
+    added = qformer_pretrain.additive(sees, dtype)
     assert added.dtype == dtype
     assert added.tolist() == [[0.0, torch.finfo(dtype).min]]
     assert torch.softmax(added.float(), -1).tolist() == [[1.0, 0.0]]
@@ -87,9 +87,9 @@ def same(one: Tensor, other: Tensor) -> bool:
 def test_contrast_sees_one_side(attention: str) -> None:
     """Queries do not change with a text, nor words with a picture; each is what it is without the other side."""
     model, batch = tiny_pretraining(attention=attention), pairs(4)
-    queries, words = states(model, masks.unimodal, batch)
-    reworded, _ = states(model, masks.unimodal, other_word(batch, 1))
-    _, repainted = states(model, masks.unimodal, other_picture(batch))
+    queries, words = states(model, qformer_pretrain.unimodal, batch)
+    reworded, _ = states(model, qformer_pretrain.unimodal, other_word(batch, 1))
+    _, repainted = states(model, qformer_pretrain.unimodal, other_picture(batch))
     assert same(reworded, queries)
     assert same(repainted, words)
     with torch.no_grad():
@@ -101,11 +101,11 @@ def test_contrast_sees_one_side(attention: str) -> None:
 @ATTENTION
 def test_matching_sees_everything(attention: str) -> None:
     model, batch = tiny_pretraining(attention=attention), whole()
-    queries, words = states(model, masks.bidirectional, batch)
+    queries, words = states(model, qformer_pretrain.bidirectional, batch)
     for place in range(1, 6):
-        changed, _ = states(model, masks.bidirectional, other_word(batch, place))
+        changed, _ = states(model, qformer_pretrain.bidirectional, other_word(batch, place))
         assert (changed - queries).abs().amax((1, 2)).min() > 1e-4
-    _, repainted = states(model, masks.bidirectional, other_picture(batch))
+    _, repainted = states(model, qformer_pretrain.bidirectional, other_picture(batch))
     assert (repainted - words).abs().amax(2).min() > 1e-4
 
 
@@ -114,12 +114,12 @@ def test_matching_sees_everything(attention: str) -> None:
 def test_generation_sees_what_came_before(attention: str, place: int) -> None:
     """A word changes neither the queries nor an earlier word, and does change itself and what comes after it."""
     model, batch = tiny_pretraining(attention=attention), whole()
-    queries, words = states(model, masks.multimodal_causal, batch)
-    changed_queries, changed = states(model, masks.multimodal_causal, other_word(batch, place))
+    queries, words = states(model, qformer_pretrain.multimodal_causal, batch)
+    changed_queries, changed = states(model, qformer_pretrain.multimodal_causal, other_word(batch, place))
     assert same(changed_queries, queries)
     assert same(changed[:, :place], words[:, :place])
     assert (changed - words)[:, place:].abs().amax(2).min() > 1e-4
-    _, repainted = states(model, masks.multimodal_causal, other_picture(batch))
+    _, repainted = states(model, qformer_pretrain.multimodal_causal, other_picture(batch))
     assert (repainted - words).abs().amax(2).min() > 1e-4
 
 
@@ -127,12 +127,12 @@ def test_generation_sees_what_came_before(attention: str, place: int) -> None:
 def test_generation_is_a_word_at_a_time(attention: str) -> None:
     """One pass equals the original's: queries first, by themselves, then each word after what is known by then."""
     model, batch = tiny_pretraining(attention=attention), whole()
-    queries, words = states(model, masks.multimodal_causal, batch)
+    queries, words = states(model, qformer_pretrain.multimodal_causal, batch)
     with torch.no_grad():
         torch.testing.assert_close(model.query_states(batch["patches"]), queries, rtol=0, atol=1e-5)
     for length in range(1, 6):
         prefix = {name: value if name == "patches" else value[:, :length] for name, value in batch.items()}
-        _, so_far = states(model, masks.multimodal_causal, prefix)
+        _, so_far = states(model, qformer_pretrain.multimodal_causal, prefix)
         torch.testing.assert_close(so_far, words[:, :length], rtol=0, atol=1e-5)
 
 
@@ -157,10 +157,10 @@ def test_padding_is_not_seen(attention: str, name: str) -> None:
 
 def test_a_boolean_mask_would_leak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why masks are additive, and that the tests above would find a leak."""
-    monkeypatch.setattr(masks, "additive", lambda sees, dtype: sees)
+    monkeypatch.setattr(qformer_pretrain, "additive", lambda sees, dtype: sees)
     model, batch = tiny_pretraining(attention="eager"), whole()
-    queries, _ = states(model, masks.multimodal_causal, batch)
-    changed, _ = states(model, masks.multimodal_causal, other_word(batch, 3))
+    queries, _ = states(model, qformer_pretrain.multimodal_causal, batch)
+    changed, _ = states(model, qformer_pretrain.multimodal_causal, other_word(batch, 3))
     assert not same(changed, queries)
 
 
@@ -171,8 +171,8 @@ def test_half_precision_does_not_leak(attention: str, how: str) -> None:
     if how == "weights":
         model, batch = model.bfloat16(), {**batch, "patches": batch["patches"].bfloat16()}
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        queries, words = states(model, masks.multimodal_causal, batch)
-        changed_queries, changed = states(model, masks.multimodal_causal, other_word(batch, 2))
+        queries, words = states(model, qformer_pretrain.multimodal_causal, batch)
+        changed_queries, changed = states(model, qformer_pretrain.multimodal_causal, other_word(batch, 2))
         losses = model(**batch)
     assert same(changed_queries, queries)
     assert same(changed[:, :2], words[:, :2])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from minichat.model.gathering import first_row, gather, longest, mean
+from minichat.model.loss import first_row, gather, longest, mean
 from tests.pretraining_worker import COUNT, SCENARIOS, batch_of, computed, model_of, work
 from tests.processes import ended, started
 

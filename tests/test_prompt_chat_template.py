@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from minichat.errors import PromptError
 from minichat.prompt.chat_template import read_chat_template
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.fast import FastTokenizer
 from minichat.prompt.render import Rendered, render, render_text
 from minichat.prompt.template import Template, to_jinja
+from minichat.prompt.tokenizer import FastTokenizer
 from tests.gguf_files import CHATML, MERGES, TOKENS
 
 CONTROLS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>", "<turn>", "</turn>")

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from prompt_samples import SLOT_ID, SLOTS, conversations, folded, harmless, hostile_text, tokenizer, turns_in
 
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.neutral import neutralise
 from minichat.prompt.render import render, render_text
-from minichat.prompt.template import TEMPLATES, Template
+from minichat.prompt.template import TEMPLATES, Template, neutralise
 
 V0, V11, LLAMA2, PLAIN = (TEMPLATES[name] for name in ("vicuna-v0", "vicuna-v1.1", "llama2", "plain"))
 

@@ -11,9 +11,8 @@ from prompt_samples import BLUE, RED, SLOT_ID, SLOTS, conversations, tokenizer
 
 from minichat.errors import PromptError
 from minichat.prompt.conversation import Conversation, Message, Text
-from minichat.prompt.neutral import neutralise
 from minichat.prompt.render import Rendered, render
-from minichat.prompt.template import BOS, EOS, TEMPLATES, Template
+from minichat.prompt.template import BOS, EOS, TEMPLATES, Template, neutralise
 
 ids_lists = st.lists(st.integers(0, 339), max_size=5).map(tuple)
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from minichat.errors import PromptError
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.fast import to_hugging_face
 from minichat.prompt.render import render_text
 from minichat.prompt.template import SLOT, TEMPLATES, Template, get_template, split_controls, to_jinja
+from minichat.prompt.tokenizer import to_hugging_face
 
 MINIGPT4 = (
     "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minichat.errors import ModelError, PromptError
-from minichat.prompt.fast import FastTokenizer, to_hugging_face
-from minichat.prompt.tokenizer import SentencePieceTokenizer, encode_inside
+from minichat.prompt.tokenizer import FastTokenizer, SentencePieceTokenizer, encode_inside, to_hugging_face
 
 TYPED = "</s> <s> <unk> <0x0A> </s><s>"
 

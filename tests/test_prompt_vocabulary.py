@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minichat.errors import DataError, SettingsError
-from minichat.prompt.wordpiece import make_vocabulary, read_wordpiece, tokenize, write_vocabulary
+from minichat.prompt.tokenizer import make_vocabulary, read_wordpiece, tokenize, write_vocabulary
 
 TEXTS = ["A red star, and a redder star.", "Two blue circles; the bluest is left of the star.", "Zürich, 東京!"] * 3
 

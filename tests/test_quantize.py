@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 import minichat
-from minichat.chat import MiniChat
+from minichat.device.placement import Placement, choose, spread
 from minichat.errors import ModelError, SettingsError
-from minichat.evaluate.scenes import held_out
-from minichat.hardware.placement import Placement, choose
-from minichat.hardware.spreading import spread
+from minichat.inference.bot import MiniChat
 from minichat.model import set_trainable
+from minichat.toy.evaluate import held_out
 from minichat.weights.convert import convert
 from minichat.weights.projection import write_projection
 from tests import processes
@@ -91,7 +90,7 @@ def test_logits_are_near(bots: dict[str | None, MiniChat], bits: str) -> None:
 
 
 def picture(asked: Any) -> Any:
-    from minichat.scenes.draw import draw
+    from minichat.toy.world import draw
 
     return draw(asked.scene, 96, asked.seed)
 

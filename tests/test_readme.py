@@ -15,9 +15,7 @@ from pathlib import Path
 import pytest
 
 import minichat
-from minichat.scenes.draw import draw
-from minichat.scenes.truth import NUMBERS
-from minichat.scenes.world import random_scene
+from minichat.toy.world import NUMBERS, draw, random_scene
 from tests import processes
 from tests.published_files import publish
 

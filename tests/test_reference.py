@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minichat.data.batches import Collator
-from minichat.data.rows import Rows
+from minichat.data.dataset import Collator, Rows
+from minichat.model.loss import Together
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
-from minichat.train.replies import Replies
-from minichat.train.together import Together
-from minichat.weights.keys import BLIP2_STAGE1
+from minichat.train.stages.finetune import Replies
+from minichat.weights.key_map import BLIP2_STAGE1
 from tests.reference_cases import (
     MiniGPT4Case,
     Stage1Case,

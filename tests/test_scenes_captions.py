@@ -8,9 +8,8 @@ from collections import Counter
 
 import pytest
 
-from minichat.scenes.captions import Facts, detailed, facts, listing, setting, short
-from minichat.scenes.stories import story
-from minichat.scenes.world import COLOURS, SHAPES, Background, Scene, Thing, random_scene
+from minichat.toy.captions import Facts, detailed, facts, listing, setting, short, story
+from minichat.toy.world import COLOURS, SHAPES, Background, Scene, Thing, random_scene
 
 STAR = Thing("star", "red", "large", 0.2, 0.2, 0.15)
 RING = Thing("ring", "orange", "small", 0.8, 0.25, 0.08)

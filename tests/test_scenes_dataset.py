@@ -11,11 +11,11 @@ from PIL import Image
 from scene_reader import truth
 
 from minichat.errors import DataError, SettingsError
-from minichat.evaluate.facts import check
-from minichat.scenes import dataset, storybook
-from minichat.scenes.captions import facts
-from minichat.scenes.questions import Question
-from minichat.scenes.world import Scene
+from minichat.toy import captions, dataset
+from minichat.toy.asking import Question
+from minichat.toy.captions import facts
+from minichat.toy.evaluate_captions import check
+from minichat.toy.world import Scene
 
 FILES = ["captions.csv", "conversations.jsonl", "descriptions.csv", "pictures", "questions.jsonl", "scenes.jsonl"]
 
@@ -145,14 +145,14 @@ def test_a_storybook_is_the_same_scenes_in_one_style(written: Path, tmp_path: Pa
     scenes = {record["image"]: Scene.from_dict(record["scene"]) for record in lines(book / "scenes.jsonl")}  # type: ignore[arg-type]
     for record in lines(book / "conversations.jsonl"):
         (shown, asked), (told,) = (message["content"] for message in record["messages"])  # type: ignore[attr-defined]
-        assert asked["text"] in storybook.REQUESTS
-        assert storybook.halves(told["text"][:-1]) is None  # cut off
-        description, story = storybook.halves(told["text"]) or ("", "")
+        assert asked["text"] in captions.STORYBOOK_REQUESTS
+        assert captions.halves(told["text"][:-1]) is None  # cut off
+        description, story = captions.halves(told["text"]) or ("", "")
         assert f"{description} {story}" == told["text"]
         for text in (description, story):
             found = check(text, scenes[shown["image"]])
             assert found.objects.invented == found.objects.missed == 0
     replies = [m["content"][-1]["text"] for r in lines(written / "conversations.jsonl") for m in r["messages"]]  # type: ignore[attr-defined]
-    assert not any(storybook.halves(str(reply)) for reply in replies)
+    assert not any(captions.halves(str(reply)) for reply in replies)
     with pytest.raises(SettingsError, match="style: 'poem' is unknown; choose from dialogues, storybook"):
         dataset.write(tmp_path / "new", 2, style="poem")

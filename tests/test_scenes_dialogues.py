@@ -10,13 +10,11 @@ import pytest
 from scene_reader import COLOUR, PHRASE, SHAPE, SIDES, article, described, simple, spot, truth
 
 from minichat.errors import SettingsError
-from minichat.scenes.captions import facts
-from minichat.scenes.dialogues import dialogue, follow
-from minichat.scenes.pairs import pair_questions, questions_of_sides, random_pair, variation
-from minichat.scenes.questions import Question
-from minichat.scenes.smalltalk import NEED, smalltalk
-from minichat.scenes.training import MAX_TURNS, training_dialogue, vocabulary_corpus
-from minichat.scenes.world import Scene, Thing, random_scene
+from minichat.toy.asking import Question
+from minichat.toy.captions import facts
+from minichat.toy.dialogues import MAX_TURNS, NEED, dialogue, follow, smalltalk, training_dialogue, vocabulary_corpus
+from minichat.toy.pairs import pair_questions, questions_of_sides, random_pair, variation
+from minichat.toy.world import Scene, Thing, random_scene
 
 OPEN = {"colour": "what colour is it", "shape": "what form is it", "size": "how big is it", "position": "where is it"}
 

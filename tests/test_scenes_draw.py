@@ -10,17 +10,19 @@ import time
 import numpy as np
 import pytest
 
-from minichat.scenes.draw import RGB, Style, draw
-from minichat.scenes.world import (
+from minichat.toy.world import (
     COLOURS,
     GAP,
     MAX_THINGS,
     RADII,
+    RGB,
     SHAPES,
     SIZES,
     Background,
     Scene,
+    Style,
     Thing,
+    draw,
     random_scene,
 )
 

@@ -12,9 +12,10 @@ import pytest
 from scene_reader import COLOUR, NUMBER_WORDS, PHRASE, SHAPE, simple, truth
 
 from minichat.errors import SettingsError
-from minichat.scenes.captions import detailed
-from minichat.scenes.questions import ALL_KINDS, KINDS, Question, questions
-from minichat.scenes.world import Background, Scene, Thing, random_scene
+from minichat.toy.asking import ALL_KINDS, KINDS, Question
+from minichat.toy.captions import detailed
+from minichat.toy.questions import questions
+from minichat.toy.world import Background, Scene, Thing, random_scene
 
 
 def many(count: int, seed: int = 0, each: int = 8, kinds: tuple[str, ...] = KINDS) -> list[tuple[Scene, Question]]:

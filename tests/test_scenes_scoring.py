@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from minichat.scenes.dialogues import follow
-from minichat.scenes.pairs import pair_questions, random_pair
-from minichat.scenes.questions import ALL_KINDS, Question, questions
-from minichat.scenes.scoring import score
+from minichat.toy.asking import ALL_KINDS, Question, score
+from minichat.toy.dialogues import follow
+from minichat.toy.pairs import pair_questions, random_pair
+from minichat.toy.questions import questions
 
 IS_THERE = Question("existence", "Is there a red star?", "yes", "Yes, there is a red star.")
 IS_NOT_THERE = Question("existence", "Is there a red star?", "no", "No, there is no red star.")

@@ -13,16 +13,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from minichat.scenes.speech.answers import Answer
-from minichat.scenes.speech.answers_compared import COMPARED
-from minichat.scenes.speech.answers_whole import OPERATIONS, answer
-from minichat.scenes.speech.grammar import drawn, parsed, pattern, wordings
-from minichat.scenes.speech.nouns import COLOUR_WORDS, SHAPE_WORDS, Unsayable
-from minichat.scenes.speech.program import Program, Things
-from minichat.scenes.speech.propose import SHARES, Proposer
-from minichat.scenes.speech.speaker import WORDINGS, Utterance, meaning, speak, topic
-from minichat.scenes.truth import NUMBERS, Look
-from minichat.scenes.world import COLOURS, SHAPES, Scene, Thing, random_scene
+from minichat.toy.speech.answers import Answer
+from minichat.toy.speech.answers_places import COMPARED
+from minichat.toy.speech.grammar import drawn, parsed, pattern, wordings
+from minichat.toy.speech.nouns import COLOUR_WORDS, SHAPE_WORDS, Program, Things, Unsayable
+from minichat.toy.speech.propose import SHARES, Proposer
+from minichat.toy.speech.speaker import WORDINGS, Utterance, meaning, speak, topic
+from minichat.toy.speech.verdict import OPERATIONS, answer
+from minichat.toy.world import COLOURS, NUMBERS, SHAPES, Look, Scene, Thing, random_scene
 
 SCENES = 40
 

@@ -11,14 +11,11 @@ import pytest
 from own_questions import Own, own_questions
 from test_scenes_speech import asked
 
-from minichat.scenes.speech import nouns, slots
-from minichat.scenes.speech.frames import CONFIRM, INDIRECT, LEADS, TAILS
-from minichat.scenes.speech.grammar import parsed, pattern
-from minichat.scenes.speech.noise import PERTURBATIONS
-from minichat.scenes.speech.speaker import WORDINGS, topic
-from minichat.scenes.speech.verdict import judge
-from minichat.scenes.truth import NUMBERS
-from minichat.scenes.world import COLOURS
+from minichat.toy.speech import nouns, speaker
+from minichat.toy.speech.grammar import CONFIRM, INDIRECT, LEADS, TAILS, parsed, pattern
+from minichat.toy.speech.speaker import WORDINGS, topic
+from minichat.toy.speech.verdict import PERTURBATIONS, judge
+from minichat.toy.world import COLOURS, NUMBERS
 
 
 @cache
@@ -32,7 +29,7 @@ def _phrase_words() -> frozenset[str]:
 
 
 def _texts() -> Iterator[str]:
-    values: list[object] = [value for module in (nouns, slots) for value in vars(module).values()]
+    values: list[object] = [value for module in (nouns, speaker) for value in vars(module).values()]
     while values:
         value = values.pop()
         if isinstance(value, str):

@@ -10,22 +10,18 @@ import numpy as np
 import pytest
 from test_scenes_speech import is_true
 
-from minichat.data.drawn import DrawnStream
 from minichat.errors import SettingsError
-from minichat.scenes.draw import RGB, Style, draw
-from minichat.scenes.outside import OUTSIDE
-from minichat.scenes.pairs import random_pair
-from minichat.scenes.smalltalk import NEED
-from minichat.scenes.speech import chat
-from minichat.scenes.speech.album import Album
-from minichat.scenes.speech.boxes import box, overlap, read_boxes, referred, spelled, task
-from minichat.scenes.speech.lessons import LESSONS, hastily
-from minichat.scenes.speech.noise import PERTURBATIONS, typed
-from minichat.scenes.speech.program import Things
-from minichat.scenes.speech.talk import MOVES, Said, Talk, insisted
-from minichat.scenes.training import Turn
-from minichat.scenes.truth import Look
-from minichat.scenes.world import Background, Scene, Thing, random_scene
+from minichat.toy.dataset import DrawnStream
+from minichat.toy.dialogues import NEED, Turn
+from minichat.toy.off_distribution import OUTSIDE
+from minichat.toy.pairs import random_pair
+from minichat.toy.speech import chat
+from minichat.toy.speech.chat import box, overlap, read_boxes, referred, spelled, task
+from minichat.toy.speech.lessons import LESSONS, Album, hastily
+from minichat.toy.speech.nouns import Things
+from minichat.toy.speech.talk import MOVES, Said, Talk, insisted
+from minichat.toy.speech.verdict import PERTURBATIONS, typed
+from minichat.toy.world import RGB, Background, Look, Scene, Style, Thing, draw, random_scene
 
 STAR = Thing("star", "red", "large", 0.2, 0.2, 0.15)
 RING = Thing("ring", "blue", "small", 0.8, 0.8, 0.09)

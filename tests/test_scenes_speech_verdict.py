@@ -7,13 +7,11 @@ import random
 import pytest
 from test_scenes_speech import asked
 
-from minichat.scenes.outside import OUTSIDE
-from minichat.scenes.speech.answers_whole import answer
-from minichat.scenes.speech.chat import CANNOT, NOT_UNDERSTOOD
-from minichat.scenes.speech.program import Program, Things
-from minichat.scenes.speech.verdict import judge
-from minichat.scenes.truth import Look
-from minichat.scenes.world import Background, Scene, Thing
+from minichat.toy.off_distribution import OUTSIDE
+from minichat.toy.speech.chat import CANNOT, NOT_UNDERSTOOD
+from minichat.toy.speech.nouns import Program, Things
+from minichat.toy.speech.verdict import answer, judge
+from minichat.toy.world import Background, Look, Scene, Thing
 
 SCENE = Scene(
     (

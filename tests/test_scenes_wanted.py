@@ -8,9 +8,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minichat.data.drawn import DrawnPicture, DrawnStream
-from minichat.scenes.wanted import Wanted, nearly, wanted
-from minichat.scenes.world import Background, Scene, Thing, random_scene
+from minichat.toy.captions import Wanted, nearly, wanted
+from minichat.toy.dataset import DrawnPicture, DrawnStream
+from minichat.toy.world import Background, Scene, Thing, random_scene
 
 WHITE = Background("plain", ("white",))
 STAR = Thing("star", "red", "large", 0.2, 0.5, 0.15)

@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 import minichat
 from minichat import cli, images
 from minichat.errors import DataError, ImageError, ModelError, PromptError, SettingsError
-from minichat.evaluate.retrieval import Finder
-from minichat.model.retrieval import rerank
-from minichat.prompt.wordpiece import read_wordpiece, tokenize
+from minichat.evaluate.tasks import Finder
+from minichat.model.qformer_pretrain import rerank
+from minichat.prompt.tokenizer import read_wordpiece, tokenize
 from minichat.search import Hit, Index, Reader, contact_sheet, load_reader
-from minichat.search.store import Store
-from minichat.weights.stage1 import Stage1, write_stage1
+from minichat.search.index import Store
+from minichat.weights.qformer import Stage1, write_stage1
 from tests.tiny_stage1 import SIDE, VOCABULARY, WORDS, tiny_pretraining
 
 LONG_AGO = 1_600_000_000  # seconds
@@ -437,7 +437,7 @@ def test_killed_at_any_write_the_index_is_whole(stage1, reader, folder, where, t
 def die_at_statement(moment: int) -> None:
     """Kill this process before its statement of that number."""
     torch.set_num_threads(1)
-    from minichat.search import store
+    from minichat.search import index as store
 
     store._SAVE_EVERY = 0
     connect, count = sqlite3.connect, iter(range(10**6))
@@ -510,7 +510,7 @@ def at(model, where):
 @pytest.fixture
 def read_once(stage1, monkeypatch):
     """Commands have the model that was made at the beginning; it is read from its folder by other tests."""
-    monkeypatch.setattr("minichat.weights.stage1.read_stage1", lambda name: stage1)
+    monkeypatch.setattr("minichat.weights.qformer.read_stage1", lambda name: stage1)
 
 
 def test_the_command_prints_a_line_for_each(model, reader, folder, where, at):

@@ -18,14 +18,13 @@ import minichat
 from minichat.cli import app
 from minichat.errors import ModelError, PromptError, SettingsError
 from minichat.images import to_pixels
-from minichat.model.pretraining import QFormerPretraining
-from minichat.model.pretraining_config import PretrainingConfig
-from minichat.prompt.wordpiece import read_wordpiece, tokenize
-from minichat.weights import published
-from minichat.weights.begin import begin, read_bert, read_vit
+from minichat.model.config import PretrainingConfig
+from minichat.model.qformer_pretrain import QFormerPretraining
+from minichat.prompt.tokenizer import read_wordpiece, tokenize
+from minichat.weights import key_map
 from minichat.weights.convert import convert
-from minichat.weights.keys import BLIP2_STAGE1
-from minichat.weights.stage1 import BESIDE, read_blip2, read_stage1, shapes, write_stage1
+from minichat.weights.key_map import BLIP2_STAGE1
+from minichat.weights.qformer import BESIDE, begin, read_bert, read_blip2, read_stage1, read_vit, shapes, write_stage1
 from tests.conftest import ROOT, reference_folders
 from tests.published_files import their_names, vision_file
 from tests.tiny import noise_picture, tiny_bot, tokenizer_model
@@ -69,8 +68,8 @@ def publish(folder: Path, model: QFormerPretraining) -> dict[str, Any]:
 def publish_as_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for what BLIP-2 published, under its names, in `folder`, which becomes the working one."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(published, "VISION_HEADS", {16: 2})
-    monkeypatch.setattr(published, "QFORMER_HEADS", {12: 2})
+    monkeypatch.setattr(key_map, "VISION_HEADS", {16: 2})
+    monkeypatch.setattr(key_map, "QFORMER_HEADS", {12: 2})
     files = publish(folder, random_model())
     files["checkpoint"].rename("blip2_pretrained.pth")
     files["vit"].rename("eva_vit_g.pth")

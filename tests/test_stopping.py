@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from minichat.stopping import ReplyText, Stops
+from minichat.inference.sampling import ReplyText, Stops
 
 
 class Tokenizer:

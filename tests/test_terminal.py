@@ -1,4 +1,4 @@
-"""`minichat.terminal`: a chat as a whole transcript, with a session that follows a script."""
+"""`minichat.cli.terminal`: a chat as a whole transcript, with a session that follows a script."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import pytest
 from PIL import Image
 
 from minichat import images
+from minichat.cli.terminal import COMMANDS, Cleared, TerminalChat
+from minichat.data.export import load, save
 from minichat.data.formats import read
 from minichat.errors import ContextError, PromptError
-from minichat.keyboard import Cleared
 from minichat.prompt.conversation import Conversation
-from minichat.terminal import COMMANDS, TerminalChat
-from minichat.transcript import load, save
 
 
 class FakeSession:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minichat.model import set_trainable
-from minichat.train import attention
-from minichat.train.attention import attend, use_products
+from minichat.train import setup
+from minichat.train.setup import attend, use_products
 from tests.tiny import tiny_bot
 from tests.tiny_network import VOCABULARY, pictures, row, tiny_network
 
@@ -36,7 +36,7 @@ class Counted:
             self.products += 1
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(attention.torch, "baddbmm", counting)
+        monkeypatch.setattr(setup.torch, "baddbmm", counting)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def both(tokens: int, seen: int, mask: torch.Tensor | None, **more: Any) -> tupl
     """Outputs and gradients in float32: products, then the fused kernel."""
     module: Any = tiny_bot().model.language_model.model.layers[0].self_attn
     found = []
-    for attends in (attend, attention.sdpa_attention_forward):
+    for attends in (attend, setup.sdpa_attention_forward):
         draw = torch.Generator().manual_seed(0)
         given = [torch.randn(3, heads, n, 8, generator=draw) for heads, n in ((4, tokens), (4, seen), (4, seen))]
         given = [tensor.requires_grad_() for tensor in given]
@@ -91,7 +91,7 @@ def test_what_it_does_not_suit_is_left_to_the_fused_kernel(counted: Counted, mon
     padded = causal.clone()
     padded[0, :, :, 0] = False
     torch.testing.assert_close(*both(9, 9, padded), rtol=1e-5, atol=1e-5, equal_nan=True)
-    monkeypatch.setattr(attention, "_MOST", 100)
+    monkeypatch.setattr(setup, "_MOST", 100)
     torch.testing.assert_close(*both(9, 9, causal), rtol=1e-5, atol=1e-5)
     assert counted.products == 0
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minichat.errors import SettingsError
+from minichat.train.checkpoint import rate_of
 from minichat.train.config import (
     Config,
     DataConfig,
@@ -24,11 +25,9 @@ from minichat.train.config import (
     RunConfig,
     Source,
     difference,
-    plain,
     read_config,
 )
-from minichat.train.schedule import rate_of
-from minichat.train.typed import build, override, read_yaml, write_yaml
+from minichat.train.yaml_config import build, override, plain, read_yaml, write_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 

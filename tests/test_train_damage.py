@@ -1,4 +1,4 @@
-"""`minichat.train.damage`: a picture that cannot be opened is found before anything is learnt, and ends no run."""
+"""`minichat.train.data`: a picture that cannot be opened is found before anything is learnt, and ends no run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from PIL import Image
 
 from minichat.data.example import StoredPicture, Where
 from minichat.errors import DataError
-from minichat.train import damage
-from minichat.train.damage import find_damaged
-from minichat.train.loop import train
-from minichat.train.together import Together
+from minichat.model.loss import Together
+from minichat.train import data as damage
+from minichat.train.data import find_damaged
+from minichat.train.trainer import train
 from tests.training import config_of, losses, make_desk, run, write_tar
 
 ONE = Together(0, 1)

@@ -15,11 +15,11 @@ import torch
 
 from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
+from minichat.model.loss import Together
 from minichat.prompt.render import IGNORED
 from minichat.train.data import Data, division, read_data
-from minichat.train.loop import train
-from minichat.train.replies import Replies
-from minichat.train.together import Together
+from minichat.train.stages.finetune import Replies
+from minichat.train.trainer import train
 from tests.tiny import noise_picture
 from tests.training import checkpoints, config_of, losses, make_desk, run, same, steps_of, write_tar
 

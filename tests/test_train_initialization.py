@@ -42,7 +42,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     def introduced(run: Run) -> None:
         found.append({name: weight.detach().clone() for name, weight in run.weights.items()})
 
-    monkeypatch.setattr("minichat.train.loop.introduce", introduced)
+    monkeypatch.setattr("minichat.train.trainer.introduce", introduced)
     return found
 
 
@@ -136,7 +136,7 @@ def test_the_option_of_the_command_line(desk: Path, monkeypatch: pytest.MonkeyPa
     from minichat.cli import app
 
     asked = []
-    monkeypatch.setattr("minichat.train.loop.train", lambda config, **options: asked.append(config) or _Outcome())
+    monkeypatch.setattr("minichat.train.trainer.train", lambda config, **options: asked.append(config) or _Outcome())
     CliRunner().invoke(app, ["train", str(desk / "train.yaml"), "--initialize-from", "runs/a, b: c", "--out", "next"])
     assert (asked[0].initialize_from, asked[0].out) == ("runs/a, b: c", "next")
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 
 import minichat
 from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
-from minichat.train import report
-from minichat.train.journal import Journal, read_metrics
-from minichat.train.loop import train
-from minichat.train.replies import Replies, ReplyCollator
-from minichat.train.together import Together
-from minichat.train.typed import read_yaml
+from minichat.model.loss import Together
+from minichat.train import logging
+from minichat.train.logging import Journal, read_metrics
+from minichat.train.stages.finetune import Replies, ReplyCollator
+from minichat.train.trainer import train
+from minichat.train.yaml_config import read_yaml
 from tests.training import checkpoints, config_of, losses, make_desk, run, said_by, same, steps_of, turn_a_bit
 
 SHORT = ("run.epochs=1", "run.save_every=2")  # five steps
@@ -118,16 +118,16 @@ def test_replies_from_before_that_are_damaged_are_said_to_be(desk: Path, tmp_pat
 
 def test_replies_that_were_put_away_are_read_as_they_were(tmp_path: Path) -> None:
     file, replies = tmp_path / "before.json", ["größer", "大", "\ud800"]
-    assert report.kept(file) is None
-    report.keep(file, replies)
-    assert report.kept(file) == replies
+    assert logging.kept(file) is None
+    logging.keep(file, replies)
+    assert logging.kept(file) == replies
     content = file.read_bytes()
     for damaged in (content.replace(b"er", b"ar", 1), b'{"replies": [1]}', b"{}", b"\xff", b"[" * 5000):
         file.write_bytes(damaged)
         with pytest.raises(ModelError, match=r"before\.json is damaged"):
-            report.kept(file)
+            logging.kept(file)
     file.write_text('["an earlier version\'s"]')
-    assert report.kept(file) == ["an earlier version's"]
+    assert logging.kept(file) == ["an earlier version's"]
 
 
 @pytest.mark.parametrize("name", ["projection.safetensors", "minichat.json"])
@@ -254,7 +254,7 @@ def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "told"),
-    [("minichat.train.report.curve", "curve.png"), ("minichat.train.report.page", "report.html"),
+    [("minichat.train.logging.curve", "curve.png"), ("minichat.train.logging.page", "report.html"),
      ("minichat.weights.projection.unpack", "The result")],
 )  # fmt: skip
 def test_an_end_that_the_disk_does_not_take_comes_when_there_is_room(
@@ -281,6 +281,6 @@ def test_curves_of_trackers_that_the_disk_does_not_take_end_there(
 def test_a_run_that_cannot_begin_for_want_of_room_is_a_sentence(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minichat.train.kept.replace_file", full)
+    monkeypatch.setattr("minichat.train.checkpoint.replace_file", full)
     with pytest.raises(SettingsError, match=r"config\.yaml cannot be written \(No space left on device\)"):
         run(desk, f"out={tmp_path / 'run'}", *SHORT)

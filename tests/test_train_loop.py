@@ -22,12 +22,11 @@ from safetensors.torch import load_file
 import minichat
 from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
+from minichat.model.loss import Together
+from minichat.train.checkpoint import rate_of, seed_step
 from minichat.train.data import read_data
-from minichat.train.loop import train
-from minichat.train.replies import Replies
-from minichat.train.schedule import rate_of
-from minichat.train.seeding import seed_step
-from minichat.train.together import Together
+from minichat.train.stages.finetune import Replies
+from minichat.train.trainer import train
 from tests.processes import ended, started
 from tests.training import config_of, losses, make_desk, run, steps_of, write_talks
 

@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import minichat
+from minichat.device.memory import training_needs
 from minichat.errors import SettingsError
-from minichat.hardware.memory import training_needs
-from minichat.train.loop import train
-from minichat.train.lora import lora_size
-from minichat.train.network import open_bot
+from minichat.train.setup import lora_size, open_bot
+from minichat.train.trainer import train
 from minichat.weights.export import export
 from tests.training import at_step, checkpoints, config_of, losses, make_desk, run, same
 

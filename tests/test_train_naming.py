@@ -13,20 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from minichat.data.drawn import DrawnStream
 from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import DataError, SettingsError
-from minichat.load import load
-from minichat.model.pretraining import QFormerPretraining
-from minichat.prompt.wordpiece import read_wordpiece
-from minichat.scenes.description import LEVELS, NONE, SYMBOLS, TOKENS, WORDS, description
+from minichat.inference.bot import load
+from minichat.model.qformer_pretrain import QFormerPretraining
+from minichat.prompt.tokenizer import read_wordpiece
+from minichat.toy.captions import LEVELS, NONE, SYMBOLS, TOKENS, WORDS, description
+from minichat.toy.dataset import DrawnStream
+from minichat.toy.train_lm import word_vectors
+from minichat.toy.train_vision import KINDS, Naming
 from minichat.train.config import Config, read_config
-from minichat.train.described import word_vectors
-from minichat.train.loop import train
-from minichat.train.naming import KINDS, Naming
-from minichat.train.stage import Batch
+from minichat.train.stages import Batch
+from minichat.train.trainer import train
 from minichat.weights.convert import convert
-from minichat.weights.stage1 import write_stage1
+from minichat.weights.qformer import write_stage1
 from tests.tiny_stage1 import WORDS as PIECES
 from tests.tiny_stage1 import tiny_sizes, vocabulary
 

@@ -14,13 +14,12 @@ from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import minichat
+from minichat.device.placement import Placement, choose_dtype, half
 from minichat.errors import SettingsError
-from minichat.hardware.placement import Placement, choose_dtype
-from minichat.hardware.quantization import half
-from minichat.scenes import dataset
+from minichat.toy import dataset
 from minichat.train.config import ModelConfig, read_config
-from minichat.train.loop import train
-from minichat.train.network import drop_path, open_bot, precision
+from minichat.train.setup import drop_path, open_bot, precision
+from minichat.train.trainer import train
 from minichat.weights.convert import convert
 from tests.published_files import arguments, publish
 from tests.training import make_desk, steps_of
@@ -53,7 +52,7 @@ def test_what_trains_is_in_float32_as_it_is_stored(desk: Path) -> None:
 def test_no_llm_is_loaded_in_more_than_it_is_trained_with(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of 7 billion weights takes 28 GB in float32."""
     asked: list[Any] = []
-    module = import_module("minichat.load")
+    module = import_module("minichat.inference.bot")
     real = module.load
     monkeypatch.setattr(module, "load", lambda *given, **more: asked.append(more["dtype"]) or real(*given, **more))
     config = ModelConfig(name=str(desk / "model"), dtype="bfloat16")
@@ -112,7 +111,7 @@ def test_a_gpu_that_only_emulates_bfloat16_computes_in_float16(native: bool, mon
     assert precision("auto", gpu) == choose_dtype("auto", gpu) == half(gpu) == expected
     assert (half(CPU), half(torch.device("mps"))) == (torch.bfloat16, torch.float16)
     asked: list[torch.dtype] = []
-    monkeypatch.setattr("minichat.hardware.placement.settings", lambda network, bits, compute: asked.append(compute))
+    monkeypatch.setattr("minichat.device.placement.settings", lambda network, bits, compute: asked.append(compute))
     config = minichat.load("minichat-tiny", device="cpu").model.config
     Placement(gpu, expected, "4bit").options(config)
     assert asked == [expected]

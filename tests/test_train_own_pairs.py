@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 import minichat
 from minichat import cli
-from minichat.train.journal import read_metrics
-from minichat.weights.stage1 import read_stage1
+from minichat.train.logging import read_metrics
+from minichat.weights.qformer import read_stage1
 from tests.conftest import ROOT
 from tests.pairs import write_pairs
 from tests.test_stage1_files import publish_as_named

@@ -13,11 +13,10 @@ from safetensors.torch import load_file
 
 import minichat
 from minichat.data import formats
+from minichat.data.dataset import Renderer, Row
 from minichat.data.example import Where
-from minichat.data.rows import Renderer, Row
 from minichat.prompt.render import IGNORED
-from minichat.train.parts import LastReply, parted
-from minichat.train.replies import Replies
+from minichat.train.stages.finetune import LastReply, Replies, parted
 from tests.test_encoder_decoder import convert_t5
 from tests.training import config_of, losses, make_desk, run
 

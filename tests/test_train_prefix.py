@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from minichat.chat import MiniChat
-from minichat.data.batches import Collator
-from minichat.data.rows import Rows
+from minichat.data.dataset import Collator, Rows
+from minichat.inference.bot import MiniChat
 from minichat.model import set_trainable
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import TEMPLATES
-from minichat.train.prefix import Prefix, shared
+from minichat.train.stages.finetune import Prefix, shared
 from tests.data_samples import WORDS, example, rows_of
 from tests.tiny import tiny_bot
 from tests.tiny_network import KINDS

@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Blip2ForImageTextRetrieval
 
-from minichat.data.batches import shares
+from minichat.data.dataset import shares
 from minichat.errors import DataError, MiniChatError, SettingsError
-from minichat.train import pretraining
+from minichat.model.loss import Together
+from minichat.train.checkpoint import seed_of_all, seed_step
 from minichat.train.config import check_unused
 from minichat.train.data import read_data
-from minichat.train.journal import read_metrics
-from minichat.train.pretraining import Pretraining
-from minichat.train.seeding import seed_of_all, seed_step
-from minichat.train.together import Together
-from minichat.weights.stage1 import read_stage1
+from minichat.train.logging import read_metrics
+from minichat.train.stages import qformer
+from minichat.train.stages.qformer import Pretraining
+from minichat.weights.qformer import read_stage1
 from tests.pairs import caption, config_of, make_desk, run, write_pairs
 from tests.published_files import vision_file
 from tests.test_stage1_files import publish, random_model
@@ -303,7 +303,7 @@ class TestBeginnings:
             assert not any(part in note for note in notes for part in {head, temperature} - set(parts))
 
     def test_from_blip2s_own_file(self, desk: Path, tmp_path: Path) -> None:
-        from minichat.weights.stage1 import read_blip2, write_stage1
+        from minichat.weights.qformer import read_blip2, write_stage1
 
         stage1 = read_blip2(**publish(tmp_path, random_model()))
         write_stage1(tmp_path / "stage1", stage1.model, stage1.tokenizer)
@@ -379,7 +379,7 @@ class TestPairs:
         """And are computed once: the second run opens no picture."""
         kept = f"data.features={tmp_path / 'patches'}"
         run(desk, f"out={tmp_path / 'first'}", kept)
-        monkeypatch.setattr(pretraining, "to_pixels", lambda *of: pytest.fail("a picture was opened"))
+        monkeypatch.setattr(qformer, "to_pixels", lambda *of: pytest.fail("a picture was opened"))
         run(desk, f"out={tmp_path / 'second'}", kept)
         for name in ("first", "second"):
             torch.testing.assert_close(torch.tensor(losses(tmp_path / name)), torch.tensor(losses(whole)), **CLOSE)

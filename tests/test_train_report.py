@@ -24,11 +24,12 @@ import minichat
 from minichat import cli
 from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import ModelError, SettingsError
-from minichat.train import opening, report
-from minichat.train.config import plain, read_config
-from minichat.train.journal import Entry, Journal, read_metrics
-from minichat.train.loop import train
-from minichat.train.together import Together
+from minichat.model.loss import Together
+from minichat.train import logging
+from minichat.train.config import read_config
+from minichat.train.logging import Entry, Journal, read_metrics
+from minichat.train.trainer import train
+from minichat.train.yaml_config import plain
 from tests.tiny import noise_picture
 from tests.training import config_of, make_desk, run
 
@@ -85,14 +86,14 @@ def test_all_steps_are_in_the_metrics(finished: tuple[Path, list[str]]) -> None:
     [(3, "3 s"), (89, "89 s"), (600, "10 min"), (5399, "90 min"), (7200, "2.0 h"), (10**6, "277.8 h")],
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert opening.duration(seconds) == said
+    assert logging.duration(seconds) == said
 
 
 def test_parts_in_which_something_trains() -> None:
     model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 3), "b": torch.nn.Linear(3, 1)})
     model["a"].bias.requires_grad_(False)
     model["b"].requires_grad_(False)
-    rows = dict(opening.parts(model))
+    rows = dict(logging.parts(model))
     assert rows["trains"] == "a in part 6 (float32)"
     assert rows["frozen"] == "a in part 3 (float32); b 4 (float32)"
 
@@ -255,7 +256,7 @@ def test_the_curve_is_a_picture(finished: tuple[Path, list[str]], tmp_path: Path
     with Image.open(finished[0] / "curve.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 600
-    report.curve(tmp_path / "empty.png", [])
+    logging.curve(tmp_path / "empty.png", [])
     assert (tmp_path / "empty.png").stat().st_size > 0
 
 
@@ -278,8 +279,8 @@ def test_the_page_trusts_no_text(tmp_path: Path) -> None:
     noise_picture().save(tmp_path / "a.png")
     shown = StoredPicture("a.png", tmp_path / "a.png")
     example = Example((Turn("user", (shown, evil)), Turn("assistant", (evil,))), Where(f"{evil}.jsonl", 1))
-    report.curve(tmp_path / "curve.png", [])
-    report.page(tmp_path / "page.html", [example], [evil], [evil], [(evil, evil)], tmp_path / "curve.png")
+    logging.curve(tmp_path / "curve.png", [])
+    logging.page(tmp_path / "page.html", [example], [evil], [evil], [(evil, evil)], tmp_path / "curve.png")
     assert "<script" not in (tmp_path / "page.html").read_text()
 
 
@@ -287,7 +288,7 @@ def test_a_sample_that_cannot_be_answered_says_why(desk: Path) -> None:
     bot = minichat.load(desk / "model", device="cpu")
     gone = StoredPicture("gone.png", desk / "gone.png")
     example = Example((Turn("user", (gone, "What?")), Turn("assistant", ("A star.",))), Where("a.jsonl", 4))
-    assert report.ask(bot, [example], 4) == [
+    assert logging.ask(bot, [example], 4) == [
         "(a.jsonl:4: the picture 'gone.png' is missing: put it there, or correct its path.)"
     ]
 

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minichat.disk import locked
 from minichat.errors import DataError, SettingsError
+from minichat.fileio import locked
 from minichat.train.checkpoint import Checkpoints
-from minichat.train.loop import train
+from minichat.train.trainer import train
 from tests.processes import ended, started
 from tests.training import (
     checkpoints,
@@ -152,7 +152,7 @@ def test_ctrl_c_stops_after_the_step_and_a_second_at_once(desk: Path, tmp_path: 
     outcome = run(desk, f"out={tmp_path / 'run'}", stop=5, number=signal.SIGINT)
     assert (outcome.step, outcome.signal) == (5, signal.SIGINT)
 
-    from minichat.train.interruption import Interruption
+    from minichat.train.data_loader import Interruption
 
     with pytest.raises(KeyboardInterrupt), Interruption():
         os.kill(os.getpid(), signal.SIGINT)
@@ -233,7 +233,7 @@ def test_another_precision_is_told(desk: Path, tmp_path: Path, monkeypatch: pyte
     """A run that goes on where `auto` means something else, as on another machine."""
     given = [f"out={tmp_path / 'run'}"]
     run(desk, *given, stop=2)
-    for place in ("minichat.train.run", "minichat.train.network", "minichat.train.loop"):
+    for place in ("minichat.train.run", "minichat.train.setup", "minichat.train.trainer"):
         monkeypatch.setattr(f"{place}.precision", lambda name, device: torch.bfloat16)
     said: list[str] = []
     assert train(config_of(desk, *given), say=said.append).signal is None
@@ -262,7 +262,7 @@ def test_a_finished_run_is_left_as_it_is(desk: Path, tmp_path: Path) -> None:
 
 
 def test_resume_begins_nothing(desk: Path, tmp_path: Path) -> None:
-    from minichat.train.loop import train
+    from minichat.train.trainer import train
     from tests.training import config_of
 
     with pytest.raises(SettingsError, match="There is no run in 'run' to resume"):

@@ -15,25 +15,22 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from minichat.data.drawn import DrawnStream
 from minichat.data.example import Example, StoredPicture, Turn, Where
-from minichat.data.formats.stream import Part
 from minichat.errors import DataError, SettingsError
-from minichat.prompt.processing import MODEL_FILE
-from minichat.prompt.wordpiece import write_vocabulary
-from minichat.scenes.training import ORDINALS
-from minichat.train import language, vision
-from minichat.train.config import Config, OptimizerConfig, Source, read_config
+from minichat.prompt.processor import MODEL_FILE
+from minichat.prompt.tokenizer import write_vocabulary
+from minichat.toy import train_lm, train_vision
+from minichat.toy.dataset import DrawnStream
+from minichat.toy.dialogues import ORDINALS
+from minichat.toy.train_lm import Language, train_tokenizer
+from minichat.toy.train_vision import Sight, Vision, labels
+from minichat.train.checkpoint import make_optimizer
+from minichat.train.config import Config, NewVision, OptimizerConfig, Source, read_config
 from minichat.train.data import _mixed, texts
-from minichat.train.language import Language
-from minichat.train.loop import train
-from minichat.train.new_parts import NewVision
-from minichat.train.optimizer import make_optimizer
-from minichat.train.sight import labels
-from minichat.train.vision import Sight, Vision
-from minichat.train.vocabulary import train_tokenizer
-from minichat.weights.begin import read_vision
+from minichat.train.data_loader import Part
+from minichat.train.trainer import train
 from minichat.weights.convert import convert
+from minichat.weights.qformer import read_vision
 
 CPU = torch.device("cpu")
 ROAD = Path(__file__).parent.parent / "train_configs" / "tiny"
@@ -48,7 +45,7 @@ TRAINED = cache(train_tokenizer)
 @pytest.fixture(autouse=True)
 def tokenizers_are_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each takes more than a second; that it is the same each time is tested below."""
-    for module in (language, vision):
+    for module in (train_lm, train_vision):
         monkeypatch.setattr(module, "train_tokenizer", TRAINED)
 
 

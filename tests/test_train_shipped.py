@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import minichat
 from minichat import cli
-from minichat.train import vocabulary
+from minichat.toy import train_lm
 from minichat.train.config import read_config
-from minichat.train.journal import read_metrics
+from minichat.train.logging import read_metrics
 from tests.test_train_data import write_tar
 from tests.tiny import SENTENCES, noise_picture, tiny_bot
 
@@ -97,7 +97,7 @@ def test_the_built_in_model(desk: Path) -> None:
 
 def test_language_in_peoples_words(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run by its curriculum, in which each stage is reached."""
-    monkeypatch.setattr(vocabulary, "_SPOKEN_LINES", 6_000)
+    monkeypatch.setattr(train_lm, "_SPOKEN_LINES", 6_000)
     sizes = ["language.width=24", "language.feed_forward=48", "language.layers=1", "language.heads=2"]
     until = [f"data.train.0.options.stages.{number}.until={2 * number + 2}" for number in range(2)]
     settings = ["run.steps=3", "run.batch_size=2", "report.log_every=1", "model.dtype=float32"]

@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from minichat.train.config import OptimizerConfig
-from minichat.train.replies import Replies
 from minichat.train.run import Standing
-from minichat.train.verdict import verdict
+from minichat.train.stages.finetune import Replies
+from minichat.train.trainer import verdict
 from tests.training import make_desk, said_by, same
 
 RATE = OptimizerConfig(rate=0.5, warmup_steps=3)

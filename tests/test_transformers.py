@@ -14,10 +14,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextIteratorStreamer, pipeline
 
 import minichat
-from minichat.chat import MiniChat
+from minichat.inference.bot import MiniChat
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.pixels import MiniChatImageProcessor
-from minichat.prompt.processing import MiniChatProcessor
+from minichat.prompt.processor import MiniChatImageProcessor, MiniChatProcessor
 from tests.tiny import noise_picture, tiny_bot
 from tests.tiny_network import SIDE, tiny_network
 from tests.tiny_t5 import t5_config, t5_tokenizer

@@ -25,7 +25,7 @@ from PIL import Image
 from minichat.errors import MiniChatError, PromptError
 from minichat.web import Limits, Running, build_app, launch
 from minichat.web.handlers import HALF
-from minichat.web.store import OWN
+from minichat.web.sessions import OWN
 from tests.fake_bot import FakeBot
 from tests.web_visitor import API, DEFAULTS, Reply, Visitor, png, words
 
@@ -705,7 +705,7 @@ def test_a_broken_connection_may_come_back(page, bot, visitor):
 
 
 def test_a_tab_that_closes_takes_no_other_tabs_picture_with_it(page, bot, visitor, monkeypatch):
-    monkeypatch.setattr("minichat.web.store.UPLOAD_GRACE", 0.0)
+    monkeypatch.setattr("minichat.web.sessions.UPLOAD_GRACE", 0.0)
     tab = Visitor(page.url, like=visitor)
     with contextlib.ExitStack() as connections:
 
@@ -848,7 +848,7 @@ def test_demo_serves_the_model_it_is_told(monkeypatch, capsys, files):
         asked.update(name=name, **options)
         return FakeBot(name)
 
-    monkeypatch.setattr(importlib.import_module("minichat.load"), "load", load)
+    monkeypatch.setattr(importlib.import_module("minichat.inference.bot"), "load", load)
     monkeypatch.setattr(Running, "wait", lambda self: self.close())
     assert demo.main(["--model", "some-folder", "--device", "cpu", "--dtype", "float32"]) == 0
     assert asked == {"name": "some-folder", "device": "cpu", "dtype": "float32"}
@@ -859,7 +859,7 @@ def test_demo_serves_the_model_it_is_told(monkeypatch, capsys, files):
     def pressed(name, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("minichat.load"), "load", pressed)
+    monkeypatch.setattr(importlib.import_module("minichat.inference.bot"), "load", pressed)
     assert demo.main([]) == 130  # Ctrl-C ends it in order at any time, and not once the page is up alone
 
 

@@ -16,12 +16,22 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minichat.errors import MiniChatError, SettingsError
-from minichat.web.bubbles import SHOWN_SIDE, data_url, escape, unescape
-from minichat.web.examples import EXAMPLES
 from minichat.web.guard import address_of, private_id
-from minichat.web.limits import Limits
-from minichat.web.settings import panel, read
-from minichat.web.store import GRACE, IN_USE, LEFT, OWN, ROOM, UPLOAD_GRACE, BusyError, Sessions, Uploads
+from minichat.web.handlers import EXAMPLES, SHOWN_SIDE, data_url, escape, unescape
+from minichat.web.sessions import (
+    GRACE,
+    IN_USE,
+    LEFT,
+    OWN,
+    ROOM,
+    UPLOAD_GRACE,
+    BusyError,
+    Limits,
+    Sessions,
+    Uploads,
+    panel,
+    read,
+)
 
 
 class Clock:
@@ -245,8 +255,8 @@ def test_what_was_not_sent_goes_with_the_last_page(tmp_path, clock):
 
 LEFT_BEHIND = """
 import io, os, pathlib, signal, sys
-from minichat.web.limits import Limits
-from minichat.web.store import Uploads
+from minichat.web.sessions import Limits
+from minichat.web.sessions import Uploads
 uploads = Uploads(pathlib.Path(sys.argv[1]), Limits())
 uploads.start()
 uploads.add(io.BytesIO(b"x"), "a.png", "v")
@@ -334,7 +344,7 @@ def test_no_value_of_a_setting_is_too_strange_to_be_refused_by_name():
 
 
 def test_settings_are_those_of_generation():
-    from minichat.settings import GenerationSettings
+    from minichat.inference.sampling import GenerationSettings
 
     fields = panel(Limits())
     for values in zip(*[(field.low, field.high, field.default) for field in fields], strict=True):

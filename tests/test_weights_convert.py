@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import minichat
 from minichat.errors import MiniChatError, ModelError, SettingsError
 from minichat.model import MiniChatForConditionalGeneration
-from minichat.weights import writing
+from minichat.weights import checkpoint_io
 from minichat.weights.convert import convert
 from tests.published_files import LLM, PROJECTION, QFORMER, VIT, arguments, publish, publish_blip2
 from tests.tiny import noise_picture, tiny_bot, tokenizer_model
@@ -339,7 +339,7 @@ def test_spare_rows_of_the_vocabulary_have_a_limit(files: Path, tmp_path: Path) 
 
 
 def test_shards_are_whole(published: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing.write_tensors, "__defaults__", ("model.safetensors", 20_000))
+    monkeypatch.setattr(checkpoint_io.write_tensors, "__defaults__", ("model.safetensors", 20_000))
     out = convert(tmp_path / "out", merge=True, **arguments(published["qformer"]))
     assert len(list(out.glob("model-*.safetensors"))) > 2
     assert minichat.load(out, device="cpu").caption([noise_picture()], max_new_tokens=2)

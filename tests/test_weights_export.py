@@ -17,10 +17,10 @@ import minichat
 from minichat.errors import ModelError, SettingsError
 from minichat.weights.convert import convert
 from minichat.weights.export import export
-from minichat.weights.files import WEIGHTS
+from minichat.weights.hub import WEIGHTS
 from minichat.weights.projection import write_projection
-from minichat.weights.stage1 import read_stage1
-from minichat.weights.zoo import find
+from minichat.weights.qformer import read_stage1
+from minichat.weights.registry import find
 from tests import processes
 from tests.published_files import arguments, publish
 from tests.tiny import noise_picture

@@ -16,13 +16,12 @@ from gguf.quants import dequantize, quantize
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from minichat.errors import ModelError
-from minichat.prompt.fast import to_hugging_face
-from minichat.prompt.tokenizer import SentencePieceTokenizer
+from minichat.prompt.tokenizer import SentencePieceTokenizer, to_hugging_face
 from minichat.weights import gguf_llm
-from minichat.weights.gguf_file import GgufFile
+from minichat.weights.gguf import GgufFile
 from minichat.weights.gguf_llm import unpack
+from minichat.weights.known_models import unpacked
 from minichat.weights.llm import find_llm, referred_llm
-from minichat.weights.packaged import unpacked
 from tests.gguf_files import CHATML, CONTROLS, F16, F32, Q4_1, Q8_0, TOKENS, tiny_llm, write_gguf
 from tests.tiny import tokenizer_model
 

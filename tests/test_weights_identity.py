@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from minichat.data.features import Origin
+from minichat.data.feature_cache import Origin
 from minichat.search import Reader
-from minichat.weights import identity as module
-from minichat.weights.identity import identity
-from minichat.weights.stage1 import Stage1
+from minichat.weights import checkpoint_io
+from minichat.weights.checkpoint_io import identity
+from minichat.weights.qformer import Stage1
 from tests.tiny import tiny_bot
 from tests.tiny_stage1 import tiny_pretraining
 
@@ -79,8 +79,8 @@ def test_the_last_byte_of_a_large_tensor_is_in_the_key() -> None:
 
 def test_tensors_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[bool] = []
-    whole = module.fingerprint
-    monkeypatch.setattr(module, "fingerprint", lambda *a, **k: counted.append(True) or whole(*a, **k))
+    whole = checkpoint_io.fingerprint
+    monkeypatch.setattr(checkpoint_io, "fingerprint", lambda *a, **k: counted.append(True) or whole(*a, **k))
     bot = tiny_bot()
     first = [identity(bot.model.vision_model, bot.model.config.vision_config) for _ in range(3)]
     assert len(set(first)) == len(counted) == 1

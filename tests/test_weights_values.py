@@ -15,12 +15,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import minichat
 from minichat.errors import ModelError
-from minichat.load import load_processor
-from minichat.weights.begin import read_vision
+from minichat.inference.bot import load_processor
 from minichat.weights.convert import convert
 from minichat.weights.export import export
 from minichat.weights.llm import find_llm
-from minichat.weights.stage1 import Stage1, read_stage1, write_stage1
+from minichat.weights.qformer import Stage1, read_stage1, read_vision, write_stage1
 from tests.published_files import LLM, PROJECTION, QFORMER, VIT, arguments, publish, publish_blip2
 from tests.tiny import tiny_bot
 from tests.tiny_stage1 import tiny_pretraining, vocabulary
@@ -251,7 +250,7 @@ def test_values_of_a_blip2(blip2: Path, tmp_path: Path, part: str, key: str, val
     ids=str,
 )
 def test_values_of_stage_1(tmp_path: Path, part: str, key: str, value: Any) -> None:
-    from minichat.prompt.wordpiece import read_wordpiece
+    from minichat.prompt.tokenizer import read_wordpiece
 
     words = read_wordpiece(vocabulary(tmp_path / "words"))
     write_stage1(tmp_path / "model", Stage1(tiny_pretraining(), words).model, words)
@@ -379,7 +378,7 @@ def test_other_numbers_in_an_llm_that_is_referred_to(blip2: Path, tmp_path: Path
 
 
 def test_other_numbers_in_a_trained_projection_and_in_stage_1(saved: Path, tmp_path: Path) -> None:
-    from minichat.prompt.wordpiece import read_wordpiece
+    from minichat.prompt.tokenizer import read_wordpiece
 
     export(str(saved), "projection", tmp_path / "trained")
     name = recast_file(tmp_path / "trained" / "projection.safetensors", "weight", torch.int32)

@@ -25,18 +25,18 @@ from typer.testing import CliRunner
 
 import minichat
 from minichat import cli
-from minichat.chat import MiniChat
+from minichat.device import memory
+from minichat.device.placement import Device, Machine
 from minichat.errors import ModelError
-from minichat.hardware import advice
-from minichat.hardware.machine import Device, Machine
+from minichat.inference.bot import MiniChat
 from minichat.prompt.template import TEMPLATES
-from minichat.weights import fetch as fetching
-from minichat.weights import places, zoo
+from minichat.weights import hub as places
+from minichat.weights import registry
 from minichat.weights.convert import convert
 from minichat.weights.hub import HubFile
-from minichat.weights.known import KNOWN, KNOWN_LLMS, KnownModel, PublishedFile, Repository
+from minichat.weights.known_models import KNOWN, KNOWN_LLMS, KnownModel, PublishedFile, Repository
 from minichat.weights.projection import vision_source, write_projection
-from minichat.weights.zoo import default_model, find
+from minichat.weights.registry import default_model, find
 from tests.hub import StandInHub, serving
 from tests.published_files import LLM, PROJECTION, QFORMER, VIT, publish, publish_blip2, publish_pickled
 from tests.tiny import noise_picture
@@ -180,7 +180,7 @@ def test_a_known_model_is_fetched_and_converted_once(
 
 
 def out_folder() -> Path:
-    return fetching.model_folder(KNOWN["small-qformer"])
+    return registry.model_folder(KNOWN["small-qformer"])
 
 
 def test_the_originals_files_are_taken_where_they_are_put(hub: StandInHub, published: Published) -> None:
@@ -336,13 +336,13 @@ def test_a_memory_that_is_too_small(hub: StandInHub, monkeypatch: pytest.MonkeyP
     )
     shutil.rmtree(out_folder())
     hub.requests.clear()
-    monkeypatch.setattr(advice, "look", lambda device=None: Machine((Device("cpu", "processor", 2**30, 1000),)))
+    monkeypatch.setattr(memory, "look", lambda device=None: Machine((Device("cpu", "processor", 2**30, 1000),)))
     for name in ("small-qformer", trained):
         with pytest.raises(ModelError, match=r"'small-qformer' needs about .* of memory in float32, but 0.00 GiB is"):
             minichat.load(name, device="cpu")
     assert hub.requests == []
     assert not out_folder().exists()
-    monkeypatch.setenv(advice.IGNORE, "1")
+    monkeypatch.setenv(memory.IGNORE, "1")
     minichat.load("small-qformer", device="cpu")
 
 
@@ -358,7 +358,7 @@ def test_a_disk_that_is_too_small(hub: StandInHub, monkeypatch: pytest.MonkeyPat
 
 CHILD = """
 import pickle, sys
-from minichat.weights.fetch import fetch
+from minichat.weights.registry import fetch
 print(fetch(pickle.loads(bytes.fromhex(sys.argv[1]))))
 """
 
@@ -523,7 +523,7 @@ def test_models_lists_them(hub: StandInHub, published: Published, tmp_path: Path
         return {row["name"]: row for row in map(json.loads, result.stdout.splitlines())}
 
     before = rows()
-    built_in = ["minichat-tiny", *(name for name in zoo.BUILT_IN_STAGE1 if (zoo.ASSETS / name).is_dir())]
+    built_in = ["minichat-tiny", *(name for name in registry.BUILT_IN_STAGE1 if (registry.ASSETS / name).is_dir())]
     assert list(before) == [*built_in, *KNOWN_LLMS, *KNOWN]
     assert [name for name, row in before.items() if row["here"]] == built_in
     large = before["minigpt4-vicuna-7b"]

@@ -13,8 +13,8 @@ import sentencepiece
 import torch
 from PIL import Image
 
-from minichat.chat import MiniChat
-from minichat.prompt.processing import MiniChatProcessor
+from minichat.inference.bot import MiniChat
+from minichat.prompt.processor import MiniChatProcessor
 from tests.tiny_network import SIDE, tiny_network
 
 SENTENCES = (

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minichat.model.pretraining import QFormerPretraining
-from minichat.model.pretraining_config import PretrainingConfig
+from minichat.model.config import PretrainingConfig
+from minichat.model.qformer_pretrain import QFormerPretraining
 
 SIDE, PATCHES, QUERIES, VOCABULARY = 28, 5, 3, 23
 WORDS = [

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minichat.train.config import Config, read_config
-from minichat.train.journal import read_metrics
-from minichat.train.loop import Outcome, train
-from minichat.train.typed import write_yaml
+from minichat.train.logging import read_metrics
+from minichat.train.trainer import Outcome, train
+from minichat.train.yaml_config import write_yaml
 from tests.tiny import SENTENCES, noise_picture, tiny_bot
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from minichat.web.limits import Limits
-from minichat.web.settings import panel
+from minichat.web.sessions import Limits, panel
 
 API = "/gradio_api"
 DEFAULTS = [field.default for field in panel(Limits())]

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from benchmarks.figures.paper import LARGE, SMALL, SOFT, WIDTH, Missing, picture, say, sheet, whole
 from benchmarks.figures.world import SHOWN
-from minichat.evaluate.scenes import held_out_scene
 from minichat.images import to_pixels
-from minichat.model.pretraining import QFormerPretraining
-from minichat.scenes.draw import draw as draw_scene
-from minichat.weights.stage1 import read_stage1
+from minichat.model.qformer_pretrain import QFormerPretraining
+from minichat.toy.evaluate import held_out_scene
+from minichat.toy.world import draw as draw_scene
+from minichat.weights.qformer import read_stage1
 
 _ACROSS, _PATCH = 8, 16  # pictures in a row; pixels of a patch as it is shown
 Maps = NDArray[np.float64]  # (queries, patches in a column, patches in a row), each summing up to 1

@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.figures.paper import INK, LARGE, NORMAL, QUERY, SMALL, SOFT, TRAINED, Missing, sheet
 from benchmarks.figures.stages import ROAD
+from minichat.train.checkpoint import METRICS
 from minichat.train.config import Config, read_config
-from minichat.train.files import METRICS
 
 STAGES = tuple(sorted(file.stem for file in ROAD.glob("*.yaml")))
 _COUNTED = {

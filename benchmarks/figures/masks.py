@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures.paper import FAINT, LARGE, QUERY, SMALL, SOFT, WIDTH, WORD, say, sheet, whole
-from minichat.model.masks import bidirectional, multimodal_causal, unimodal
+from minichat.model.qformer_pretrain import bidirectional, multimodal_causal, unimodal
 
 QUERIES = 4  # a model has 32; the rule is the same
 TEXT = ("a", "red", "star", "[SEP]")

@@ -20,15 +20,14 @@ from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from benchmarks.figures.paper import FROZEN, INK, WIDTH, Missing, picture, say, sheet, whole
 from benchmarks.figures.world import SHOWN
-from minichat.data.drawn import DrawnPicture
-from minichat.evaluate.scenes import held_out_scene
 from minichat.images import to_pixels
-from minichat.scenes.description import LEVELS
-from minichat.scenes.draw import POLYGONS, RGB
-from minichat.scenes.draw import draw as draw_scene
-from minichat.scenes.world import COLOURS, SHAPES, SIZES, random_scene
-from minichat.train.sight import SightHeads, labels
-from minichat.weights.begin import read_vision
+from minichat.toy.captions import LEVELS
+from minichat.toy.dataset import DrawnPicture
+from minichat.toy.evaluate import held_out_scene
+from minichat.toy.train_vision import SightHeads, labels
+from minichat.toy.world import COLOURS, POLYGONS, RGB, SHAPES, SIZES, random_scene
+from minichat.toy.world import draw as draw_scene
+from minichat.weights.qformer import read_vision
 
 PICTURES, STEPS, BATCH = 320, 500, 32  # that the heads learn from
 _TOLD = (len(SHAPES) + 1, len(COLOURS), len(SIZES), LEVELS, LEVELS)  # of a patch, in the heads' order

@@ -9,13 +9,10 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.figures.paper import FAINT, INK, LARGE, SMALL, SOFT, WIDTH, picture, say, sheet, whole
-from minichat.evaluate import outside as measured
-from minichat.evaluate.redrawn import MANNERS
-from minichat.evaluate.scenes import DRAWINGS, held_out_scene
-from minichat.scenes import outside as taught
-from minichat.scenes.description import CELLS, COLUMNS, NONE, ROWS, Bag, description
-from minichat.scenes.draw import RGB, Style, draw
-from minichat.scenes.world import Scene
+from minichat.toy import off_distribution
+from minichat.toy.captions import CELLS, COLUMNS, NONE, ROWS, Bag, description
+from minichat.toy.evaluate import DRAWINGS, MANNERS, held_out_scene
+from minichat.toy.world import RGB, Scene, Style, draw
 
 SHOWN = 1027  # the held-out scene of the figures: one of its six things is told in two cells
 
@@ -103,8 +100,8 @@ def draw_worlds() -> Any:
         ("The drawn world, as training draws it: sharp or soft, clean or rough", _trained()),
         ("One scene, in several drawings by the same program", _drawings()),
         ("That scene by another program: for measuring only", _redrawn()),
-        ("Not of the drawn world: kinds that training shows", _foreign(taught.KINDS)),
-        ("Not of the drawn world: other kinds, for measuring only", _foreign(measured.KINDS)),
+        ("Not of the drawn world: kinds that training shows", _foreign(off_distribution.KINDS)),
+        ("Not of the drawn world: other kinds, for measuring only", _foreign(off_distribution.HELD_OUT_KINDS)),
     ]
     step = WIDTH / _ACROSS
     high = step + 0.46
@@ -122,7 +119,7 @@ def draw_worlds() -> Any:
 
 
 def _trained() -> list[Named]:
-    """Scenes and styles at random, as `minichat.data.drawn` has them."""
+    """Scenes and styles at random, as `minichat.toy.dataset` has them."""
     shown = []
     for number in range(_ACROSS):
         rng = random.Random(f"shown {number}")
@@ -156,4 +153,4 @@ def _redrawn() -> list[Named]:
 
 
 def _foreign(kinds: Iterable[str]) -> list[Named]:
-    return [(kind, measured.Foreign(kind, 1).open()) for kind in kinds]
+    return [(kind, off_distribution.Foreign(kind, 1).open()) for kind in kinds]

@@ -25,10 +25,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from minichat.captioning.journal import Journal, Planned, Result
-from minichat.captioning.text import Shape, filled
-from minichat.disk import json_line, open_to_others, to_disk
+from minichat.captioning.journal import Journal, Planned, Result, Shape, filled
 from minichat.errors import DataError, PromptError, shown
+from minichat.fileio import json_line, open_to_others, to_disk
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".json": "coco"}
 FORMATS = ("jsonl", "csv", "parquet", "coco", "txt", "caption", "webdataset")

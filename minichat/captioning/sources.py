@@ -21,17 +21,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from minichat.captioning.journal import Planned
-from minichat.data.example import Member, Problem, StoredPicture, Where
-from minichat.data.formats import arrow, coco, shards
-from minichat.data.formats.columns import PICTURE, TEXT
-from minichat.data.formats.harmless import empty
-from minichat.data.formats.lines import parse, read_text, records
-from minichat.data.formats.record import Shelf
-from minichat.data.tables import Cell, is_table
-from minichat.disk import open_file
+from minichat.data.example import Cell, Member, Problem, StoredPicture, Where, is_table, parse, read_text, records
+from minichat.data.formats import folder as shards
+from minichat.data.formats import pairs, tables
+from minichat.data.formats.base import Shelf, empty
+from minichat.data.formats.tables import PICTURE, TEXT
 from minichat.errors import DataError, listing, shown
-from minichat.folders import Skipped, looks_like_picture, walk
-from minichat.signatures import SPELLED, SUFFIXES
+from minichat.fileio import SPELLED, SUFFIXES, Skipped, looks_like_picture, open_file, walk
 
 STDIN = "-"
 MISSING = "missing"  # the stamp of a file that is not there
@@ -94,7 +90,7 @@ class Sources:
     # --- files and folders
 
     def _folder(self, folder: Path, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
-        if arrow.is_saved(folder):
+        if tables.is_saved(folder):
             yield from self._tables(source, leave_out)
             return
         closed: list[Skipped] = []
@@ -109,7 +105,7 @@ class Sources:
                 for tar in shards.tars(source):
                     yield from self._tar(tar, leave_out)
                 return
-            if arrow.is_folder(folder):
+            if tables.is_folder(folder):
                 yield from self._tables(source, leave_out)
                 return
             raise DataError(
@@ -194,13 +190,13 @@ class Sources:
     def _coco(self, path: Path, source: str, document: dict[str, Any]) -> Iterator[Planned]:
         """The images of COCO's annotations, with their ids."""
         texts: dict[Any, str] = {}
-        for note in document.get(coco.NOTES) or []:
+        for note in document.get(pairs.NOTES) or []:
             if isinstance(note, dict) and isinstance(note.get("caption"), str):
                 texts.setdefault(note.get("image_id"), note["caption"])
         part = path.stem.rpartition("_")[2]
         homes = [home / name for home in (path.parent, path.parent.parent) for name in ("", "images", part)]
         homes += [home / "images" / part for home in (path.parent, path.parent.parent)]
-        for number, image in enumerate(document[coco.IMAGES], start=1):
+        for number, image in enumerate(document[pairs.IMAGES], start=1):
             name, key = (image.get("file_name"), image.get("id")) if isinstance(image, dict) else (None, None)
             if not isinstance(name, str) or isinstance(key, bool) or not isinstance(key, int | str):
                 raise DataError(f"{source}: image {number} has no 'file_name' and 'id': give it both.")
@@ -223,12 +219,12 @@ class Sources:
                 )
 
     def _tables(self, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
-        for file in arrow.files(Path(source), source):
+        for file in tables.files(Path(source), source):
             yield from self._table(file, leave_out)
 
     def _table(self, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
         path, changed = Path(source), stamp(Path(source))
-        for item in arrow.rows(path, source):
+        for item in tables.arrow_rows(path, source):
             if isinstance(item, Problem):
                 leave_out(Skipped(path, str(item)))
             else:
@@ -326,7 +322,7 @@ def _document(path: Path, source: str) -> dict[str, Any] | None:
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
         return None
     value = parse(text, Where(source, 1))
-    return value if isinstance(value, dict) and isinstance(value.get(coco.IMAGES), list) else None
+    return value if isinstance(value, dict) and isinstance(value.get(pairs.IMAGES), list) else None
 
 
 def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Problem]:

@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 
 from minichat import __version__
-from minichat.cli import caption, data, evaluate, search, streams, talk, train, weights
-from minichat.cli.shared import FAILED, TERMINATED, commands
+from minichat.cli import chat, data, models, options
+from minichat.cli.options import FAILED, TERMINATED, commands
 
 app = commands()
 
@@ -32,15 +32,15 @@ def root(
         raise typer.Exit()
 
 
-for group in (talk, caption, search, train, evaluate, weights):
+for group in (chat, models):
     app.registered_commands += group.app.registered_commands
 app.add_typer(data.app, name="data")
-app.add_typer(weights.catalogue, name="models")
+app.add_typer(models.catalogue, name="models")
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    streams.prepare()
+    options.prepare()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)  # so that files are closed and `finally` is heeded
     try:
@@ -50,7 +50,7 @@ def main() -> None:
             sys.stdout.flush()
     except BrokenPipeError:
         sys.exit(FAILED)
-    except streams.OutputError as error:
+    except options.OutputError as error:
         typer.echo(f"minichat: {error}", err=True)
         sys.exit(FAILED)
 

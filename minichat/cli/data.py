@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from minichat.cli.shared import (
+from minichat.cli.options import (
     DEFAULT_MODEL,
     FAILED,
     SOME_FAILED,
@@ -127,10 +127,10 @@ def preview(
     """Show records as the model is to see them, with what it learns from marked."""
     from itertools import islice
 
-    from minichat.data import preview as previews
+    from minichat.data import check as previews
     from minichat.data.formats import read
-    from minichat.disk import new_file
     from minichat.errors import DataError
+    from minichat.fileio import new_file
 
     options = _options(locals())
     processor, _ = _processor(model)
@@ -163,8 +163,8 @@ def convert(
     unknown_keys: UnknownKeys = None,
 ) -> None:
     """Write a data set as JSON lines of messages, or as LLaVA's JSON."""
+    from minichat.data.export import write
     from minichat.data.formats import read
-    from minichat.data.write import write
 
     options = _options(locals())
     left_out: list[Problem] = []
@@ -190,8 +190,8 @@ def split(
     unknown_keys: UnknownKeys = None,
 ) -> None:
     """Write train, validation and test sets, no picture of one of which is in another."""
+    from minichat.data.export import split
     from minichat.data.formats import examples
-    from minichat.data.split import split
 
     options = _options(locals())
     left_out: list[Problem] = []
@@ -223,7 +223,7 @@ def features(
     A folder that holds some of them already is made whole: a pass that was stopped goes on. Pictures that cannot be
     opened are named.
     """
-    from minichat.data.encoding import encode
+    from minichat.data.feature_cache import encode
     from minichat.data.formats import examples
 
     options = _options(locals())
@@ -274,7 +274,7 @@ def vocabulary(
     SOURCE may also be a training configuration (.yaml): then it is of the replies that this learns from.
     """
     from minichat.data.formats import examples
-    from minichat.prompt.wordpiece import write_vocabulary
+    from minichat.prompt.tokenizer import write_vocabulary
     from minichat.train.config import read_config
     from minichat.train.data import texts as texts_of
 
@@ -302,10 +302,10 @@ def answers(
     Mixed into a training, its own words keep an LLM from forgetting how it talks (self-distillation).
     """
     from minichat.data.example import Example, Turn, Where
-    from minichat.data.formats.asking import read_instructions
-    from minichat.data.write import write
+    from minichat.data.export import write
+    from minichat.data.formats.base import read_instructions
     from minichat.evaluate.replies import Ask, Teller
-    from minichat.load import load
+    from minichat.inference.bot import load
 
     asked = list(dict.fromkeys(read_instructions(questions)))
     said = Teller(load(model), batch_size=batch_size, progress=_progress).replies(list(map(Ask, asked)), max_new_tokens)
@@ -327,7 +327,7 @@ def scenes(
     style: Annotated[Talk, typer.Option("--style", help="Of the conversations.")] = Talk.dialogues,
 ) -> None:
     """Write drawn scenes and conversations about them, as JSONL of messages with a folder of pictures."""
-    from minichat.scenes import dataset
+    from minichat.toy import dataset
 
     dataset.write(out, count, seed=seed, size=size, style=style.value)
     typer.echo(f"{count} samples are in {out}.", err=True)
@@ -352,7 +352,7 @@ def _tell(left_out: list[Problem]) -> None:
 
 def _processor(model: str) -> Any:
     """A model's processor, and how many tokens it can read; its weights stay where they are."""
-    from minichat.load import load_processor
+    from minichat.inference.bot import load_processor
 
     return load_processor(model)
 

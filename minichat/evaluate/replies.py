@@ -1,22 +1,54 @@
-"""Many questions about many pictures → replies, in batches; a picture is encoded once, however much is asked of it."""
+"""Many questions about many pictures → replies, in batches; and what every task is."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from PIL import Image
 
+from minichat.device.memory import memory_told
 from minichat.errors import SettingsError
-from minichat.hardware.exhaustion import memory_told
+from minichat.evaluate.metrics import Outcome
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minichat.chat import MiniChat
+    from minichat.inference.bot import MiniChat
     from minichat.prompt.conversation import Conversation
+
+
+# --- What every task is: a fixed set of questions that a bot, seeing or blind, can be put through.
+
+
+class Content(Protocol):
+    def content(self) -> Iterable[str]:
+        """All that is asked and what is true, as text: what makes two exams the same."""
+        ...
+
+
+class Exam(Content, Protocol):
+    """Equal exams ask the same of every bot."""
+
+    def take(self, teller: Teller) -> Outcome:
+        """Ask, and score what is replied."""
+        ...
+
+
+def fingerprint(exam: Content) -> str:
+    """A hash of what is asked: figures can be compared where it is the same."""
+    whole = hashlib.sha256()
+    for text in exam.content():
+        whole.update(text.encode("utf-8", "surrogatepass"))  # a file's name may be no Unicode
+        whole.update(b"\n")
+    return whole.hexdigest()
+
+
+# --- Many questions about many pictures → replies, in batches; a picture is encoded once, however much is asked of it.
+
 
 KEPT = 1024  # so many pictures' features are held at once
 _TOO_MANY = "batch_size is {}, and so many questions do not fit into memory: lower it."
@@ -137,15 +169,16 @@ class Teller:
     def _answer(self, asks: Sequence[Ask], max_new_tokens: int) -> list[Reply]:
         import torch
 
-        from minichat.generation import GenerationSettings, generate_rows
-        from minichat.history import check_fits
+        from minichat.inference.generate import generate_rows
+        from minichat.inference.sampling import GenerationSettings
+        from minichat.inference.session import check_context
 
         bot = self.bot
         settings = GenerationSettings(max_new_tokens=max_new_tokens)
         conversations = [_conversation(ask) for ask in asks]
         rendered = [bot.processor.render(c, add_generation_prompt=True) for c in conversations]
         for conversation, prompt in zip(conversations, rendered, strict=True):
-            check_fits(conversation, len(prompt.ids), max_new_tokens, bot.context)
+            check_context(conversation, len(prompt.ids), max_new_tokens, bot.context)
         batch = bot.processor.batch([replace(prompt, pictures=()) for prompt in rendered]).to(bot.device)
         features = self._look([picture for ask in asks for picture in ask.all_pictures()])
         with bot.turnstile, torch.inference_mode():

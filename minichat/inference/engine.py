@@ -18,18 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minichat.device.memory import free_memory, out_of_memory
+from minichat.device.placement import entry_device, look
 from minichat.errors import PromptError
-from minichat.generation import Prompt
-from minichat.hardware.exhaustion import free_memory, out_of_memory
-from minichat.hardware.machine import look
-from minichat.hardware.spreading import entry_device
-from minichat.inference.kv_pool import KeyValuePool, poolable
-from minichat.inference.prefixes import PrefixTree, shared
-from minichat.inference.sampler import Sampler, noise_generator
-from minichat.onerow import one_row
-from minichat.settings import GenerationSettings
-from minichat.stopping import Decoder, ReplyText, Stops
-from minichat.turnstile import Turnstile
+from minichat.inference.generate import Prompt, Turnstile, one_row
+from minichat.inference.kv_cache import KeyValuePool, PrefixTree, poolable, shared
+from minichat.inference.sampling import Decoder, GenerationSettings, ReplyText, Sampler, Stops, noise_generator
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration

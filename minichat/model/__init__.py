@@ -7,10 +7,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 # From its own module: without torchvision, transformers 5.16 exports a stand-in that only raises.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from minichat.model.configuration import BridgeConfig, MiniChatConfig
-from minichat.model.freezing import set_trainable
-from minichat.model.modeling import MiniChatForConditionalGeneration, MiniChatOutput
-from minichat.prompt.processing import MiniChatImageProcessor, MiniChatProcessor
+from minichat.model.config import BridgeConfig, MiniChatConfig
+from minichat.model.loss import set_trainable
+from minichat.model.minichat import MiniChatForConditionalGeneration, MiniChatOutput
+from minichat.prompt.processor import MiniChatImageProcessor, MiniChatProcessor
 
 AutoConfig.register("minichat", MiniChatConfig, exist_ok=True)
 AutoModelForImageTextToText.register(MiniChatConfig, MiniChatForConditionalGeneration, exist_ok=True)

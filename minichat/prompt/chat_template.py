@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from minichat.errors import PromptError, sentence
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.fast import FastTokenizer
 from minichat.prompt.render import render, render_text
 from minichat.prompt.template import OWN, Template
+from minichat.prompt.tokenizer import FastTokenizer
 
 # Words that no template writes, the system's first. Their white space tells which roles a template trims.
 _SYSTEM = "\n Sysqx1 text \n"

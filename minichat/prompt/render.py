@@ -22,8 +22,7 @@ from PIL import Image
 
 from minichat.errors import PromptError
 from minichat.prompt.conversation import Conversation, Message, Picture
-from minichat.prompt.neutral import neutralise
-from minichat.prompt.template import EOS, SLOT, Template
+from minichat.prompt.template import EOS, SLOT, Template, neutralise
 from minichat.prompt.tokenizer import ContentTokenizer, encode_inside
 
 History = Literal["ids", "text"]

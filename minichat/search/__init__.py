@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from minichat.caption import Skipped
-from minichat.search.index import RERANK, TOP, Hit, Index
-from minichat.search.reader import DEFAULT, Reader, load_reader
-from minichat.search.sheet import contact_sheet
+from minichat.fileio import Skipped
+from minichat.search.encoder import DEFAULT, Reader, load_reader
+from minichat.search.index import RERANK, TOP, Hit, Index, contact_sheet
 
 __all__ = ["DEFAULT", "RERANK", "TOP", "Hit", "Index", "Reader", "Skipped", "contact_sheet", "load_reader"]

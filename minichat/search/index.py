@@ -1,33 +1,152 @@
-"""Find the pictures of a folder by words or by a picture: what the model saw in each is kept, and brought up to date.
-
-By contrast a query is compared with all pictures; matching then looks at the best of them together with the words
-(arXiv:2301.12597, section 4.4).
-"""
+"""An index of a folder's pictures, kept in SQLite and brought up to date; searching it; a contact sheet."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from minichat.disk import locked
-from minichat.errors import DataError, ModelError, PromptError, SettingsError
-from minichat.folders import Skipped, find_pictures
-from minichat.hardware.exhaustion import memory_told
-from minichat.model.pretraining import QFormerPretraining
-from minichat.model.retrieval import rerank as rerank_by_match
-from minichat.search.opening import Opened, open_all, state
-from minichat.search.reader import DEFAULT, Reader, Words, load_reader
-from minichat.search.store import Store, Table, Writer
+from minichat import images
+from minichat.device.memory import memory_told
+from minichat.errors import DataError, ImageError, ModelError, PromptError, SettingsError
+from minichat.fileio import Skipped, find_pictures, locked
+from minichat.model.qformer_pretrain import QFormerPretraining
+from minichat.model.qformer_pretrain import rerank as rerank_by_match
+from minichat.search.encoder import DEFAULT, Opened, Reader, Words, load_reader, open_all, state
 
 if TYPE_CHECKING:
     from minichat.images import Source
+
+
+# --- What an index keeps on disk: one SQLite file, which is whole at any moment, whoever is killed while writing it.
+#
+# `files` says which picture each file holds, `pictures` what the model saw in it. A picture is known by the pixels
+# that the model was shown: files that hold the same picture share it, and one that is renamed is not seen anew.
+
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS pictures (key BLOB PRIMARY KEY, embeddings BLOB NOT NULL, patches BLOB)",
+    "CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, key BLOB NOT NULL)",
+)
+_SAVE_EVERY = 2.0  # seconds: at most so much work is lost
+_PATIENCE = 60.0  # seconds that another process's writing is waited for
+
+
+@dataclass(frozen=True)
+class Table:
+    """All that is compared: each file, by its path below the folder, its picture's key, and unit vectors (N, n, E)."""
+
+    paths: tuple[bytes, ...]
+    keys: tuple[bytes, ...]
+    embeddings: Tensor  # float16
+
+
+class Store:
+    """The file. `shape` is a picture's (n, E), `width` a patch's W. Raises `DataError` where it cannot be used."""
+
+    def __init__(self, file: Path, shape: tuple[int, int], width: int) -> None:
+        self.file, self._shape, self._width = file, shape, width
+        with self._connected() as database, database:
+            for statement in _TABLES:
+                database.execute(statement)
+
+    def files(self) -> dict[bytes, tuple[int, int]]:
+        """Path → size in bytes, and when the file was changed, as `Writer.add_file` was told."""
+        with self._connected() as database:
+            return {path: (size, at) for path, size, at in database.execute("SELECT path, size, changed FROM files")}
+
+    def table(self) -> Table:
+        """All files, in the order of their paths."""
+        paths, keys, numbers = list[bytes](), list[bytes](), bytearray()
+        with self._connected() as database:
+            rows = database.execute("SELECT path, key, embeddings FROM files JOIN pictures USING (key) ORDER BY path")
+            for path, key, seen in rows:  # one by one: all embeddings are held once
+                paths.append(path)
+                keys.append(key)
+                numbers += seen
+        embeddings = torch.frombuffer(numbers, dtype=torch.float16) if numbers else torch.empty(0, dtype=torch.float16)
+        return Table(tuple(paths), tuple(keys), embeddings.view(-1, *self._shape))
+
+    def patches(self, keys: Sequence[bytes]) -> list[Tensor | None]:
+        """What was kept of each picture (1 + P, W), or None."""
+        with self._connected() as database:
+            found = [database.execute("SELECT patches FROM pictures WHERE key = ?", (key,)).fetchone() for key in keys]
+        return [None if row is None or row[0] is None else self._patches(row[0]) for row in found]
+
+    def _patches(self, blob: bytes) -> Tensor:
+        return torch.frombuffer(bytearray(blob), dtype=torch.bfloat16).view(-1, self._width)
+
+    @contextmanager
+    def writing(self) -> Iterator[Writer]:
+        """For one process at a time. Whatever ends the block, all that was added is kept."""
+        with self._connected() as database:
+            try:
+                yield Writer(database)
+            finally:
+                database.commit()
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.file, timeout=_PATIENCE)) as database:
+                yield database
+        except sqlite3.OperationalError as error:
+            raise DataError(
+                f"The index {str(self.file)!r} cannot be used ({error}): check the disk, or keep it in another folder."
+            ) from None
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                f"The index {str(self.file)!r} is damaged ({error}): remove that file, and it is made again."
+            ) from None
+
+
+class Writer:
+    """Adds to the store, in transactions of a few seconds' work."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self._saved = time.monotonic()
+
+    def __contains__(self, key: object) -> bool:
+        return self._database.execute("SELECT 1 FROM pictures WHERE key = ?", (key,)).fetchone() is not None
+
+    def add_picture(self, key: bytes, embeddings: Tensor, patches: Tensor | None) -> None:
+        """What was seen in a picture: (n, E), and (1 + P, W) if that is kept. The files that hold it are added next."""
+        seen = embeddings.to(torch.float16).cpu().numpy().tobytes()
+        kept = None if patches is None else patches.to(torch.bfloat16).cpu().view(torch.uint8).numpy().tobytes()
+        self._database.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?)", (key, seen, kept))
+
+    def add_file(self, path: bytes, size: int, changed: int, key: bytes) -> None:
+        self._database.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (path, size, changed, key))
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self._database.commit()
+            self._saved = time.monotonic()
+
+    def forget(self, paths: Iterable[bytes]) -> None:
+        """Leave files out."""
+        self._database.executemany("DELETE FROM files WHERE path = ?", ((path,) for path in paths))
+
+    def sweep(self) -> None:
+        """Remove the pictures that no file holds any more."""
+        self._database.execute("DELETE FROM pictures WHERE key NOT IN (SELECT key FROM files)")
+
+
+# --- Find the pictures of a folder by words or by a picture: what the model saw in each is kept, and brought up to
+# date.
+#
+# By contrast a query is compared with all pictures; matching then looks at the best of them together with the words
+# (arXiv:2301.12597, section 4.4).
+
 
 TOP = 10
 RERANK = 32  # so many of the most similar are matched
@@ -52,7 +171,7 @@ class Hit:
 
     @property
     def score(self) -> float:
-        """What hits are put in order by: similarity + logit (`minichat.model.retrieval`)."""
+        """What hits are put in order by: similarity + logit (`minichat.model.qformer_pretrain`)."""
         return self.similarity + (self.logit or 0.0)
 
 
@@ -183,7 +302,7 @@ class Index:
             text: what is to be seen; what is longer than the Q-Former can read is cut.
             top: how many.
             rerank: so many of the most similar, and at least `top`, are matched and put in order by both, as
-                `minichat.model.retrieval.rerank` does; 0: none is.
+                `minichat.model.qformer_pretrain.rerank` does; 0: none is.
 
         A picture that must be read again to be matched, and cannot be any more, is left out. Raises `PromptError` for a
         text without words or with what is no character, `SettingsError` for a number out of range.
@@ -273,7 +392,7 @@ class Index:
 
 def _file(folder: Path, reader: Reader, where: str | os.PathLike[str] | None) -> Path:
     """Where the index of a folder is kept for a model: by the folder's own place and the model's weights."""
-    from minichat.weights.places import home
+    from minichat.weights.hub import home
 
     root = home() / "search" if where is None else Path(where).expanduser()
     try:
@@ -309,3 +428,47 @@ def _parts(table: Table) -> tuple[Tensor, ...]:
 def _check(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingsError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+
+
+# --- A contact sheet: what was found, in one picture.
+
+
+_COLUMNS, _MARGIN, _LINE = 5, 12, 18
+_PAPER, _INK, _EMPTY = (255, 255, 255), (30, 30, 30), (225, 225, 225)
+
+
+def contact_sheet(hits: Sequence[Hit], side: int = 192) -> Image.Image:
+    """The pictures in rows of five, best first, each fitted into `side` × `side` pixels above its score and file name.
+
+    One that cannot be opened any more is an empty field. Raises `DataError` where there is nothing to show.
+    """
+    if not hits:
+        raise DataError("There is nothing to put on a contact sheet: no picture was found.")
+    columns, rows = min(_COLUMNS, len(hits)), -(-len(hits) // _COLUMNS)
+    across, down = side + _MARGIN, side + 2 * _LINE + _MARGIN
+    sheet = Image.new("RGB", (columns * across + _MARGIN, rows * down + _MARGIN), _PAPER)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, hit in enumerate(hits):
+        left = _MARGIN + number % _COLUMNS * across
+        top = _MARGIN + number // _COLUMNS * down
+        sheet.paste(_thumbnail(hit, side), (left, top))
+        pen.text((left, top + side + 2), f"{number + 1}.  {hit.score:.4f}", fill=_INK, font=font)
+        pen.text((left, top + side + 2 + _LINE), _fitted(hit.path.name, side, font), fill=_INK, font=font)
+    return sheet
+
+
+def _thumbnail(hit: Hit, side: int) -> Image.Image:
+    try:
+        return ImageOps.pad(images.load(hit.path), (side, side), color=_PAPER)
+    except ImageError:
+        return Image.new("RGB", (side, side), _EMPTY)
+
+
+def _fitted(name: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The name, or as much of its end as `width` pixels have room for."""
+    shown = "".join(c if c.isprintable() else "?" for c in name)
+    if font.getlength(shown) <= width:
+        return shown
+    while shown and font.getlength(f"…{shown}") > width:
+        shown = shown[1:]
+    return f"…{shown}"

@@ -1,26 +1,183 @@
-"""Where a run stands, on disk: a file for each checkpoint, whole at any moment.
-
-A checkpoint is one safetensors file: what trains under its own names, the optimizer's state under `optimizer.`, and the
-run's facts (where it stands, and on what data and frozen weights) as JSON in the header, with a checksum of all that.
-The last and the one before are kept.
-"""
+"""A run's state and where it is kept: optimizer, learning rate, random numbers, checkpoints, configuration."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minichat.disk import open_to_others, to_disk
-from minichat.errors import ModelError, SettingsError, sentence
-from minichat.weights.checksum import KEY, checksum
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from minichat.errors import ModelError, SettingsError, sentence, some
+from minichat.fileio import open_to_others, replace_file, to_disk, told
+from minichat.train.config import Config, OptimizerConfig, read_config
+from minichat.train.yaml_config import build, plain, write_yaml
+from minichat.weights.checkpoint_io import KEY, checksum
+from minichat.weights.hub import weight_files
+from minichat.weights.projection import FACTS, is_projection, read_projection
+from minichat.weights.registry import find
+
+# --- The files of a run's folder in which it keeps and tells what it did. What it trained stands beside them.
+
+
+LOCK = ".lock"
+CONFIG, METRICS, LEFT_OUT = "config.yaml", "metrics.jsonl", "left_out.txt"
+BEFORE, CURVE, PAGE = "before.json", "curve.png", "report.html"
+CHECKPOINTS = "checkpoints"  # a folder
+TRAINING = "training.json"  # the facts of the run that made a folder of weights
+
+#: Where a run begins with another run's folder, these are not of the model that is there.
+OF_A_RUN = frozenset({LOCK, CONFIG, METRICS, LEFT_OUT, BEFORE, CURVE, PAGE, TRAINING})
+
+
+# --- The learning rate of each step.
+
+
+def rate_of(step: int, steps: int, config: OptimizerConfig) -> float:
+    """The rate of step `step` of `steps`, counted from 0.
+
+    A linear warm-up from `warmup_rate` to `rate` over the first `warmup_steps`, then a cosine from `rate` to `floor`
+    that is measured over all steps, so that it joins a little below `rate` (as the runs of MiniGPT-4 did: its
+    `minigpt4/common/optims.py::LinearWarmupCosineLRScheduler`).
+    """
+    if step < config.warmup_steps:
+        return config.warmup_rate + (config.rate - config.warmup_rate) * step / config.warmup_steps
+    return config.floor + (config.rate - config.floor) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+# --- AdamW over what trains, or Muon over its matrices, and their state as named tensors.
+
+
+_PREFIX = "optimizer."
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name; a tied one once."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def make_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW; biases and other tensors of fewer than two dimensions do not decay. Or Muon for the layers' matrices."""
+    if config.matrices == "muon":
+        return MuonAndAdamW(weights, config)
+    decays = [weight for weight in weights.values() if weight.dim() >= 2]
+    stays = [weight for weight in weights.values() if weight.dim() < 2]
+    groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": stays, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.rate, betas=(config.beta1, config.beta2))
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """PyTorch's Muon for the matrices of layers, and its AdamW for embeddings, heads, norms and biases.
+
+    Both at the same rate, as Muon's update is scaled to be as long as AdamW's (arXiv:2502.16982, section 2.2). Raises
+    `SettingsError` where no layer's matrix trains.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
+        matrices = [weight for name, weight in weights.items() if weight.dim() == 2 and _IN_LAYER.search(name)]
+        if not matrices:
+            raise SettingsError(
+                "optimizer.matrices is muon, which is for the matrices of layers, and none trains: leave it out."
+            )
+        chosen = set(map(id, matrices))
+        others = [weight for weight in weights.values() if id(weight) not in chosen]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}]
+        self._inner: list[Any] = [torch.optim.Muon(matrices, lr=config.rate, adjust_lr_fn="match_rms_adamw")]
+        if others:
+            groups.append({"params": others, "weight_decay": 0.0})
+            self._inner.append(torch.optim.AdamW(others, lr=config.rate, betas=(config.beta1, config.beta2)))
+        super().__init__(groups, {"lr": config.rate})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        inner = self._inner[len(self.param_groups)]
+        super().add_param_group(inner.defaults | param_group)
+        self._share()
+
+    def _share(self) -> None:
+        """The two keep their state, and find their rates, in what this optimizer saves."""
+        for inner, group in zip(self._inner, self.param_groups, strict=False):  # the second is not there at first
+            inner.param_groups, inner.state = [group], self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for inner in self._inner:
+            inner.step()
+
+
+_IN_LAYER = re.compile(r"\blayers?\.\d+\.")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """Make `rate` the learning rate of the next step, and return it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimizer's state as tensors: `optimizer.exp_avg.projection.weight` and the like."""
+    return {
+        f"{_PREFIX}{kind}.{name}": value
+        for name, weight in weights.items()
+        for kind, value in optimizer.state.get(weight, {}).items()
+    }
+
+
+def is_of_optimizer(name: str) -> bool:
+    """Whether a tensor of a checkpoint is of the optimizer's state."""
+    return name.startswith(_PREFIX)
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if is_of_optimizer(key):
+            kind, _, name = key.removeprefix(_PREFIX).partition(".")
+            state.setdefault(name, {})[kind] = value
+    names = {id(weight): name for name, weight in weights.items()}
+    whole: dict[str, Any] = optimizer.state_dict()
+    order = [weight for group in optimizer.param_groups for weight in group["params"]]
+    whole["state"] = {number: state[names[id(w)]] for number, w in enumerate(order) if names[id(w)] in state}
+    optimizer.load_state_dict(whole)
+
+
+# --- The random numbers of a step follow from the run's seed, the step and the process; nothing is to be remembered.
+
+
+_PROCESSES = 2**10
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed PyTorch for what is random in a step of one process."""
+    torch.manual_seed(((seed * 2**20 + step) * _PROCESSES + rank) % 2**63)
+
+
+def seed_of_all() -> int:
+    """What the present step was seeded with, but for the process: the same in all of them."""
+    return torch.initial_seed() // _PROCESSES
+
+
+# --- Where a run stands, on disk: a file for each checkpoint, whole at any moment.
+#
+# A checkpoint is one safetensors file: what trains under its own names, the optimizer's state under `optimizer.`, and
+# the run's facts (where it stands, and on what data and frozen weights) as JSON in the header, with a checksum of all
+# that. The last and the one before are kept.
+
 
 _KEPT = 2
 _SUFFIX, _PART = ".safetensors", ".part"
@@ -160,3 +317,139 @@ def _put_aside(damaged: Path) -> None:
     """Out of the way of those to come, and still there to be looked at."""
     with suppress(OSError):
         os.replace(damaged, damaged.with_name(damaged.name + ".damaged"))
+
+
+# --- A run's `config.yaml`, which a run that goes on is held against: written with a checksum, and read with care.
+
+
+_SUM = re.compile(rb"# sha256 of what follows: ([0-9a-f]{64})\r?\n")
+
+
+def keep_config(out: Path, config: Config) -> None:
+    """Write a configuration. Raises `SettingsError` where the disk does not take it."""
+    text = write_yaml(config).encode()
+    with told(CONFIG, SettingsError):
+        replace_file(out / CONFIG, f"# sha256 of what follows: {hashlib.sha256(text).hexdigest()}\n".encode() + text)
+
+
+def kept_config(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The configuration of the run in a folder, as a plain dict.
+
+    Where the file is damaged the newest checkpoint tells it, and it is written anew. Raises `SettingsError` where no
+    checkpoint does.
+    """
+    try:
+        return plain(_read_config(out / CONFIG))
+    except SettingsError as error:
+        damage = f"{CONFIG} in {out.name!r} is damaged ({str(error).rstrip('.')})"
+    try:
+        saved = Checkpoints(out / CHECKPOINTS).last(say, tidy=False)
+    except ModelError:
+        saved = None
+    if saved is None or "config" not in saved.facts:
+        raise SettingsError(
+            f"{damage}, and no checkpoint tells what it held: put back a copy of it, or begin anew in another out."
+        )
+    config = build(Config, saved.facts["config"])
+    keep_config(out, config)
+    say(f"{damage}: it is written anew, as the checkpoint of step {saved.step} has it.")
+    return plain(config)
+
+
+def _read_config(path: Path) -> Config:
+    """Raises `SettingsError` for a file that is not as it was written; one of an earlier version has no checksum."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"it cannot be read: {error.strerror}") from None
+    written = _SUM.match(content)
+    if written and hashlib.sha256(content[written.end() :]).hexdigest() != written[1].decode():
+        raise SettingsError("what it holds does not match its checksum")
+    return read_config(path)
+
+
+# --- A run that begins with the weights of another, stopped or finished, or of a model: `initialize_from`.
+
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights by their names in the model, and whose they are. `facts`: of a run's checkpoint."""
+
+    whose: str
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_start(source: str, names: Collection[str], say: Say) -> Start:
+    """What a run's folder has, or what a model has of these tensors.
+
+    A stopped run's weights are those of its newest checkpoint, a finished one's are its result's. Raises `ModelError`
+    where there are none that can be read.
+    """
+    folder = Path(source).expanduser()
+    finished = is_finished(folder)
+    saved = _of_run(Checkpoints(folder / CHECKPOINTS), finished, say)
+    if saved is not None:
+        weights = {name: tensor for name, tensor in saved.tensors.items() if not is_of_optimizer(name)}
+        return Start(f"the run {folder.name!r} after step {saved.step}", weights, saved.facts)
+    if folder.is_dir() and (folder / CHECKPOINTS).is_dir() and not finished:
+        raise ModelError(f"The run in {folder.name!r} has no checkpoint that can be read: name another.")
+    return Start(f"the model {folder.name!r}", _of_model(source, names))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a result."""
+    return (folder / FACTS).exists() or (folder / "config.json").exists()
+
+
+def _of_run(checkpoints: Checkpoints, finished: bool, say: Say) -> Saved | None:
+    readers = [lambda: checkpoints.last(say, tidy=False), checkpoints.best]
+    for read in reversed(readers) if finished else readers:
+        try:
+            if (saved := read()) is not None:
+                return saved
+        except ModelError as error:
+            say(str(error))
+    return None
+
+
+def _of_model(name: str, names: Collection[str]) -> dict[str, Tensor]:
+    from minichat.weights.checkpoint_io import read_checkpoint
+
+    folder = find(name)
+    if is_projection(folder):
+        return {f"projection.{part}": tensor for part, tensor in read_projection(folder).tensors().items()}
+    held = [read_checkpoint(folder / file) for file in weight_files(folder)]
+    return {tensor: checkpoint.plain(tensor) for checkpoint in held for tensor in checkpoint if tensor in names}
+
+
+@torch.no_grad()
+def initialize(weights: Mapping[str, nn.Parameter], start: Start, say: Say) -> None:
+    """Copy what trains from a start, and tell what came from there.
+
+    Raises `SettingsError` where nothing of it trains here, where a run trained what does not, and for another shape.
+    """
+    given = start.tensors
+    if start.facts and (others := given.keys() - weights.keys()):
+        raise SettingsError(
+            f"initialize_from: {start.whose} trained {some(others)}, which this run does not train: name the same "
+            "parts in trainable."
+        )
+    found = [name for name in weights if name in given]
+    if not found:
+        raise SettingsError(f"initialize_from: {start.whose} has nothing of what trains here ({some(weights)}).")
+    for name in found:
+        if given[name].shape != weights[name].shape:
+            raise SettingsError(
+                f"initialize_from: {name} of {start.whose} has the shape {tuple(given[name].shape)}, but here it has "
+                f"{tuple(weights[name].shape)}: they do not belong together."
+            )
+        if not given[name].isfinite().all():
+            raise ModelError(f"initialize_from: {name} of {start.whose} holds values that are not finite.")
+        weights[name].copy_(given[name])
+    lacking = [name for name in weights if name not in given]
+    rest = f"; {some(lacking)} begin as they are without it" if lacking else ""
+    say(f"The weights are those of {start.whose}{rest}.")

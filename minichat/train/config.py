@@ -1,39 +1,182 @@
-"""What a training run is told: one YAML file for each stage and model, with `key.sub=value` overrides.
-
-Everything that changes the result is here. The configuration as run is written beside the result, and reads back equal.
-"""
+"""What a training run is told: one YAML file for each stage and model, with `key.sub=value` overrides."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from minichat.disk import open_file
 from minichat.errors import SettingsError
-from minichat.train.new_parts import NewLanguage, NewVision
-from minichat.train.pretraining_options import NewQFormer, PretrainingOptions
-from minichat.train.typed import build, need, override, plain, read_yaml, write_yaml
+from minichat.fileio import open_file
+from minichat.train.yaml_config import build, need, override, read_yaml
 
-__all__ = [
-    "Config",
-    "DataConfig",
-    "LoraConfig",
-    "ModelConfig",
-    "NewQFormer",
-    "OptimizerConfig",
-    "PretrainingOptions",
-    "ReportConfig",
-    "RunConfig",
-    "Source",
-    "plain",
-    "read_config",
-    "write_yaml",
-]
+# --- What a Q-Former's pre-training is told: which objectives, and what a new Q-Former begins with.
+
+
+OBJECTIVES = ("itc", "itm", "itg")
+
+
+@dataclass(frozen=True)
+class NewQFormer:
+    """A Q-Former that is made rather than read: its sizes, and the weights that it begins with."""
+
+    vision: str
+    """Whose pictures it reads, frozen: EVA's original file, or the name or folder of a model or of a stage 1."""
+    bert: str | None = None
+    """BERT's folder or hub id: its words, vocabulary and sizes are the Q-Former's. None: all is random."""
+    tokenizer: str | None = None
+    """A folder with a `vocab.txt` (`minichat data vocabulary` makes one), where there is no `bert`."""
+    layers: int | None = None
+    """Transformer layers; none: 12."""
+    width: int | None = None
+    """Of the hidden states; none: 768. The feed-forward parts are four times as wide."""
+    heads: int | None = None
+    """Attention heads; none: one for 64 of the width."""
+    queries: int = 32
+    """Learned queries: an LLM will see as many image tokens."""
+    cross_attention_frequency: int = 2
+    """In each so-many-th layer the queries read the picture."""
+    contrast_width: int = 256
+    """In which pictures and texts are compared."""
+    dropout: float = 0.1
+    """Of hidden states and attention, in training."""
+    temperature: float = 0.07
+    """Of the contrast, before it is learnt."""
+    image_size: int | None = None
+    """The pictures' side in pixels; none: the vision encoder's. Its position embeddings are interpolated to another."""
+    vision_heads: int | None = None
+    """Attention heads of an EVA file whose width is not the published one."""
+
+    def __post_init__(self) -> None:
+        where = "pretraining.new"
+        need(bool(self.vision), f"{where}.vision", self.vision, "a file or a folder")
+        for name in ("layers", "width", "heads", "image_size", "vision_heads"):
+            value = getattr(self, name)
+            need(value is None or value > 0, f"{where}.{name}", value, "at least 1")
+        for name in ("queries", "cross_attention_frequency", "contrast_width"):
+            need(getattr(self, name) > 0, f"{where}.{name}", getattr(self, name), "at least 1")
+        need(0 <= self.dropout < 1, f"{where}.dropout", self.dropout, "from 0 to below 1")
+        need(0.001 <= self.temperature <= 0.5, f"{where}.temperature", self.temperature, "from 0.001 to 0.5")
+        given = [name for name in ("tokenizer", "layers", "width", "heads") if getattr(self, name) is not None]
+        if self.bert is not None and given:
+            raise SettingsError(f"{where} names bert, which has its own {given[0]}: drop one of the two.")
+        if self.bert is None and self.tokenizer is None:
+            raise SettingsError(
+                f"{where} has no word pieces: name bert, or as tokenizer a folder with a vocab.txt "
+                "(minichat data vocabulary makes one of your texts)."
+            )
+        if self.bert is None and self.sizes["hidden_size"] % self.sizes["num_attention_heads"]:
+            raise SettingsError(
+                f"{where}.heads is {self.sizes['num_attention_heads']}, which does not divide the width "
+                f"{self.sizes['hidden_size']}."
+            )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of a Q-Former without BERT, by the names of its configuration."""
+        width = self.width or 768
+        return {
+            "num_hidden_layers": self.layers or 12,
+            "hidden_size": width,
+            "num_attention_heads": self.heads or max(1, width // 64),
+            "intermediate_size": 4 * width,
+        }
+
+
+@dataclass(frozen=True)
+class PretrainingOptions:
+    """BLIP-2's first stage. Without `new` it goes on with the stage-1 folder that `model.name` names."""
+
+    new: NewQFormer | None = None
+    """A Q-Former to begin with."""
+    objectives: tuple[str, ...] = OBJECTIVES
+    """Some of image–text contrast (itc), image–text matching (itm) and image-grounded text generation (itg)."""
+    label_smoothing: float = 0.1
+    """Of contrast and generation."""
+
+    def __post_init__(self) -> None:
+        known = bool(self.objectives) and set(self.objectives) <= set(OBJECTIVES)
+        need(known, "pretraining.objectives", list(self.objectives), f"some of {', '.join(OBJECTIVES)}")
+        need(0 <= self.label_smoothing < 1, "pretraining.label_smoothing", self.label_smoothing, "from 0 to below 1")
+
+
+# --- What a configuration says of a part that is trained from nothing: its sizes.
+
+
+@dataclass(frozen=True)
+class NewVision:
+    """A vision encoder: a ViT as EVA's, smaller."""
+
+    image_size: int = 96
+    """Pixels of a picture's side."""
+    patch_size: int = 8
+    """Pixels of a patch's side."""
+    width: int = 192
+    """Of a patch's vector."""
+    layers: int = 6
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of each; they share the width."""
+    contrast: float = 0.1
+    """Share of the contrast of pictures and captions in the loss, beside what each patch must tell."""
+
+    def __post_init__(self) -> None:
+        check_sizes("vision", self, ("image_size", "patch_size", "width", "layers", "heads"), "contrast")
+        divides("vision.image_size", self.image_size, "vision.patch_size", self.patch_size)
+
+
+@dataclass(frozen=True)
+class NewLanguage:
+    """A language model: a LLaMA, smaller, and its tokenizer."""
+
+    start: str | None = None
+    """A folder that this stage wrote, to go on from; then the tokenizer and all sizes below are that folder's."""
+    template: str = "minigpt-v2"
+    """The prompt template, whose delimiters are among what the tokenizer is trained on."""
+    vocabulary: int = 1024
+    """Pieces of the tokenizer."""
+    corpus: Literal["templates", "people"] = "templates"
+    """Whose dialogues the tokenizer is trained on: those of templates, or in people's words."""
+    context: int = 1024
+    """Tokens that it can read."""
+    width: int = 256
+    """Of a token's vector."""
+    feed_forward: int = 688
+    """Of the feed-forward parts."""
+    layers: int = 6
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads of each; they share the width."""
+    noise: float = 0.3
+    """Of what stands for a picture, over the size of a word's vector: image tokens will not be exact either."""
+
+    def __post_init__(self) -> None:
+        check_sizes("language", self, ("vocabulary", "context", "width", "feed_forward", "layers", "heads"), "noise")
+
+
+def check_sizes(section: str, sizes: NewVision | NewLanguage, counts: Sequence[str], share: str) -> None:
+    """Raise `SettingsError` for a count below 1, a share below 0, and heads that cannot share the width."""
+    for name in counts:
+        need(getattr(sizes, name) > 0, f"{section}.{name}", getattr(sizes, name), "at least 1")
+    need(getattr(sizes, share) >= 0, f"{section}.{share}", getattr(sizes, share), "0 or more")
+    divides(f"{section}.width", sizes.width, f"{section}.heads", sizes.heads)
+
+
+def divides(name: str, whole: int, part_name: str, part: int) -> None:
+    """Raise `SettingsError` unless `part` divides `whole`."""
+    if whole % part:
+        raise SettingsError(f"{name} is {whole}, which {part_name} ({part}) does not divide: make it a multiple.")
+
+
+# --- What a training run is told: one YAML file for each stage and model, with `key.sub=value` overrides.
+#
+# Everything that changes the result is here. The configuration as run is written beside the result, and reads back
+# equal.
+
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -16,26 +16,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minichat.disk import locked, replace_file, told
+from minichat.device.memory import gib
 from minichat.errors import MiniChatError, ModelError, SettingsError
-from minichat.hardware.memory import gib
-from minichat.train import opening
-from minichat.train.checkpoint import Checkpoints
-from minichat.train.config import Config, difference, plain
+from minichat.fileio import locked, replace_file, told
+from minichat.model.loss import Together
+from minichat.train import logging
+from minichat.train.checkpoint import (
+    CHECKPOINTS,
+    CONFIG,
+    LEFT_OUT,
+    LOCK,
+    METRICS,
+    Checkpoints,
+    initialize,
+    is_finished,
+    keep_config,
+    kept_config,
+    load_optimizer,
+    make_optimizer,
+    optimizer_tensors,
+    read_start,
+    trained,
+)
+from minichat.train.config import Config, difference
 from minichat.train.data import Data
-from minichat.train.feed import Feed
-from minichat.train.files import CHECKPOINTS, CONFIG, LEFT_OUT, LOCK, METRICS
-from minichat.train.initialization import initialize, is_finished, read_start
-from minichat.train.journal import Journal
-from minichat.train.kept import keep_config, kept_config
-from minichat.train.network import precision
-from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
-from minichat.train.stage import Stage
-from minichat.train.together import Together
-from minichat.weights.files import weight_files
-from minichat.weights.fingerprint import fingerprint
+from minichat.train.data_loader import Feed
+from minichat.train.logging import Journal
+from minichat.train.setup import precision
+from minichat.train.stages import Stage
+from minichat.train.yaml_config import plain
+from minichat.weights.checkpoint_io import fingerprint, read_checkpoint
+from minichat.weights.hub import weight_files
 from minichat.weights.projection import is_projection, read_projection
-from minichat.weights.reading import read_checkpoint
 
 Say = Callable[[str], None]
 _STEP = re.compile(r"step (\d+): ")
@@ -282,10 +294,10 @@ def tell_progress(run: Run, since: float) -> float:
         loss = "  ".join(f"{name} {value:.4f}" for name, value in mean.items())
         per_second = sum(line["tokens"] for line in lines) / max(1e-9, now - since)
         left = (now - since) / len(lines) * (run.steps - run.standing.step)
-        memory = gib(opening.memory_used(run.accelerator.device))
+        memory = gib(logging.memory_used(run.accelerator.device))
         run.say(
             f"step {run.standing.step}/{run.steps}  {loss}  rate {lines[-1]['rate']:.2e}  "
-            f"{per_second:,.0f} tokens/s  {memory}  {opening.duration(left)} left"
+            f"{per_second:,.0f} tokens/s  {memory}  {logging.duration(left)} left"
         )
     return now
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minichat.web.app import build_app
-    from minichat.web.limits import Limits
-    from minichat.web.serve import Running, launch
+    from minichat.web.app import Running, build_app, launch
+    from minichat.web.sessions import Limits
 
 __all__ = ["Limits", "Running", "build_app", "launch"]
 
 _HOMES = {
     "build_app": "minichat.web.app",
-    "Limits": "minichat.web.limits",
-    "launch": "minichat.web.serve",
-    "Running": "minichat.web.serve",
+    "Limits": "minichat.web.sessions",
+    "launch": "minichat.web.app",
+    "Running": "minichat.web.app",
 }
 
 

@@ -1,14 +1,4 @@
-"""The door in front of Gradio: whose request this is, and what it may reach.
-
-Gradio serves any cached file to anyone who knows its address, and takes a session's id at its word. So every visitor
-gets a secret cookie, and behind the door
-- a session id is replaced by one made of the cookie and the id: another visitor's id names nothing here;
-- an uploaded file can be fetched, or used in a message, only by the visitor who uploaded it;
-- only the routes that the page itself uses exist, bodies have a bound, and the page may load nothing from elsewhere;
-- a message names a listener of the page and has a value for each of its inputs. The listener gets the values with the
-  request, unseen by Gradio, whose own checks answer with an empty error: so it can name the field that is wrong;
-- a visitor, and an address, has a share of the queue.
-"""
+"""The door in front of Gradio: whose request this is, what it may reach, and the queue behind it."""
 
 from __future__ import annotations
 
@@ -18,12 +8,14 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+import gradio as gr
+from gradio.server_messages import ProcessCompletedMessage
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
@@ -31,9 +23,43 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minichat.web.limits import Limits
-from minichat.web.store import Sessions, Uploads, share_of_address
-from minichat.web.waiting import Waiting
+from minichat.web.sessions import Limits, Sessions, Uploads, share_of_address
+
+# --- Gradio's queue, as far as the page looks into it: whose messages are in it, and taking out those that wait.
+
+
+class Waiting:
+    """The messages of a page that wait for an answer or are being answered. Only for the server's event loop."""
+
+    def __init__(self, page: gr.Blocks) -> None:
+        self._page = page
+
+    def count(self, counted: Callable[[Any], bool]) -> int:
+        """How many messages came with a (Starlette) request that counts."""
+        return sum(counted(event.request) for event in self._page._queue.event_ids_to_events.values())
+
+    async def withdraw(self, key: str) -> None:
+        """Take out what this session has waiting: its page is told that it is done, and that nothing changes."""
+        queue = self._page._queue
+        for event in [event for event in queue.event_ids_to_events.values() if event.session_hash == key]:
+            if event in queue.event_queue_per_concurrency_id[event.concurrency_id].queue:
+                await queue.remove_from_queue(event._id)
+                if event._id not in queue.event_ids_to_events:
+                    unchanged = {"data": [gr.skip() for _ in event.fn.outputs], "is_generating": False}
+                    queue.send_message(event, ProcessCompletedMessage(output=unchanged, success=True))
+
+
+# --- The door in front of Gradio: whose request this is, and what it may reach.
+#
+# Gradio serves any cached file to anyone who knows its address, and takes a session's id at its word. So every visitor
+# gets a secret cookie, and behind the door
+# - a session id is replaced by one made of the cookie and the id: another visitor's id names nothing here;
+# - an uploaded file can be fetched, or used in a message, only by the visitor who uploaded it;
+# - only the routes that the page itself uses exist, bodies have a bound, and the page may load nothing from elsewhere;
+# - a message names a listener of the page and has a value for each of its inputs. The listener gets the values with the
+#   request, unseen by Gradio, whose own checks answer with an empty error: so it can name the field that is wrong;
+# - a visitor, and an address, has a share of the queue.
+
 
 COOKIE = "minichat_visitor"
 API = "/gradio_api"

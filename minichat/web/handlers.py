@@ -1,12 +1,16 @@
-"""What happens when a visitor writes, stops, retries, edits, undoes or clears. All of it stands on `ChatSession`."""
+"""What happens when a visitor writes, stops, retries, edits, undoes or clears, and how the chat shows it."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import html
+import io
 import logging
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,163 @@ import gradio as gr
 from PIL import Image
 
 from minichat import images
+from minichat.device.memory import out_of_memory
 from minichat.errors import ImageError, MiniChatError, PromptError
-from minichat.hardware.exhaustion import out_of_memory
-from minichat.web import bubbles, settings
-from minichat.web.examples import Example
-from minichat.web.guard import COOKIE, GONE, SENT, Sent, address_of
-from minichat.web.limits import Limits
-from minichat.web.store import Session, Sessions, Uploads
-from minichat.web.waiting import Waiting
+from minichat.toy.world import Background, Scene, Thing, draw
+from minichat.web.guard import COOKIE, GONE, SENT, Sent, Waiting, address_of
+from minichat.web.sessions import Field, Limits, Session, Sessions, Uploads, read
+
+# --- Drawn scenes with a question each, one click away on the page.
+
+
+SIDE = 256  # pixels
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scene, what the page suggests to ask about it, and a word that a right reply holds (None: many are right)."""
+
+    scene: Scene
+    question: str
+    answer: str | None
+
+    def picture(self) -> Image.Image:
+        """The scene, drawn. Always the same picture."""
+        return draw(self.scene, SIDE)
+
+
+def _plain(colour: str) -> Background:
+    return Background("plain", (colour,))
+
+
+EXAMPLES = (
+    Example(
+        Scene((Thing("heart", "red", "large", 0.5, 0.5, 0.2),), _plain("white")),
+        "What is in the picture?",
+        "heart",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("star", "yellow", "large", 0.27, 0.3, 0.17, 12),
+                Thing("circle", "orange", "large", 0.7, 0.66, 0.18),
+            ),
+            _plain("blue"),
+        ),
+        "What colour is the star?",
+        "yellow",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("circle", "red", "large", 0.22, 0.24, 0.16),
+                Thing("circle", "red", "small", 0.5, 0.5, 0.095),
+                Thing("circle", "red", "large", 0.77, 0.76, 0.17),
+                Thing("square", "black", "small", 0.76, 0.24, 0.095, 8),
+            ),
+            Background("gradient", ("white", "gray")),
+        ),
+        "How many circles are there?",
+        "three",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("triangle", "green", "large", 0.27, 0.5, 0.19, 5),
+                Thing("ring", "purple", "large", 0.74, 0.5, 0.18),
+            ),
+            _plain("pink"),
+        ),
+        "What is to the right of the triangle?",
+        "ring",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("diamond", "blue", "large", 0.5, 0.27, 0.18),
+                Thing("cross", "orange", "large", 0.5, 0.74, 0.17, 10),
+            ),
+            Background("noisy", ("green",)),
+        ),
+        "What colour is the background?",
+        "green",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("star", "pink", "large", 0.24, 0.26, 0.16, 20),
+                Thing("heart", "purple", "small", 0.73, 0.24, 0.1),
+                Thing("square", "white", "large", 0.68, 0.7, 0.17, -10),
+                Thing("ring", "yellow", "small", 0.25, 0.76, 0.1),
+            ),
+            Background("gradient", ("black", "blue")),
+        ),
+        "Describe the picture in detail.",
+        None,
+    ),
+)
+
+
+# --- A conversation as the chat shows it: every word a person or a model wrote as plain text, every picture inline.
+#
+# Pictures travel inside the page as data, never as addresses, so there is no address that someone else could fetch.
+
+
+SHOWN_SIDE = 480  # pixels; the chat shows pictures no larger
+ALT = "A picture in the conversation"
+
+# What HTML would read as the start of a tag or of a character's name. All else stays as typed, so that the chat's copy
+# and edit buttons, which see this text and not the page, give back what was written.
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
+
+
+def escape(text: str) -> str:
+    """Text that an HTML page shows exactly as it is."""
+    return _MARKUP.sub(lambda found: "&lt;" if found.group() == "<" else "&amp;", text)
+
+
+def unescape(text: str) -> str:
+    """The text that `escape` was given."""
+    return text.replace("&lt;", "<").replace("&amp;", "&")
+
+
+def data_url(picture: Image.Image, side: int = SHOWN_SIDE) -> str:
+    """The picture as a `data:` address, reduced to `side` pixels."""
+    small = picture.copy()
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    if picture.width <= side and picture.height <= side:
+        small.save(file, "PNG")  # small drawings stay sharp
+    if not 0 < file.tell() <= 64 * 2**10:
+        file = io.BytesIO()
+        small.save(file, "WEBP", quality=82)
+    kind = "png" if file.getvalue().startswith(b"\x89PNG") else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def picture_part(picture: Image.Image) -> dict[str, Any]:
+    """A picture as a part of a chat message."""
+    value = f'<img class="mc-picture" src="{data_url(picture)}" alt="{html.escape(ALT)}">'
+    return {"type": "component", "component": "html", "value": value, "constructor_args": {}, "props": {}}
+
+
+def text_part(text: str) -> dict[str, str]:
+    """Plain text as a part of a chat message."""
+    return {"type": "text", "text": escape(text)}
+
+
+def user_bubble(pictures: Iterable[dict[str, Any]], text: str) -> dict[str, Any]:
+    """A person's message: its pictures (`picture_part`), then its words."""
+    return {"role": "user", "content": [*pictures, text_part(text)]}
+
+
+def reply_bubble(text: str) -> dict[str, Any]:
+    """The model's message."""
+    return {"role": "assistant", "content": [text_part(text)]}
+
+
+# --- What happens when a visitor writes, stops, retries, edits, undoes or clears. All of it stands on `ChatSession`.
+
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +210,7 @@ class Handlers:
         sessions: Sessions,
         uploads: Uploads,
         waiting: Waiting,
-        fields: Sequence[settings.Field],
+        fields: Sequence[Field],
         limits: Limits,
     ) -> None:
         self._sessions = sessions
@@ -214,7 +367,7 @@ class Handlers:
         Raises:
             SettingsError: a setting is out of range.
         """
-        chosen = settings.read(self._fields, sent.values[-len(self._fields) :])
+        chosen = read(self._fields, sent.values[-len(self._fields) :])
         if not session.answering.acquire(blocking=False):
             gr.Info("Wait for the reply, or stop it, before you go on.", title=NOTE)
             yield gr.skip(), gr.skip()
@@ -230,13 +383,13 @@ class Handlers:
             for _ in range(drop):
                 chat.undo()
             start = chat.conversation
-            shown = [*self._shown(session), bubbles.user_bubble(self._parts(session, pictures), text)]
+            shown = [*self._shown(session), user_bubble(self._parts(session, pictures), text)]
             yield [*shown, THINKING], gr.update(**BUSY) if box is None else gr.update(value=None, **BUSY)
             try:
                 stream = chat.stream(text, pictures or None, cancel=session.stopping, **chosen)
                 with contextlib.closing(_growing(stream)) as growing:
                     for reply in growing:
-                        yield [*shown, bubbles.reply_bubble(reply)], gr.skip()
+                        yield [*shown, reply_bubble(reply)], gr.skip()
             except MiniChatError as error:
                 failure = str(error)
             except Exception as error:
@@ -266,7 +419,7 @@ class Handlers:
         """The pictures as the chat shows them, each encoded once per session."""
         for picture in pictures:
             if id(picture) not in session.shown:
-                session.shown[id(picture)] = (picture, bubbles.picture_part(picture))
+                session.shown[id(picture)] = (picture, picture_part(picture))
         return [session.shown[id(picture)][1] for picture in pictures]
 
     def _shown(self, session: Session) -> list[dict[str, Any]]:
@@ -275,9 +428,9 @@ class Handlers:
         kept = {id(picture) for picture in conversation.pictures}
         session.shown = {key: value for key, value in session.shown.items() if key in kept}
         return [
-            bubbles.user_bubble(self._parts(session, message.pictures), message.text)
+            user_bubble(self._parts(session, message.pictures), message.text)
             if message.role == "user"
-            else bubbles.reply_bubble(message.text)
+            else reply_bubble(message.text)
             for message in conversation
             if message.role != "system"
         ]
@@ -285,7 +438,7 @@ class Handlers:
 
 def _warn(sentence: str) -> None:
     """Show the sentence, which may quote what somebody typed, above the page: Gradio would take it for HTML."""
-    gr.Warning(bubbles.escape(sentence), title=FAILED)
+    gr.Warning(escape(sentence), title=FAILED)
 
 
 def _box(message: Any) -> dict[str, Any]:
@@ -356,7 +509,7 @@ def _edit(event: Any) -> tuple[int, str]:
         raise PromptError(f"The edited text must be a text, not {_kind(text)}.")
     if _without_halves(text) != text:
         raise PromptError("The edited text holds half of a surrogate pair, which is no character: write it anew.")
-    return index, _trimmed(bubbles.unescape(text))
+    return index, _trimmed(unescape(text))
 
 
 def _sent(request: gr.Request) -> Sent:

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError, SettingsError
+from minichat.fileio import new_folder, write_json
 from minichat.prompt.template import OWN
-from minichat.weights.adapter import read_adapter, trained_adapter
-from minichat.weights.files import check_header, quiet, read_json, weight_files
+from minichat.weights.checkpoint_io import Entry
+from minichat.weights.hub import check_header, quiet, read_json, weight_files
+from minichat.weights.llm import read_adapter, trained_adapter
 from minichat.weights.projection import export_projection, is_projection, read_projection
-from minichat.weights.writing import Entry
-from minichat.weights.zoo import find
+from minichat.weights.registry import find
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatConfig
-    from minichat.weights.adapter import Adapter
-    from minichat.weights.reading import Checkpoint
+    from minichat.weights.checkpoint_io import Checkpoint
+    from minichat.weights.llm import Adapter
 
 FORMATS = ("projection", "blip2", "minichat", "llm")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -96,9 +96,9 @@ def _hold(model: str) -> _Held:
     import torch
 
     from minichat.model import MiniChatForConditionalGeneration
+    from minichat.weights.check_config import building, check_parts, read_config
+    from minichat.weights.checkpoint_io import read_checkpoint
     from minichat.weights.llm import referred_llm
-    from minichat.weights.reading import read_checkpoint
-    from minichat.weights.values import building, check_parts, read_config
 
     own = folder = find(model)
     trained = None
@@ -139,8 +139,8 @@ def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
     """
     import torch
 
-    from minichat.weights.stage1 import is_stage1, read_stage1, write_stage1
-    from minichat.weights.writing import write_tensors
+    from minichat.weights.checkpoint_io import write_tensors
+    from minichat.weights.qformer import is_stage1, read_stage1, write_stage1
 
     if is_stage1(folder := find(model)):
         stage1 = read_stage1(str(folder))
@@ -167,7 +167,7 @@ def export_blip2(model: str, out: Path) -> Path:
     """
     from transformers import AutoTokenizer, Blip2Config, GenerationConfig
 
-    from minichat.weights.writing import write_tensors
+    from minichat.weights.checkpoint_io import write_tensors
 
     held = _hold(model)
     folder, config = held.folder, held.config
@@ -204,7 +204,7 @@ def export_blip2(model: str, out: Path) -> Path:
 
 def export_llm(model: str, out: Path) -> Path:
     """The LLM as transformers knows it, to put another vision side before it (`convert --llm`)."""
-    from minichat.weights.writing import write_tensors
+    from minichat.weights.checkpoint_io import write_tensors
 
     held = _hold(model)
     prefix = _LLM

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
-from minichat.disk import new_folder
 from minichat.errors import ModelError, sentence, some
-from minichat.weights.files import quiet
-from minichat.weights.gguf_file import GgufFile
-from minichat.weights.gguf_tokenizer import WORDS, read_tokenizer
-from minichat.weights.writing import Entry, write_tensors
+from minichat.fileio import new_folder
+from minichat.weights.checkpoint_io import Entry, write_tensors
+from minichat.weights.gguf import WORDS, GgufFile, read_tokenizer
+from minichat.weights.hub import quiet
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,59 @@
-"""Files of the Hugging Face hub: what there is, whether it may be had, and whether what came is what was published.
-
-Everything goes through `huggingface_hub`: its cache, its resuming of a connection that broke, its tokens and its
-progress bars. Its variables hold here too (`HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, …).
-"""
+"""Files of weights: folders, this machine's cache, and the Hugging Face hub."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from minichat.errors import ModelError, sentence
+
+# --- Where things are kept on this machine, and how they are told to a person.
+
+
+def home() -> Path:
+    """Where converted models are, and what a person puts there: `MINICHAT_HOME`, or `minichat` in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("MINICHAT_HOME") or f"{cache}/minichat").expanduser().absolute()
+
+
+def files_folder() -> Path:
+    """Where a person puts published files that cannot be fetched, or that are to be taken instead."""
+    return home() / "files"
+
+
+def shown(path: Path) -> str:
+    """A path for a person, who knows the own home folder."""
+    try:
+        return f"~/{path.relative_to(Path.home()).as_posix()}"
+    except (ValueError, RuntimeError):
+        return str(path)
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as the hub's pages show them."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def tell(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+# --- Files of the Hugging Face hub: what there is, whether it may be had, and whether what came is what was published.
+#
+# Everything goes through `huggingface_hub`: its cache, its resuming of a connection that broke, its tokens and its
+# progress bars. Its variables hold here too (`HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`, …).
+
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ATTEMPTS = 3  # at a connection that breaks, beyond those that huggingface_hub makes itself
@@ -220,3 +257,102 @@ def _asking(name: str, kind: str = "model") -> Iterator[None]:
         raise BrokenOff(
             f"{name!r} did not come whole ({sentence(error)}): run it again; the files that came whole are kept."
         ) from None
+
+
+# --- Folders of weights: where they are, what is in them, and errors that name the file.
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+WEIGHTS = "model.safetensors"
+
+
+def find_folder(name: str, what: str, patterns: Sequence[str], revision: str | None = None) -> Path:
+    """A folder, or a hub id's files that match `patterns`. Raises `ModelError`; `what` says what was looked for."""
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ModelError(f"{what} {name!r} is a file: give the folder that holds its config.json and weights.")
+    nowhere = f"{what} {name!r} is not there: it is no folder that exists"
+    if not HUB_ID.fullmatch(name):
+        raise ModelError(f"{nowhere}, and no hub id of the form owner/name.")
+    return from_hub(name, patterns, nowhere + ",", revision)
+
+
+def from_hub(name: str, patterns: Sequence[str], nowhere: str, revision: str | None = None) -> Path:
+    """The local copy of a repository's files; from the cache where there is no network. `nowhere` begins the error."""
+    try:
+        return snapshot(name, patterns, revision)
+    except Absent:
+        raise ModelError(f"{nowhere} and the hub has no such repository, or it is private.") from None
+    except Unreachable:
+        raise ModelError(
+            f"{nowhere} and as a hub id it is not in the local cache and the hub cannot be reached: go online once."
+        ) from None
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object in a folder. Raises `ModelError` where it is missing or is none."""
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"The folder {folder.name!r} has no {name}: it is not a model, or not a whole one.") from None
+    except (OSError, ValueError, RecursionError):
+        raise ModelError(f"{name} in {folder.name!r} cannot be read as JSON: download or convert it again.") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{name} in {folder.name!r} is not a JSON object: download or convert it again.")
+    return content
+
+
+def weight_files(folder: Path, base: str = WEIGHTS) -> list[str]:
+    """The names of a folder's weight files, by its index where it has one. They may be missing.
+
+    Raises `ModelError` for an index that names none, or points out of its folder.
+    """
+    index = f"{base}.index.json"
+    if not (folder / index).is_file():
+        return [base]
+    return sorted(set(weight_map(folder, index).values()))
+
+
+def weight_map(folder: Path, index: str) -> dict[str, str]:
+    """Tensor → file, as an index says. Raises `ModelError` as `weight_files` does."""
+    listed = read_json(folder, index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise ModelError(f"{index} in {folder.name!r} names no weights: download or convert the model again.")
+    files = {str(tensor): str(file) for tensor, file in listed.items()}
+    for file in files.values():
+        if Path(file).name != file:
+            raise ModelError(f"The weights of {folder.name!r} point out of their folder, to {file!r}: that is refused.")
+    return files
+
+
+def check_header(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """A file's tensors: name → shape. Raises `ModelError`, naming it, unless it is a whole safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / name, framework="pt") as file:
+            return {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ModelError(f"The folder {folder.name!r} has no {name}: some of the weights are missing.") from None
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{name} in {folder.name!r} is damaged or cut off ({sentence(error)}): download or convert it again."
+        ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing its own report: what is wrong is raised, and a small model needs no progress."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

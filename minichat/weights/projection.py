@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minichat.disk import new_folder, write_json
 from minichat.errors import ModelError
-from minichat.weights.adapter import copy_adapter, trained_adapter
-from minichat.weights.checksum import of_facts
-from minichat.weights.files import HUB_ID, check_header, read_json, weight_files
-from minichat.weights.known import JOINED, KNOWN
-from minichat.weights.verifying import RECORDED, hashes
-from minichat.weights.zoo import BUILT_IN, find
+from minichat.fileio import new_folder, write_json
+from minichat.weights.checkpoint_io import of_facts
+from minichat.weights.hub import HUB_ID, check_header, read_json, weight_files
+from minichat.weights.known_models import JOINED, KNOWN
+from minichat.weights.llm import RECORDED, copy_adapter, hashes, trained_adapter
+from minichat.weights.registry import BUILT_IN, find
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from minichat.weights.reading import Checkpoint
+    from minichat.weights.checkpoint_io import Checkpoint
 
 TENSORS, FACTS = "projection.safetensors", "minichat.json"
 FROZEN = ("vision_model", "bridge", "language_model")
@@ -107,7 +106,7 @@ def is_projection(folder: Path) -> bool:
 
 def read_projection(folder: Path) -> Projection:
     """Read a projection's folder. Raises `ModelError`, naming the file, where it is not one or is damaged."""
-    from minichat.weights.reading import read_checkpoint
+    from minichat.weights.checkpoint_io import read_checkpoint
 
     facts = read_json(folder, FACTS)
     base, shape, prints = facts.get("base"), facts.get("shape"), facts.get("fingerprints")
@@ -156,7 +155,7 @@ def write_projection(
 
     Raises `ModelError` where `out` is there against expectation, or the shapes are not the base's.
     """
-    from minichat.weights.writing import Entry, write_tensors
+    from minichat.weights.checkpoint_io import Entry, write_tensors
 
     folder = find(base)
     wanted = tuple(_stored(folder)["projection.weight"].shape)
@@ -224,7 +223,7 @@ def export_projection(model: str, out: Path, verify: bool = False, dtype: str | 
 
 def fingerprints(folder: Path) -> dict[str, str]:
     """Of each frozen part of the model in `folder`."""
-    from minichat.weights.fingerprint import fingerprint
+    from minichat.weights.checkpoint_io import fingerprint
 
     tensors = _stored(folder)
     referred = read_json(folder, "config.json").get("llm")
@@ -240,7 +239,7 @@ def fingerprints(folder: Path) -> dict[str, str]:
 
 def _stored(folder: Path) -> dict[str, Tensor]:
     """The tensors that a whole model's folder holds, mapped from disk. Raises `ModelError` for one that is damaged."""
-    from minichat.weights.reading import read_checkpoint
+    from minichat.weights.checkpoint_io import read_checkpoint
 
     files = weight_files(folder)
     for file in files:

@@ -1,26 +1,382 @@
-"""Data sets in the formats in which people have them: each is read to the same `Example`s.
-
-    read("train.jsonl")                      the format is told from the content
-    read("pairs.csv", "pairs", text_column="caption")
-
-`read` raises at the first record that is wrong, or has a key that nothing reads; `scan` goes on, and gives a `Problem`
-in the place of one and `Example.unread` of the other.
-"""
+"""Data sets in the formats in which people have them: each is told from its content and read to the same `Example`s."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minichat.data.example import Example, Problem
-from minichat.data.formats.lines import first_byte
-from minichat.data.formats.reading import FORMS, OF_RECORDS, Items, Options, by_record, listing, options_of
-from minichat.data.formats.record import refusal
-from minichat.data.formats.telling import form_of
-from minichat.errors import DataError
+from minichat.data.example import (
+    BOMS,
+    OTHER_UNICODE,
+    Example,
+    Problem,
+    Turn,
+    Where,
+    first_byte,
+    is_table,
+    parse,
+    read_text,
+    records,
+)
+from minichat.data.formats import chat, folder, pairs, tables
+from minichat.data.formats.base import ALIGNMENT, Asking, Entry, Shelf, read_instructions, refusal
+from minichat.data.formats.folder import expand, tar_entries, tars
+from minichat.data.formats.pairs import CAPTIONS, KEY, PICTURES, align_samples, coco_entries, is_document
+from minichat.data.formats.tables import PICTURE, QUESTION, Columns
+from minichat.errors import DataError, SettingsError
+from minichat.fileio import open_file
+
+# --- Which format a file or folder is in, told from its content.
+
+
+_TAR = b"ustar"  # at byte 257 of a tar's first header (POSIX.1-1988)
+_LISTS = "dataset_info.json"  # LLaMA-Factory's list of data sets
+
+
+def form_of(path: Path, shown: str) -> str | None:
+    """The name of the format, or None where none is recognised.
+
+    Raises `DataError` for what is missing or empty, or holds no record that could tell.
+    """
+    if path.is_dir():
+        return _of_folder(path)
+    if path.exists():
+        return _of_file(path, shown)
+    if shown.endswith(".tar"):
+        return "webdataset"  # a pattern
+    if shown.endswith((tables.ENDING, ".arrow")) and expand(shown) not in ([], [shown]):
+        return "arrow"
+    raise DataError(f"{shown!r} was not found: check the path.")
+
+
+def _of_folder(path: Path) -> str | None:
+    if (path / CAPTIONS).is_file():
+        return "cc_sbu_align"
+    if tables.is_saved(path):
+        return "arrow"
+    if any(path.glob("*.tar")):
+        return "webdataset"
+    if any((path / name).is_file() for name in folder.METADATA):
+        return "pairs"
+    if folder.has_pairs(path):
+        return "folder"
+    return "arrow" if tables.is_folder(path) else None  # last: img2dataset puts one beside its tars and pictures, too
+
+
+def _of_file(path: Path, shown: str) -> str | None:
+    with open_file(path) as file:
+        head = file.read(512)
+    if head[257:262] == _TAR or path.suffix.lower() == ".tar":
+        return "webdataset"
+    if is_table(path):
+        return "arrow"
+    first = first_byte(path)
+    if not first:
+        raise DataError(f"{Where(shown, 1)}: the file is empty: there is no record in it.")
+    if head.startswith(BOMS):
+        raise DataError(f"{Where(shown, 1)}: {OTHER_UNICODE}")
+    if first not in (b"{", b"["):
+        return "pairs" if path.suffix.lower() in (".csv", ".tsv") else _of_table(head)
+    if path.name == CAPTIONS:
+        return "cc_sbu_align"
+    return _of_json(path, shown)
+
+
+def _of_json(path: Path, shown: str) -> str | None:
+    problem = None
+    for item in records(path, shown):
+        if not isinstance(item, Problem):
+            return "coco" if is_document(item[1]) else of_record(item[1])
+        if problem is None:
+            problem = item
+            whole = _document(path, shown)
+            if is_document(whole):
+                return "coco"
+            if isinstance(whole, dict) and path.name == _LISTS:
+                raise DataError(f"{shown!r} lists data sets rather than records: name the file of one of them.")
+            if of_record(whole) is not None:
+                raise DataError(f"{shown!r} holds one record over several lines: put it into a list, or into one line.")
+            if isinstance(whole, dict):
+                return None
+    raise DataError(str(problem))
+
+
+def _document(path: Path, shown: str) -> Any:
+    """The one JSON value of a file that is spread over lines; None where it is no such file."""
+    text = read_text(path, Where(shown, 1))
+    value = parse(text, Where(shown, 1)) if isinstance(text, str) and text.rstrip().endswith("}") else None
+    return None if isinstance(value, Problem) else value
+
+
+def _of_table(head: bytes) -> str | None:
+    line = head.split(b"\n", 1)[0]
+    return "pairs" if b"\0" not in line and any(mark in line for mark in (b",", b"\t", b";", b"|")) else None
+
+
+def of_record(record: Any) -> str | None:
+    """The format that a record is in: "messages", "sharegpt", "llava", "pairs", or none that is known."""
+    if not isinstance(record, dict):
+        return None
+    for key in ("messages", "conversations"):
+        if record.get(key) is not None:
+            if any(pictures in record for pictures in ("images", "videos")):
+                return "sharegpt"
+            if key == "conversations":
+                return "llava" if _is_said(record[key]) else "sharegpt"
+            return "messages" if record.get("image") is None and _is_ours(record[key]) else "sharegpt"
+    told = {key.strip().casefold(): value for key, value in record.items()}
+    return "pairs" if any(key in told and not _is_listing(told[key]) for key in (*PICTURE, *QUESTION)) else None
+
+
+def _is_listing(value: Any) -> bool:
+    """Whether a value is a list of records, as in files that hold a whole data set in one object."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and not {"bytes", "path", "role", "from"} & first.keys()
+
+
+def _is_said(turns: Any) -> bool:
+    """Whether the turns are LLaVA's, or nothing that would tell."""
+    return not (isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0])
+
+
+def _is_ours(messages: Any) -> bool:
+    """Whether the turns are Hugging Face's messages, or nothing that would tell."""
+    return not (isinstance(messages, list) and messages and isinstance(messages[0], dict) and "from" in messages[0])
+
+
+# --- Each format by its name: what it is, and how it is read.
+
+
+UNKNOWN_KEYS = ("refuse", "ignore")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a data set is read, beyond its format."""
+
+    #: The folder that pictures' paths start from; None: where the file lies.
+    pictures: str | os.PathLike[str] | None = None
+    #: A file of instructions, one of which is drawn for each picture that comes with a text alone.
+    instructions: str | os.PathLike[str] | None = None
+    #: "verbatim", or "blip": as MiniGPT-4's first stage changes the captions of such pictures.
+    captions: str = "verbatim"
+    #: Of several captions of one picture: "each" is a sample, the "first" alone, or a "random" one in each epoch.
+    several_captions: str = "each"
+    #: "refuse" a record with a key that nothing reads and that is not known to be harmless, or "ignore" such keys.
+    unknown_keys: str = "refuse"
+    #: Columns of a table (or keys of its objects) of pictures, texts and questions; None: found by their usual names.
+    image_column: str | None = None
+    text_column: str | None = None
+    question_column: str | None = None
+    #: What is drawn depends on these two, and on the record, alone.
+    seed: int = 0
+    epoch: int = 0
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.image_column, self.text_column, self.question_column)
+
+    def __post_init__(self) -> None:
+        if self.unknown_keys not in UNKNOWN_KEYS:
+            known = " or ".join(map(repr, UNKNOWN_KEYS))
+            raise SettingsError(f"unknown_keys is {self.unknown_keys!r}: use {known}.")
+
+    def asking(self, form: str) -> Asking:
+        """How a picture and its text become turns; one format draws its instructions from a file of its own."""
+        path = self.instructions
+        if path is None and form == "cc_sbu_align":
+            path = ALIGNMENT
+            if not path.is_file():
+                raise DataError("This format draws its instructions from a file: name one (instructions).")
+        lines = () if path is None else read_instructions(path)
+        return Asking(lines, self.captions, self.several_captions, self.seed, self.epoch)
+
+    def home(self, usual: Path) -> Path:
+        """Where pictures lie."""
+        return usual if self.pictures is None else Path(self.pictures)
+
+
+Items = Iterator[Entry | Problem]
+Scan = Callable[[Path, str, Options], Items]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A format: what it is, in a line; how it is read; which options it has besides those of all."""
+
+    says: str
+    entries: Scan
+    options: tuple[str, ...] = ()
+
+
+def _messages(record: object, shelf: Shelf, asking: Asking) -> Iterator[Iterable[Turn]]:
+    yield chat.message_turns(record, shelf)
+
+
+def _llava(record: object, shelf: Shelf, asking: Asking) -> Iterator[Iterable[Turn]]:
+    yield chat.llava_turns(record, shelf)
+
+
+def _sharegpt(record: object, shelf: Shelf, asking: Asking) -> Iterator[Iterable[Turn]]:
+    yield chat.sharegpt_turns(record, shelf)
+
+
+_TALKS = {"messages": _messages, "llava": _llava, "sharegpt": _sharegpt}
+
+
+def _entry(form: str | None, where: Where, record: object, home: Path, columns: Columns) -> Entry:
+    """A record in one of the formats whose records are objects."""
+    if form in _TALKS:
+        return Entry(where, home, partial(_TALKS[form], record))
+    return Entry(where, home, partial(_pair, record, columns, str(where.line)))
+
+
+def _pair(record: object, columns: Columns, name: str, shelf: Shelf, asking: Asking) -> Iterator[Iterable[Turn]]:
+    yield from pairs.pair_samples(record, shelf, columns, asking, name)
+
+
+def _json(form: str) -> Scan:
+    """Reads conversations in JSON."""
+
+    def entries(path: Path, shown: str, options: Options) -> Items:
+        home = options.home(path.parent)
+        for item in records(path, shown):
+            yield item if isinstance(item, Problem) else _entry(form, *item, home, options.columns)
+
+    return entries
+
+
+def by_record(usual: str) -> Scan:
+    """Reads JSON whose records are each told by themselves: what is in none of the formats is read as the first is."""
+
+    def entries(path: Path, shown: str, options: Options) -> Items:
+        home = options.home(path.parent)
+        for item in records(path, shown):
+            if isinstance(item, Problem):
+                yield item
+            else:
+                yield _entry(of_record(item[1]) or usual, *item, home, options.columns)
+
+    return entries
+
+
+def _align(path: Path, shown: str, options: Options) -> Items:
+    file, said = path, shown
+    if path.is_dir():
+        file, said = path / CAPTIONS, os.path.join(shown, CAPTIONS)
+    home = options.home(file.parent / PICTURES)
+    for item in records(file, said, KEY):
+        yield item if isinstance(item, Problem) else Entry(item[0], home, partial(align_samples, item[1]))
+
+
+def _coco(path: Path, shown: str, options: Options) -> Items:
+    yield from coco_entries(path, shown, None if options.pictures is None else Path(options.pictures))
+
+
+def _pairs(path: Path, shown: str, options: Options) -> Items:
+    file, said = path, shown
+    if path.is_dir():
+        found = next((name for name in folder.METADATA if (path / name).is_file()), folder.METADATA[0])
+        file, said = path / found, os.path.join(shown, found)
+    home, columns = options.home(file.parent), options.columns
+    if file.suffix == tables.ENDING:
+        yield from _arrow(file, said, options)
+        return
+    objects = first_byte(file) in (b"{", b"[")
+    for item in records(file, said) if objects else tables.table_rows(file, said, columns):
+        yield item if isinstance(item, Problem) else _entry("pairs", *item, home, columns)
+
+
+def _arrow(path: Path, shown: str, options: Options) -> Items:
+    for file in tables_of(shown):
+        folder = Path(file).parent
+        home = options.home(folder.parent if tables.is_saved(folder) else folder)
+        for item in tables.arrow_rows(Path(file), file):
+            yield item if isinstance(item, Problem) else _entry(of_record(item[1]), *item, home, options.columns)
+
+
+def tables_of(source: str) -> list[str]:
+    """The files of a table, of a folder of them, or of a pattern. Raises `DataError` where there is none."""
+    found: list[str] = []
+    for name in expand(source):
+        found += tables.files(Path(name), name) if os.path.isdir(name) else [name]
+    if not found:
+        raise DataError(f"There is no table at {source!r}: check the path.")
+    return found
+
+
+def _folder(path: Path, shown: str, options: Options) -> Items:
+    if not path.is_dir():
+        raise DataError(f"{shown!r} is not a folder: name one that holds pictures and .txt files.")
+    yield from folder.folder_entries(path, shown)
+
+
+def _shards(path: Path, shown: str, options: Options) -> Items:
+    for file in tars(shown):
+        yield from tar_entries(Path(file), file, options.columns)
+
+
+_COMMON = ("seed", "epoch", "several_captions", "unknown_keys")
+_ASKING = ("instructions", "captions")
+_COLUMNS = ("image_column", "text_column", "question_column")
+
+FORMS: dict[str, Form] = {
+    "messages": Form("Hugging Face messages, JSON lines or a list", _json("messages"), ("pictures",)),
+    "llava": Form("LLaVA's JSON: image, conversations of from and value", _json("llava"), ("pictures",)),
+    "sharegpt": Form("ShareGPT with images: messages or conversations", _json("sharegpt"), ("pictures",)),
+    "cc_sbu_align": Form("MiniGPT-4's folder: filter_cap.json, image/", _align, ("pictures", *_ASKING)),
+    "coco": Form("COCO's captions: images, annotations", _coco, ("pictures", *_ASKING)),
+    "pairs": Form(
+        "pictures and texts, Alpaca, ms-swift: CSV, TSV, JSON lines or a list",
+        _pairs,
+        ("pictures", *_ASKING, *_COLUMNS),
+    ),
+    "arrow": Form(
+        "Parquet files, or a folder that the library datasets saved, of any of these",
+        _arrow,
+        ("pictures", *_ASKING, *_COLUMNS),
+    ),
+    "folder": Form("a folder of pictures with .txt or .caption files beside them", _folder, _ASKING),
+    "webdataset": Form(
+        "WebDataset's tars: a file, a folder, a pattern {000..012}.tar",
+        _shards,
+        (*_ASKING, *_COLUMNS[1:]),
+    ),
+}
+
+#: The formats whose records, as objects in JSON, tell by themselves which of them each is in.
+OF_RECORDS = ("messages", "llava", "sharegpt", "pairs")
+
+
+def options_of(form: str, given: dict[str, Any]) -> Options:
+    """The options, if the format has them. Raises `SettingsError` naming one that it has not."""
+    known = FORMS[form].options
+    for name, value in given.items():
+        if name not in {field.name for field in fields(Options)}:
+            raise SettingsError(f"{name} is no option of a data set: use {', '.join(f.name for f in fields(Options))}.")
+        if value is not None and name not in (*_COMMON, *known):
+            raise SettingsError(f"{name} is no option of the format {form!r}, which has {', '.join(known)}.")
+    return Options(**given)
+
+
+def listing() -> str:
+    """All formats, for an error."""
+    return "; ".join(f"{name} ({form.says})" for name, form in FORMS.items())
+
+
+# --- Data sets in the formats in which people have them: each is read to the same `Example`s.
+#
+#     read("train.jsonl")                      the format is told from the content
+#     read("pairs.csv", "pairs", text_column="caption")
+#
+# `read` raises at the first record that is wrong, or has a key that nothing reads; `scan` goes on, and gives a
+# `Problem` in the place of one and `Example.unread` of the other.
+
 
 __all__ = ["FORMS", "Source", "entries", "examples", "read", "scan"]
 
@@ -40,7 +396,7 @@ def read(
         source: a file or a folder; for tars and Parquet files also a pattern such as `shards/{00000..00012}.tar`.
         form: one of `FORMS`; None: told from the content.
         left_out: is told of each record that says itself that it holds nothing to learn.
-        options: fields of `minichat.data.formats.reading.Options`. Equal `seed` and `epoch` draw equal instructions.
+        options: fields of `minichat.data.formats.Options`. Equal `seed` and `epoch` draw equal instructions.
 
     Raises `DataError`, naming file and line, at the first record that is wrong; `SettingsError` for an option that the
     format has not.

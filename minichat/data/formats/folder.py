@@ -1,30 +1,98 @@
-"""A folder of pictures with texts beside them: `a.png` and `a.txt` or `a.caption`, also in folders below it.
-
-A `.json` of the same name, as img2dataset writes it, is read as in a WebDataset (see `beside`).
-"""
+"""Files of one name: a folder of pictures with texts beside them, and the same in WebDataset's tars."""
 
 from __future__ import annotations
 
+import glob
 import os
+import re
+import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
-from minichat.data.example import Problem, StoredPicture, Turn, Where
-from minichat.data.formats import beside
-from minichat.data.formats.asking import Asking
-from minichat.data.formats.columns import Columns
-from minichat.data.formats.lines import parse, read_text
-from minichat.data.formats.record import Entry, Shelf, words
-from minichat.errors import DataError
-from minichat.folders import Skipped, looks_like_picture, walk
-from minichat.images import SUFFIXES
+from minichat.data.example import Member, Problem, StoredPicture, Turn, Where, decoded, parse, read_text
+from minichat.data.formats import chat, pairs
+from minichat.data.formats.base import Asking, Entry, Shelf, empty, words
+from minichat.data.formats.tables import PICTURE, TEXT, Columns
+from minichat.errors import DataError, listing, shown
+from minichat.fileio import SUFFIXES, Skipped, looks_like_picture, open_file, walk
+from minichat.images import MAX_BYTES
 
-_LOWER = (*beside.TEXTS, beside.NOTES)  # of these the ending's case does not matter
+# --- What stands beside a picture under its name, in a folder or in a tar: texts, and a record in JSON.
+
+
+TEXTS = (".txt", ".caption")
+NOTES = ".json"
+# Files of a record that say nothing to learn: a class, a hash, a place.
+_SILENT = re.compile(r"(cls|id|index|key|url|sha256|license)", re.IGNORECASE)
+_NUMBERED = re.compile(r"(?:\d+\.)?(?:txt|caption)", re.IGNORECASE)
+
+
+def is_text(ending: str) -> bool:
+    """Whether a file holds a text by its name's ending, without the dot: `txt`, `caption`, one of several `0.txt`."""
+    return _NUMBERED.fullmatch(ending) is not None
+
+
+def is_silent(ending: str) -> bool:
+    """Whether a file may be passed over by its name's ending, without the dot."""
+    return _SILENT.fullmatch(ending) is not None
+
+
+def samples(
+    name: str,
+    pictures: list[StoredPicture],
+    texts: list[str],
+    notes: Any,
+    columns: Columns,
+    shelf: Shelf,
+    asking: Asking,
+) -> Iterator[list[Turn]]:
+    """The turns of a picture's texts, or of the record `notes` (None: there is none), with what it asks.
+
+    The record is read as one of a file is; the pictures are those that stand there, whatever it calls them.
+
+    Raises `DataError` for what is not understood.
+    """
+    if notes is None:
+        for own, text in asking.chosen(name, texts):
+            yield asking.turns(own, pictures, text)
+        return
+    read = notes if isinstance(notes, dict) else {}
+    rest = {key: value for key, value in read.items() if key.strip().casefold() not in PICTURE}
+    if texts:
+        # A text is often there twice, as img2dataset writes it.
+        same = [key for key, value in rest.items() if value in (texts, texts[0]) or _stripped(value) == texts]
+        rest = {key: value for key, value in rest.items() if key not in same}
+        if not empty(rest.pop("caption", None)):
+            shelf.unread.append("'caption' of a .json beside another text")
+        rest["caption"] = texts
+    talks = next((key for key in ("messages", "conversations") if not empty(rest.get(key))), None)
+    if talks is not None:
+        record = {**rest, "images": pictures}
+        yield chat.sharegpt_turns(record, shelf)
+        return
+    if columns.text is None and not any(key.strip().casefold() in TEXT for key in rest):
+        raise DataError(f"the .json of {name!r} has no text: it must be an object with a 'caption'.")
+    yield from pairs.pair_samples({**rest, "images": pictures}, shelf, columns, asking, name)
+
+
+def _stripped(value: Any) -> list[str]:
+    """The texts of a value, as a file of them is read."""
+    return [text.strip() for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
+# --- A folder of pictures with texts beside them: `a.png` and `a.txt` or `a.caption`, also in folders below it.
+#
+# A `.json` of the same name, as img2dataset writes it, is read as in a WebDataset (see `beside`).
+
+
+_LOWER = (*TEXTS, NOTES)  # of these the ending's case does not matter
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the library datasets: ImageFolder
 
 
-def entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
+def folder_entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
     """An entry for each text, sorted by path; a `Problem` for a picture or a text that stands alone."""
     found, closed = False, list[Skipped]()
     for stem, files in _stems(folder, closed):
@@ -35,7 +103,7 @@ def entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
                 Where(os.path.join(shown, name)),
                 f"this looks like a picture, but beside {pictures[0]!r} it is not read: remove it from the folder.",
             )
-        text = next((files[ending] for ending in beside.TEXTS if ending in files), None)
+        text = next((files[ending] for ending in TEXTS if ending in files), None)
         where = Where(os.path.join(shown, text or next(iter(files.values()))), 1)
         read = {ending: _text(folder, files[ending], shown) for ending in _LOWER if text and ending in files}
         texts = {ending: item for ending, item in read.items() if isinstance(item, str)}
@@ -49,7 +117,7 @@ def entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
 
 def has_pairs(folder: Path) -> bool:
     """Whether a text lies beside a picture somewhere."""
-    return any(any(text in files for text in beside.TEXTS) and _pictures(files) for _, files in _stems(folder, []))
+    return any(any(text in files for text in TEXTS) and _pictures(files) for _, files in _stems(folder, []))
 
 
 def _text(folder: Path, name: str, shown: str) -> str | Problem:
@@ -64,20 +132,20 @@ def _samples(
     folder: Path, stem: str, files: dict[str, str], read: dict[str, str], shelf: Shelf, asking: Asking
 ) -> Iterator[list[Turn]]:
     pictures = _pictures(files)
-    texts = [words(read[ending].strip(), "the text") for ending in beside.TEXTS if ending in read]
+    texts = [words(read[ending].strip(), "the text") for ending in TEXTS if ending in read]
     if not texts:
-        raise DataError(f"the picture has no text: write {stem + beside.TEXTS[0]!r}.")
+        raise DataError(f"the picture has no text: write {stem + TEXTS[0]!r}.")
     if len(pictures) != 1:
         several = f"{len(pictures)} pictures ({', '.join(map(repr, pictures))})" if pictures else "no picture"
         raise DataError(f"the text has {several} of its name beside it: it needs one.")
     if len(texts) > 1:
-        both = " and ".join(repr(files[ending]) for ending in beside.TEXTS)
+        both = " and ".join(repr(files[ending]) for ending in TEXTS)
         raise DataError(f"the picture has two texts, {both}: keep one of them.")
-    record = parse(read[beside.NOTES], Where(stem, 1)) if beside.NOTES in read else None
+    record = parse(read[NOTES], Where(stem, 1)) if NOTES in read else None
     if isinstance(record, Problem):
-        raise DataError(f"{files[beside.NOTES]!r}: {record.text}")
+        raise DataError(f"{files[NOTES]!r}: {record.text}")
     picture = StoredPicture(pictures[0], folder / pictures[0])
-    yield from beside.samples(stem, [picture], texts, record, Columns(), shelf, asking)
+    yield from samples(stem, [picture], texts, record, Columns(), shelf, asking)
 
 
 def _pictures(files: dict[str, str]) -> list[str]:
@@ -97,4 +165,193 @@ def _stems(folder: Path, closed: list[Skipped]) -> Iterator[tuple[str, dict[str,
                 key = ending.lower() if ending.lower() in _LOWER else ending
                 stems.setdefault(path.removesuffix(ending), {})[key] = path
         # A note that stands alone, such as img2dataset's figures of a shard, is of no picture.
-        yield from ((stem, found) for stem, found in stems.items() if set(found) != {beside.NOTES})
+        yield from ((stem, found) for stem, found in stems.items() if set(found) != {NOTES})
+
+
+# --- WebDataset's tars: files of one name (`000.jpg`, `000.txt` or `000.json`) that stand together are a record.
+#
+# Only headers are read to find the records; a text is read when its record's turn comes, a picture when it is opened.
+# So a tar of any size costs no memory, and any record of it can be passed over.
+#
+# Source: WebDataset's own description of its format. A name ends at its first dot; several pictures of one name
+# (`000.0.jpg`, `000.1.jpg`) are shown in their order, and several texts (`000.0.txt`, `000.1.txt`) are captions of
+# them.
+
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")  # gzip, bzip2, xz, zstandard
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The files of one name in a tar, by what follows the name's first dot."""
+
+    key: str
+    where: Where
+    files: tuple[tuple[str, Member], ...]
+
+    def samples(self, columns: Columns, shelf: Shelf, asking: Asking) -> Iterator[list[Turn]]:
+        """The picture or pictures with what stands beside them; reads texts and JSON alone."""
+        endings = [ending for ending, _ in self.files]
+        for ending in endings:
+            if endings.count(ending) > 1:
+                raise DataError(f"the tar holds {shown(f'{self.key}.{ending}')} twice: it must be there once.")
+        pictures, texts, notes = list[StoredPicture](), list[str](), None
+        for ending, member in self.files:
+            if f".{ending}".endswith(SUFFIXES):
+                pictures.append(StoredPicture(f"{self.key}.{ending}", member))
+            elif is_text(ending):
+                texts.append(words(self._decoded(member).strip(), f"the text of {shown(self.key)}"))
+            elif f".{ending}" == NOTES:
+                notes = self._notes(member)
+            elif not is_silent(ending):
+                shelf.unread.append(f"{'.' + ending!r} of a tar")
+        if not pictures:
+            known = ", ".join(SUFFIXES)
+            raise DataError(f"{shown(self.key)} has no picture ({listing(endings)}): it needs one of {known}.")
+        if not texts and notes is None:
+            raise DataError(f"{shown(self.key)} has no text: it needs a .txt, or a .json with a caption.")
+        yield from samples(self.key, pictures, texts, notes, columns, shelf, asking)
+
+    def _notes(self, member: Member) -> Any:
+        value = parse(self._decoded(member), self.where)
+        if isinstance(value, Problem):
+            raise DataError(f"the .json of {shown(self.key)}: {value.text}")
+        return [] if value is None else value
+
+    def _decoded(self, member: Member) -> str:
+        if member.size > MAX_BYTES:
+            raise DataError(f"the text of {shown(self.key)} has {member.size:,} bytes: at most {MAX_BYTES:,}.")
+        data = StoredPicture(self.key, member).read()
+        text = decoded(data, self.where)
+        if isinstance(text, Problem):
+            raise DataError(f"the text of {shown(self.key)}: {text.text}")
+        return text
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a pattern names: `{00000..00012}` counts with leading zeros, `*` and `?` stand for what is there.
+
+    A folder stands for itself. Nothing where no file is of the pattern.
+    """
+    found: list[str] = []
+    for name in ranges(pattern):
+        found += sorted(glob.glob(name)) if glob.has_magic(name) and not os.path.exists(name) else [name]
+    return found
+
+
+def ranges(pattern: str) -> list[str]:
+    """A pattern with each number of `{00000..00012}` in its place."""
+    names = [pattern]
+    while any(_RANGE.search(name) for name in names):
+        names = [spelled for name in names for spelled in _counted(name)]
+    return names
+
+
+def tars(pattern: str) -> list[str]:
+    """The tars that a pattern names; a folder stands for those in it. Raises `DataError` where that is none."""
+    found: list[str] = []
+    for name in expand(pattern):
+        found += sorted(glob.glob(os.path.join(glob.escape(name), "*.tar"))) if os.path.isdir(name) else [name]
+    if not found:
+        raise DataError(f"There is no tar at {pattern!r}: check the path.")
+    return found
+
+
+def _counted(name: str) -> list[str]:
+    found = _RANGE.search(name)
+    if found is None:
+        return [name]
+    first, last = found[1], found[2]
+    if int(last) < int(first):
+        raise DataError(f"The range {found[0]} in {shown(name)} counts down: write the smaller number first.")
+    width = len(first) if first.startswith("0") else 0
+    return [
+        f"{name[: found.start()]}{number:0{width}d}{name[found.end() :]}" for number in range(int(first), int(last) + 1)
+    ]
+
+
+def tar_entries(path: Path, file: str, columns: Columns) -> Iterator[Entry | Problem]:
+    """The records of one tar, in order; a `Problem` where it is damaged, or holds what is no file.
+
+    Raises `DataError` for a file that is missing or no tar.
+    """
+    key, files, count = "", list[tuple[str, Member]](), 0
+    seen: set[str] = set()
+
+    def entry() -> Entry | Problem:
+        where = Where(file, count)
+        if key in seen:
+            return Problem(where, f"the name {shown(key)} was there before: the files of a record must stand together.")
+        seen.add(key)
+        return Entry(where, path.parent, partial(_Record(key, where, tuple(files)).samples, columns))
+
+    for member in members(path, file):
+        stem, ending = ("", "") if isinstance(member, Problem) else key_of(member[0])
+        if files and stem != key:
+            count += 1
+            yield entry()
+            files = []
+        if isinstance(member, Problem):
+            count += 1
+            yield Problem(Where(file, count), member.text)
+            continue
+        key = stem
+        files.append((ending, member[1]))
+    if files:
+        count += 1
+        yield entry()
+    if count == 0:
+        yield Problem(Where(file, 1), "the tar is empty: there is no record in it.")
+
+
+def key_of(name: str) -> tuple[str, str]:
+    """A file's key, with its folder, and what follows the first dot of its name, in lower case."""
+    folder, base = os.path.split(name)
+    stem, _, ending = base.partition(".")
+    return os.path.join(folder, stem), ending.lower()
+
+
+def members(path: Path, file: str) -> Iterator[tuple[str, Member] | Problem]:
+    """The files of a tar by their headers, and what is damaged."""
+    try:
+        with open_file(path) as opened:
+            start = opened.read(6)
+            if start.startswith(_PACKED):
+                raise DataError(f"{file}: the tar is compressed, so that nothing in it can be found: unpack it.")
+            opened.seek(0)
+            with tarfile.open(fileobj=opened, mode="r:") as tar:
+                yield from _headers(tar, opened, path)
+    except FileNotFoundError:
+        raise DataError(f"{file} was not found: check the path.") from None
+    except tarfile.TarError as error:
+        yield Problem(_NOWHERE, f"the tar is damaged here ({error}); fetch it again.")
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}): check it.") from None
+
+
+def _headers(tar: tarfile.TarFile, opened: IO[bytes], path: Path) -> Iterator[tuple[str, Member] | Problem]:
+    whole = path.stat().st_size
+    while (info := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # a million files would otherwise be remembered
+        name = info.name.removeprefix("./")
+        if info.size < 0:
+            yield Problem(_NOWHERE, f"the header of {shown(name)} states a negative size: the tar is damaged here.")
+            return
+        if info.isdir() or name.startswith("__"):  # WebDataset's own notes are named so
+            continue
+        if not info.isreg() or info.issparse():
+            yield Problem(_NOWHERE, f"{shown(name)} is a link or no ordinary file: put the file itself into the tar.")
+        elif info.offset_data + info.size > whole:
+            yield Problem(_NOWHERE, f"the tar ends within {shown(name)}: it was cut off; fetch it again.")
+            return
+        else:
+            yield name, Member(path, info.offset_data, info.size)
+    opened.seek(tar.offset)
+    block = opened.read(tarfile.BLOCKSIZE)
+    if block != tarfile.NUL * tarfile.BLOCKSIZE:
+        what = "ends without its end mark: it was cut off" if len(block) < tarfile.BLOCKSIZE else "is damaged here"
+        yield Problem(_NOWHERE, f"the tar {what}; fetch it again.")
+
+
+_NOWHERE = Where("")  # until it is known how many records came before

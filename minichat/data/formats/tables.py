@@ -1,0 +1,284 @@
+"""Tables: which columns hold what, CSV and TSV, and what Hugging Face's `datasets` writes."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minichat.data import example
+from minichat.data.example import BOMS, NOT_UTF8, OTHER_UNICODE, Problem, Value, Where
+from minichat.errors import DataError, listing, shown
+from minichat.fileio import SUFFIXES, open_file
+
+# --- Which columns of a table, or keys of an object, hold the picture, the text, and the question where there is one.
+
+
+PICTURE = ("image", "images", "img", "picture", "pictures", "image_path", "img_path", "image_name", "image_file",
+           "filepath", "file_path", "file_name", "filename", "path", "file", "jpg", "jpeg", "png", "webp")  # fmt: skip
+TEXT = ("caption", "captions", "text", "title", "description", "sentences", "references", "answer",
+        "multiple_choice_answer", "reply", "response", "output", "completion")  # fmt: skip
+QUESTION = ("question", "instruction", "query", "prompt")
+#: Questions of formats that mark a picture's place by `<image>` (Alpaca with images, ms-swift, and TRL's with a
+#: `completion`), and in which a question may do without a picture.
+MARKED = ("instruction", "query")
+INPUT = "input"  # what Alpaca's instruction is about; or, alone, the question
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns; None: found among the usual ones."""
+
+    picture: str | None = None
+    text: str | None = None
+    question: str | None = None
+
+    def among(self, names: Iterable[str], held: Collection[str] = (), pictures: bool = True) -> Columns:
+        """These columns, found in a table that has the columns `names`.
+
+        Args:
+            held: of these, the ones that hold pictures themselves; they go before names of pictures.
+            pictures: whether there must be a picture.
+
+        Raises `DataError` for one that is missing, or for several that could be meant.
+        """
+        there = list(names)
+        asked = QUESTION if any(_is(name, QUESTION) for name in there) else (INPUT,)
+        question = _found("question_column", self.question, there, asked, needed=False)
+        shows = [name for name in there if name in held and _is(name, PICTURE)] or there
+        alone = not pictures and question is not None
+        picture = _found("image_column", self.picture, there if self.picture else shows, PICTURE, needed=not alone)
+        return Columns(picture, _found("text_column", self.text, there, TEXT), question)
+
+    def passed_over(self, names: Iterable[str]) -> list[str]:
+        """Of these names those that could have been a column which is another by choice."""
+        chosen = ((self.picture, PICTURE), (self.text, TEXT), (self.question, QUESTION))
+        return [name for name in names for named, usual in chosen if named is not None and _is(name, usual)]
+
+    @property
+    def marks(self) -> bool:
+        """Whether `<image>` in the question is a picture's place."""
+        named = (self.text or "").casefold() == "completion"
+        return self.question is not None and (_is(self.question, MARKED) or named)
+
+
+def _is(name: str, usual: tuple[str, ...]) -> bool:
+    return name.strip().casefold() in usual
+
+
+def _found(option: str, named: str | None, there: list[str], usual: tuple[str, ...], needed: bool = True) -> str | None:
+    what = option.removesuffix("_column")
+    if named is not None:
+        found = next((name for name in there if named in (name, name.strip())), None)
+        if found is None:
+            raise DataError(f"there is no column {shown(named)} for the {what}: there are {listing(there) or 'none'}.")
+        return found
+    candidates = [name for name in there if _is(name, usual)]
+    if len(candidates) > 1:
+        several = " and ".join(map(shown, candidates))
+        raise DataError(f"the columns {several} could each be the {what}: name one ({option}).")
+    if not candidates and needed:
+        raise DataError(f"no column is known to be the {what} ({listing(there) or 'none'}): name it ({option}).")
+    return candidates[0] if candidates else None
+
+
+# --- Tables as text: CSV (RFC 4180), whose fields may be quoted, and TSV, whose fields never are.
+#
+# The first line names the columns. A table without such a line is read where it has two columns and the first line's
+# one field is the path of a picture: then the other is its text. Fields may have any length.
+
+
+_DELIMITERS = ",\t;|"
+# Flickr8k and Flickr30k number a picture's captions behind its name: 1000268201_693b08cb0e.jpg#0.
+_NUMBER = re.compile(r"(.*\.[A-Za-z]+)#\d+")
+_NUMBERED_PICTURE = " numbered picture"  # a column without a name, whose names may be so
+_UNQUOTED = " (A TSV has no quotation marks round its fields: name it .csv if this one has.)"
+_HALF = re.compile(r"[\udc80-\udcff]")  # a byte that is no UTF-8
+
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # of the module as a whole: 131,072 unless one says otherwise
+
+
+def table_rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Problem]:
+    """The rows of a table as objects, each with the line on which it begins; a `Problem` in place of a ragged one."""
+    with open_file(path) as opened:
+        # A byte that is no UTF-8 becomes a half surrogate, which the row is refused for.
+        lines: Iterator[str] = (line.decode("utf-8", "surrogateescape") for line in opened)
+        first = next(lines, "").removeprefix("\ufeff")
+        if first.encode("utf-8", "surrogateescape").startswith(BOMS):
+            yield Problem(Where(file, 1), OTHER_UNICODE)
+            return
+        if not first.strip():
+            yield Problem(Where(file, 1), "the file is empty: its first line must name the columns.")
+            return
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(_DELIMITERS, key=first.count)
+        quoted = delimiter != "\t" or path.suffix.lower() == ".csv"
+        quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        header = next(csv.reader([first], delimiter=delimiter, quoting=quoting))
+        names = _nameless(header) if columns == Columns() else None
+        if names is None:
+            wrong = _wrong_header(header, Where(file, 1), columns)
+            if wrong is not None:
+                yield wrong
+                return
+        else:
+            lines = itertools.chain([first], lines)
+        table = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=quoted)
+        yield from _rows(table, names or header, file, 1 if names else 2, "" if quoted else _UNQUOTED)
+
+
+def _nameless(first: list[str]) -> list[str] | None:
+    """The names of the columns where the first line is a row already: the path of a picture, and its text."""
+    shows = [_is_path(field) for field in first]
+    if len(first) != 2 or sum(shows) != 1:
+        return None
+    return [_NUMBERED_PICTURE, "caption"] if shows[0] else ["caption", _NUMBERED_PICTURE]
+
+
+def _is_path(field: str) -> bool:
+    return _plain(field).lower().endswith(SUFFIXES)
+
+
+def _plain(name: str) -> str:
+    found = _NUMBER.fullmatch(name)
+    return name if found is None else found[1]
+
+
+def _wrong_header(header: list[str], where: Where, columns: Columns) -> Problem | None:
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        return Problem(where, f"the column {shown(twice[0])} stands there twice: give each its own name.")
+    bad = _bad_byte(header, where)
+    if bad is not None:
+        return bad
+    try:
+        columns.among(header, held=header)
+    except DataError as error:
+        # Several columns may name the picture where one of them holds it: the rows tell.
+        return None if "could each be the image" in str(error) else Problem(where, str(error))
+    return None
+
+
+def _rows(table: Any, header: list[str], file: str, first: int, hint: str) -> Iterator[Value | Problem]:
+    """The rows from line `first` on; `hint` is added to what is said of a ragged one."""
+    found = False
+    while True:
+        where = Where(file, table.line_num + first)
+        try:
+            row = next(table)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            look = "its line ends" if hint else "its quotation marks"
+            yield Problem(where, f"this row is no {'TSV' if hint else 'CSV'} ({error}): look at {look}.")
+            found = True
+            continue
+        if not row:
+            continue
+        found = True
+        if len(row) != len(header):
+            counts = f"the row has {len(row)} fields and the header {len(header)}"
+            yield Problem(where, f"{counts}: give each column one.{hint}")
+            continue
+        bad = _bad_byte(row, where)
+        yield bad if bad is not None else (where, _record(header, row))
+    if not found:
+        yield Problem(Where(file, 1), "the table has a header but no row.")
+
+
+def _record(header: list[str], row: list[str]) -> dict[str, str]:
+    record = dict(zip(header, row, strict=True))
+    if _NUMBERED_PICTURE in record:
+        record["image"] = _plain(record.pop(_NUMBERED_PICTURE))
+    return record
+
+
+def _bad_byte(row: list[str], where: Where) -> Problem | None:
+    line = where.line
+    for field in row:
+        found = _HALF.search(field)
+        if found is not None:
+            line += field.count("\n", 0, found.start())
+            return Problem(Where(where.file, line), NOT_UTF8.format(byte=ord(found[0]) - 0xDC00))
+        line += field.count("\n")
+    return None
+
+
+# --- What Hugging Face's `datasets` writes: Parquet files, or the folder of `save_to_disk`; pictures may lie within.
+#
+# A source is a file, a folder of them, or a pattern such as `data/train-*.parquet`. A row is read as a record of
+# messages, ShareGPT, LLaVA or pairs is.
+
+
+STATE = "state.json"  # what a folder of `save_to_disk` holds
+SETS = "dataset_dict.json"  # and where it is of several sets
+ENDING = ".parquet"
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder is one of `save_to_disk`."""
+    return any((folder / name).is_file() for name in (STATE, SETS))
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether a folder holds Parquet files, as one of the Hugging Face hub does."""
+    return bool(_shards(folder))
+
+
+def files(folder: Path, shown: str) -> list[str]:
+    """The tables of a folder, in order. Raises `DataError` where it holds several sets, or none."""
+    if (folder / SETS).is_file():
+        raise _several(shown, (entry.parent.name for entry in folder.glob(f"*/{STATE}")))
+    if (folder / STATE).is_file():
+        return [os.path.join(shown, name) for name in _saved(folder / STATE, shown)]
+    found = _shards(folder)
+    # The hub's own names: train-00000-of-00002.parquet.
+    sets = {path.stem.split("-")[0] for path in found if "-of-" in path.stem}
+    if len(sets) > 1:
+        raise _several(shown, sets, f"/…/{sorted(sets)[0]}-*{ENDING}")
+    if not found:
+        raise DataError(f"{shown!r} holds no table: name a Parquet file, or a folder of them.")
+    return [os.path.join(shown, os.path.relpath(path, folder)) for path in found]
+
+
+def arrow_rows(path: Path, file: str) -> Iterator[Value | Problem]:
+    """The rows of one table as objects, counted from 1; bytes in them are places in the file.
+
+    Raises `DataError` for a file that cannot be read.
+    """
+    count = 0
+    try:
+        with open_file(path):  # or it is said why not
+            pass
+        for count, row in enumerate(example.rows(path), start=1):
+            yield Where(file, count), row
+    except FileNotFoundError:
+        raise DataError(f"{file} was not found: check the path.") from None
+    except (OSError, ValueError) as error:  # pyarrow's own errors are both
+        yield Problem(Where(file, count + 1), f"the table cannot be read ({example.reason(error)}).")
+        return
+    if count == 0:
+        yield Problem(Where(file, 1), "the table is empty: there is no row in it.")
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{ENDING}")) or sorted(folder.glob(f"data/*{ENDING}"))
+
+
+def _saved(state: Path, shown: str) -> list[str]:
+    try:
+        told = json.loads(state.read_text(encoding="utf-8"))
+        return [file["filename"] for file in told["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{STATE} in {shown!r} cannot be read: save the data set again.") from None
+
+
+def _several(shown: str, sets: Iterable[str], pattern: str = "") -> DataError:
+    named = f"its files by a pattern, such as {shown}{pattern}" if pattern else "the folder of one"
+    return DataError(f"{shown!r} holds several sets ({listing(sorted(sets))}): name {named}.")

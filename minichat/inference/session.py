@@ -1,0 +1,424 @@
+"""A conversation with a bot: what fits into the context, streamed replies, a KV cache that is kept between turns."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+import time
+import weakref
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minichat.device.memory import out_of_memory
+from minichat.errors import ContextError, PromptError, SettingsError
+from minichat.images import Source, identity
+from minichat.inference.generate import Memory, Prompt, Turnstile, generate_rows, stream
+from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
+from minichat.prompt.conversation import Conversation, Message, Picture, Text
+
+if TYPE_CHECKING:
+    from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+    from minichat.prompt.processor import MiniChatProcessor
+    from minichat.prompt.render import Rendered
+
+
+# --- What a model is shown of a conversation: the oldest text goes when the context is full, pictures never do.
+
+
+def without_oldest(conversation: Conversation, turns: int) -> Conversation:
+    """Forget the words of the first `turns` questions and replies; their pictures move to the next question.
+
+    A system message stays. `turns` is less than the number of questions.
+    """
+    if turns == 0:
+        return conversation
+    system = () if conversation.system is None else (conversation.system,)
+    cut = 2 * turns  # question and reply
+    pictures = tuple(Picture(picture) for message in conversation.turns[:cut] for picture in message.pictures)
+    question = conversation.turns[cut]
+    first = replace(question, parts=(*pictures, *question.parts))
+    return Conversation((*system, first, *conversation.turns[cut + 1 :]))
+
+
+def fit(
+    conversation: Conversation,
+    render: Callable[[Conversation], Rendered],
+    new_tokens: int,
+    context: int | None,
+    forgotten: int = 0,
+) -> tuple[int, Rendered]:
+    """Forget as many of the oldest turns as it takes to fit the prompt and `new_tokens` into `context` tokens.
+
+    Args:
+        conversation: ends with the question to be answered.
+        render: a conversation's prompt.
+        context: None where there is no limit.
+        forgotten: turns that are forgotten already and stay so.
+
+    Returns:
+        How many turns are forgotten, and the prompt without them.
+
+    Raises:
+        ContextError: with the numbers, if the pictures, the question and `new_tokens` alone do not fit.
+    """
+    last = sum(m.role == "user" for m in conversation) - 1
+    forgotten = min(forgotten, last)
+    prompts: dict[int, Rendered] = {}
+
+    def prompt(turns: int) -> Rendered:
+        if turns not in prompts:
+            prompts[turns] = render(without_oldest(conversation, turns))
+        return prompts[turns]
+
+    def fits(turns: int, spare: int = 0) -> bool:
+        return context is None or len(prompt(turns).ids) + new_tokens + spare <= context
+
+    if not fits(forgotten):
+        check_context(conversation, len(prompt(last).ids), new_tokens, context)
+        # What goes changes the prompt from its beginning, so that all of it is read again: free an eighth at once, that
+        # the next turns may add to what has been read.
+        spare = (context or 0) // 8
+        if not fits(last, spare):
+            spare = 0
+        forgotten += 1 + bisect_left(range(forgotten + 1, last), True, key=lambda turns: fits(turns, spare))
+    return forgotten, prompt(forgotten)
+
+
+def check_context(conversation: Conversation, prompt: int, new_tokens: int, context: int | None) -> None:
+    """Raise `ContextError` unless a prompt of `prompt` tokens, whose pictures are the conversation's, leaves room."""
+    if context is None or prompt + new_tokens <= context:
+        return
+    pictures = len(conversation.pictures)
+    what = f"The question with {pictures} picture{'s' * (pictures != 1)}" if pictures else "The question"
+    mend = "ask more briefly" + (" or about fewer pictures" if pictures > 1 else "")
+    if prompt < context:
+        mend = f"set max_new_tokens to at most {context - prompt}, or {mend}"
+    raise ContextError(
+        f"{what} takes {prompt} tokens and the reply up to {new_tokens}; the model's context holds {context}: {mend}."
+    )
+
+
+def as_published(conversation: Conversation) -> Conversation:
+    """Replies as the original programs put them into the next prompt, to be spelled from their text.
+
+    MiniGPT-4, `conversation.py`, `Chat.answer`: cut at "###", all up to the last "Assistant:" dropped, stripped.
+    """
+    return Conversation(tuple(_cleaned(m) if m.role == "assistant" else m for m in conversation))
+
+
+def _cleaned(reply: Message) -> Message:
+    text = reply.text.split("###")[0].split("Assistant:")[-1].strip()
+    return Message("assistant", (Text(text),))
+
+
+# --- A conversation with a bot: questions in, streamed replies out, nothing computed twice.
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A picture that was encoded; it is kept so that its id() stays its own."""
+
+    picture: Image.Image
+    identity: str
+    features: Tensor  # (n, D)
+
+
+class Bot(Protocol):
+    """What a conversation needs of a bot (`MiniChat`)."""
+
+    model: MiniChatForConditionalGeneration
+    processor: MiniChatProcessor
+    turnstile: Turnstile
+    stops: Stops
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def context(self) -> int | None: ...
+
+    def encode(self, pictures: Sequence[Image.Image]) -> Tensor: ...
+
+    def state(self) -> tuple[Any, ...]: ...
+
+
+class ChatSession:
+    """One conversation with a bot. It keeps the encoded pictures and the LLM's key–value cache of all turns so far.
+
+    A request that fails leaves the session as it was. A reply that is stopped (its `cancel` event set, its iterator
+    closed, or another request made meanwhile) stays in the conversation as far as it was shown; if nothing was shown,
+    the session is as it was. Use a session from one thread at a time; sessions of one bot are independent.
+    """
+
+    def __init__(
+        self,
+        bot: Bot,
+        *,
+        history: Literal["ids", "text"] = "ids",
+        conversation: Conversation | None = None,
+        **defaults: Any,
+    ) -> None:
+        if history not in ("ids", "text"):
+            raise SettingsError(f"history is {history!r}; it must be 'ids' or 'text'.")
+        self.bot = bot
+        self.history = history
+        self._stops = bot.stops if history == "ids" else bot.stops.as_published(bot.processor.content_tokenizer)
+        self._defaults = GenerationSettings().updated(**defaults)
+        self._conversation = conversation or Conversation()
+        self._memory = Memory()
+        self._encoded: dict[int, _Encoded] = {}  # by id() of the picture, which `_Encoded` keeps alive
+        self._state: tuple[Any, ...] = ()
+        self._forgotten = 0  # turns whose words the model is no longer shown …
+        self._forgotten_at = 0  # … since there were so many questions
+        self._running: Callable[[], Generator[str] | None] = lambda: None  # the reply being written
+        self._superseded = threading.Event()
+
+    @property
+    def conversation(self) -> Conversation:
+        """All that was asked and answered, also what no longer fits into the model's context."""
+        return self._conversation
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the person should know about this conversation, in sentences."""
+        if not self._forgotten:
+            return ()
+        turns = "question and its reply are" if self._forgotten == 1 else f"{self._forgotten} questions and replies are"
+        return (
+            f"The conversation has outgrown the model's context of {self.bot.context} tokens: the oldest {turns} "
+            "no longer taken into account (all pictures are).",
+        )
+
+    def ask(
+        self,
+        text: str,
+        images: Source | Sequence[Source] | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        **settings: Any,
+    ) -> str:
+        """Ask, with any pictures, and return the whole reply. Raises as `stream` does."""
+        return "".join(self.stream(text, images, cancel=cancel, **settings))
+
+    def stream(
+        self,
+        text: str,
+        images: Source | Sequence[Source] | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        **settings: Any,
+    ) -> Iterator[str]:
+        """Ask, and yield the reply piece by piece; all pieces joined are the reply. The work is done while iterating.
+
+        Args:
+            text: the question.
+            images: one picture or several, as `minichat.images.load` takes them.
+            cancel: set it to stop the reply within a step.
+            settings: fields of `GenerationSettings`, for this reply alone.
+
+        Raises:
+            ImageError, PromptError, SettingsError: at once.
+            ContextError: on the first step, if the question and the pictures do not fit, or memory runs out.
+        """
+        chosen = self._defaults.updated(**settings)
+        question = _question(text, sources(images))
+        self._interrupt()
+        return self._start(Conversation((*self._conversation.messages, question)), chosen, cancel)
+
+    def regenerate(self, *, cancel: threading.Event | None = None, **settings: Any) -> str:
+        """Answer the last question anew and return the reply."""
+        return "".join(self.stream_again(cancel=cancel, **settings))
+
+    def stream_again(self, *, cancel: threading.Event | None = None, **settings: Any) -> Iterator[str]:
+        """`regenerate`, piece by piece. Raises `PromptError` if nothing was asked."""
+        chosen = self._defaults.updated(**settings)
+        self._interrupt()
+        questions = self._questions()
+        if not questions:
+            raise PromptError("There is no reply to generate anew: ask something first.")
+        return self._start(Conversation(self._conversation.messages[: questions[-1] + 1]), chosen, cancel)
+
+    def edit(
+        self,
+        turn: int,
+        text: str,
+        images: Source | Sequence[Source] | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        **settings: Any,
+    ) -> str:
+        """Ask question number `turn` (the first is 0) in other words, drop what followed, return the new reply.
+
+        `images` replace the turn's pictures; None keeps them, [] drops them. Raises `PromptError` for another number.
+        """
+        chosen = self._defaults.updated(**settings)
+        given = None if images is None else _question(text, sources(images))
+        self._interrupt()
+        questions = self._questions()
+        if isinstance(turn, bool) or not isinstance(turn, int) or not 0 <= turn < len(questions):
+            raise PromptError(f"There is no turn {turn!r}: this conversation has {len(questions)}, the first is 0.")
+        messages = self._conversation.messages
+        question = given or _question(text, list(messages[questions[turn]].pictures))
+        return "".join(self._start(Conversation((*messages[: questions[turn]], question)), chosen, cancel))
+
+    def undo(self) -> Conversation:
+        """Drop the last question with its reply; returns the conversation that is left.
+
+        A reply that is being written is dropped with its question. Raises `PromptError` if there is nothing to undo.
+        """
+        before = self._conversation
+        if self._interrupt() and self._conversation is before:
+            return before  # the question was not in the conversation yet
+        questions = self._questions()
+        if not questions:
+            raise PromptError("There is nothing to undo: the conversation has no question yet.")
+        self._conversation = Conversation(self._conversation.messages[: questions[-1]])
+        self._forgotten = min(self._forgotten, max(0, len(questions) - 2))
+        return self._conversation
+
+    def _questions(self) -> list[int]:
+        return [i for i, message in enumerate(self._conversation) if message.role == "user"]
+
+    def _interrupt(self) -> bool:
+        """End the reply that is being written, if there is one; True if there was."""
+        running = self._running()
+        if running is None or inspect.getgeneratorstate(running) == inspect.GEN_CLOSED:
+            return False
+        self._superseded.set()
+        while True:
+            try:
+                running.close()
+                return True
+            except ValueError:  # another thread is inside; it leaves within a step
+                time.sleep(0.005)
+
+    def _start(
+        self, conversation: Conversation, settings: GenerationSettings, cancel: threading.Event | None
+    ) -> Iterator[str]:
+        self._superseded = superseded = threading.Event()
+        reply = self._reply(
+            conversation, settings, lambda: superseded.is_set() or (cancel is not None and cancel.is_set())
+        )
+        # Weak, so that a caller who drops the iterator ends the reply.
+        self._running = weakref.ref(reply)
+        return reply
+
+    def _reply(
+        self, conversation: Conversation, settings: GenerationSettings, cancelled: Callable[[], bool]
+    ) -> Generator[str]:
+        """Answer the conversation's last question, and keep the answer."""
+        reply = ReplyText(self.bot.processor.content_tokenizer, self._stops)
+        try:
+            prompt, forgotten = self._prompt(conversation, settings)
+            if settings.num_beams > 1:
+                yield from self._search(prompt, settings, reply, cancelled)
+            else:
+                yield from stream(
+                    self.bot.model,
+                    prompt,
+                    self._memory,
+                    settings,
+                    reply,
+                    turnstile=self.bot.turnstile,
+                    cancelled=cancelled,
+                )
+        except GeneratorExit:
+            if reply.text:
+                self._keep(conversation, reply, forgotten)
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            self._memory.clear()
+            raise ContextError(
+                "There was not enough memory for this reply: use fewer pictures or a shorter conversation."
+            ) from error
+        if reply.text or not cancelled():
+            self._keep(conversation, reply, forgotten)
+
+    def _keep(self, conversation: Conversation, reply: ReplyText, forgotten: int) -> None:
+        self._conversation = conversation.assistant(reply.text, ids=reply.ids())
+        self._forgotten, self._forgotten_at = forgotten, len(self._questions())
+
+    def _search(
+        self, prompt: Prompt, settings: GenerationSettings, reply: ReplyText, cancelled: Callable[[], bool]
+    ) -> Iterator[str]:
+        """Beam search: the whole reply in one piece, or nothing when it was cancelled."""
+        bot = self.bot
+        ids = torch.tensor([prompt.ids], device=bot.device)  # (1, T)
+        with bot.turnstile, torch.inference_mode():
+            embeds = bot.model.embed(ids, image_features=prompt.features)  # (1, T, H)
+        found = generate_rows(
+            bot.model,
+            embeds,
+            torch.ones_like(ids),
+            settings,
+            bot.processor.content_tokenizer,
+            self._stops,
+            turnstile=bot.turnstile,
+            cancelled=cancelled,
+        )
+        if not cancelled() and (text := reply.read(found[0].generated)):
+            yield text
+
+    def _prompt(self, conversation: Conversation, settings: GenerationSettings) -> tuple[Prompt, int]:
+        """The prompt that asks for a reply to `conversation`, and how many turns it leaves out."""
+        state = self.bot.state()
+        if state != self._state:  # other weights or preprocessing: nothing computed before holds
+            self._memory.clear()
+            self._encoded.clear()
+            self._state = state
+        shown = as_published(conversation) if self.history == "text" else conversation
+        questions = sum(message.role == "user" for message in conversation)
+        forgotten, rendered = fit(
+            shown,
+            lambda c: self.bot.processor.render(c, add_generation_prompt=True, history=self.history),
+            settings.max_new_tokens,
+            self.bot.context,
+            # After an edit further back there may be room again.
+            self._forgotten if questions >= self._forgotten_at else 0,
+        )
+        encoded = self._encode(rendered.pictures)
+        features = torch.stack([e.features for e in encoded]) if encoded else None  # (I, n, D)
+        keys = _keys(rendered.ids, [e.identity for e in encoded], self.bot.model.config)
+        return Prompt(rendered.ids, keys, features), forgotten
+
+    def _encode(self, pictures: Sequence[Image.Image]) -> list[_Encoded]:
+        """Each picture with its features. Only those that are new are encoded, only those given are kept."""
+        known = {e.identity: e.features for e in self._encoded.values()}
+        identities = {id(p): self._encoded[id(p)].identity if id(p) in self._encoded else identity(p) for p in pictures}
+        fresh = {identities[id(p)]: p for p in pictures if identities[id(p)] not in known}
+        if fresh:
+            known.update(zip(fresh, self.bot.encode(list(fresh.values())), strict=True))
+        self._encoded = {id(p): _Encoded(p, identities[id(p)], known[identities[id(p)]]) for p in pictures}
+        return [self._encoded[id(p)] for p in pictures]
+
+
+def sources(images: Any) -> list[Any]:
+    """One picture or several → a list."""
+    if images is None:
+        return []
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
+        return [images]
+    return list(images)
+
+
+def _question(text: str, images: Sequence[Source]) -> Message:
+    """A person's message. Raises `PromptError` for one that says and shows nothing, `ImageError` for a bad picture."""
+    message = Conversation().user(text, images).messages[0]
+    if not message.text.strip() and not message.pictures:
+        raise PromptError("The question is empty: ask something, or show a picture.")
+    return message
+
+
+def _keys(ids: Sequence[int], identities: Sequence[str], config: MiniChatConfig) -> list[int | str]:
+    """What the LLM's cache holds under each id: the id, or the identity of the picture whose slot it is."""
+    slots = iter([identity for identity in identities for _ in range(config.num_image_tokens)])
+    return [next(slots, token) if token == config.image_token_index else token for token in ids]

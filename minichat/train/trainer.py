@@ -1,0 +1,459 @@
+"""A training run, from a configuration to a folder with the result. It is the same for every stage."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minichat.device.memory import memory_told
+from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
+from minichat.fileio import told
+from minichat.model.loss import Together
+from minichat.train import logging
+from minichat.train.checkpoint import BEFORE, CONFIG, CURVE, METRICS, PAGE, rate_of, seed_step, set_rate
+from minichat.train.config import FREE, Config, OptimizerConfig, check_unused
+from minichat.train.data import division, read_data
+from minichat.train.data_loader import Interruption
+from minichat.train.logging import Entry, read_metrics
+from minichat.train.run import (
+    Run,
+    Say,
+    Standing,
+    alone_in,
+    begin,
+    held_out_loss,
+    load_weights,
+    places,
+    restore,
+    save,
+    save_before_the_end,
+    tell_progress,
+    to_device,
+    tokens_of,
+    validate,
+    validate_every,
+)
+from minichat.train.setup import precision, top, versions
+from minichat.train.stages import stage_of
+from minichat.train.yaml_config import plain
+
+# --- Whether a run made its model better: said at its end, with the losses before and after.
+
+
+_WORSE = 1.001  # times the validation loss before; less is rounding
+_WORSE_TRAINING = 1.1  # times the training loss of the first steps: batches differ
+_FEW = 10  # steps at each end
+
+
+def verdict(standing: Standing, metrics: Sequence[Mapping[str, float]], optimizer: OptimizerConfig) -> str | None:
+    """What to say of a run that ended above where it began, or nothing.
+
+    Where there is a validation loss it alone counts, otherwise the training loss.
+    """
+    before, best, last = standing.began, standing.best, standing.last
+    if before is not None and last is not None and math.isfinite(best):
+        if best > before * _WORSE:
+            return (
+                f"Training made it worse: the validation loss was {before:.4g} before the first step and {best:.4g} at "
+                f"best, after step {standing.best_step}. {_advice(optimizer)}"
+            )
+        if last > before * _WORSE:
+            return (
+                f"Training diverged after step {standing.best_step}: the validation loss was {before:.4g} before the "
+                f"first step, {best:.4g} at best, and is {last:.4g} at the end. {_advice(optimizer)}"
+            )
+        return None
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    few = max(1, min(_FEW, len(losses) // 10))
+    if len(losses) <= few:
+        return None
+    first, end = (sum(some) / few for some in (losses[:few], losses[-few:]))
+    if end <= first * _WORSE_TRAINING:
+        return None
+    return (
+        f"Training made it worse: the loss was {first:.4g} at first and is {end:.4g} at the end. {_advice(optimizer)} "
+        "With data.validation, the best weights on the way are kept."
+    )
+
+
+def _advice(optimizer: OptimizerConfig) -> str:
+    return (
+        f"Lower optimizer.rate ({optimizer.rate:g}), or lengthen its warm-up (optimizer.warmup_steps is "
+        f"{optimizer.warmup_steps})."
+    )
+
+
+# --- Before the first step: what is about to happen, how long it will take, and whether it fits.
+
+
+_LESS_MEMORY = {
+    "run.device_batch_size": "lower run.device_batch_size",
+    "run.batch_size": "lower run.batch_size",
+    "data.features": "give data.features a folder",
+    "data.max_tokens": "lower data.max_tokens",
+    "model.checkpoint_llm": "set model.checkpoint_llm to true",
+    "model.quantize": "set model.quantize",
+    "model.vision_checkpoint": "set model.vision_checkpoint to true",
+}
+
+
+def introduce(run: Run) -> None:
+    """Say what is about to happen, and keep what the model says before it."""
+    config, stage, data = run.config, run.stage, run.data
+    _, at_once = division(config, run.together.count)
+    rows = logging.parts(stage.model)
+    rows += logging.samples(data.feed.facts(), data.held_out.facts() if data.held_out else None, data.feed.padding())
+    rows.append(logging.portions(config, run.steps, data.of_an_epoch, run.together.count, at_once))
+    rows += logging.memory(stage.memory(at_once, data.longest), run.accelerator.device)
+    if run.standing.step < run.steps:
+        rows.append(("time", logging.duration(seconds_left(run)) + " expected, from a trial"))
+    run.say(logging.table(rows))
+    if run.standing.step == 0:
+        for note in (*stage.notes, *_notes(run)):
+            run.say(note)
+    if run.together.first and data.shown and run.standing.step == 0:
+        logging.keep(run.out / BEFORE, stage.answer(data.shown))
+
+
+def _notes(run: Run) -> list[str]:
+    """What is allowed, but hardly meant."""
+    warm = run.config.optimizer.warmup_steps
+    if run.steps > warm or warm == 0:
+        return []
+    return [
+        f"The run ends before its warm-up does (optimizer.warmup_steps is {warm:,}), so its rate never reaches "
+        f"{run.config.optimizer.rate:g} and it learns little: lower that, or train longer."
+    ]
+
+
+def seconds_left(run: Run) -> float:
+    """How long the steps that are left will take, by a trial of the largest batch, which changes nothing.
+
+    Raises `SettingsError` where it does not fit into memory.
+    """
+    batches = next((some for some in run.data.feed.load(run.data.feed.heaviest(run.standing.step)) if some), [])
+    run.data.feed.left_out()  # the loop reads these records again, and tells of them
+    (items,) = run.together.agree(sum(map(run.stage.count, batches)))
+    if not batches or items == 0:
+        return 0.0  # nothing can be learnt, which the loop says by name
+    heaviest = max(batches, key=lambda batch: batch["attention_mask"].numel())
+    batch = to_device(heaviest, run.accelerator.device)
+    run.stage.model.train()
+    rows, length = heaviest["attention_mask"].shape
+    too_much = f"{rows} rows of {length} tokens do not fit into memory at once"
+    try:
+        with memory_told(lambda: SettingsError(f"{too_much}: {less_memory(run)}.")):
+            for _ in range(2):  # the first time is slower
+                _settle(run.accelerator.device)
+                began = time.monotonic()
+                with run.accelerator.autocast():
+                    loss = run.stage.loss(batch) / max(1, run.stage.count(batch))
+                if loss.requires_grad:
+                    run.accelerator.backward(loss.sum())
+                _settle(run.accelerator.device)
+                seconds = time.monotonic() - began
+    finally:
+        run.optimizer.zero_grad()
+    mean = run.data.tokens_of_a_step or sum(tokens_of(some) for some in batches) * run.together.count
+    return seconds * mean / run.together.count / max(1, tokens_of(heaviest)) * (run.steps - run.standing.step)
+
+
+def _settle(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def less_memory(run: Run) -> str:
+    """What a person can do where memory ran out, of what this stage has: first what the run can go on with."""
+    config, stage = run.config, run.stage
+    trained = {top(name) for name in config.trainable or stage.trainable}
+    _, at_once = division(config, run.together.count)
+    of_no_use = {
+        "run.device_batch_size": at_once == 1,
+        "run.batch_size": at_once == 1,
+        "data.features": config.data.features is not None or config.data.stream or "vision_model" in trained,
+        "model.checkpoint_llm": config.model.checkpoint_llm,
+        "model.quantize": config.model.quantize is not None or "language_model" in trained,
+        "model.vision_checkpoint": config.model.vision_checkpoint or "vision_model" not in trained,
+    }
+    settings = [name for name in stage.lighter if not of_no_use.get(name, False)]
+    going_on, anew = ([_LESS_MEMORY[n] for n in settings if (n in FREE) == free] for free in (True, False))
+    ways = [f"{_either(going_on)}, and the same command goes on"] if going_on else []
+    ways += [f"begin anew, in another out, and {_either(anew)}"] if anew else []
+    return "; or ".join(ways) or "use a device with more memory"
+
+
+def _either(ways: list[str]) -> str:
+    return " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)
+
+
+# --- The end of a run: the result, the curve, and the page of replies.
+
+
+def finish(run: Run) -> None:
+    """Leave the curve, the page of replies and the result, which is that of the best validation loss, if any.
+
+    Raises `SettingsError` or `ModelError` where the disk does not take them: the last checkpoint is there, and the same
+    command ends the run.
+    """
+    if run.together.first:
+        _take_the_best(run)
+        metrics = read_metrics(run.out / METRICS)
+        with told(CURVE, SettingsError):
+            logging.curve(run.out / CURVE, metrics, run.stage.terms)
+        facts = facts_of(run, metrics)
+        if run.data.shown:
+            with told(PAGE, SettingsError):
+                _page(run, facts)
+        with told("The result", SettingsError):
+            run.stage.write(run.out, run.config.model.name, {"training": facts})
+        worse = verdict(run.standing, metrics, run.config.optimizer)
+        if worse is None:
+            run.say(f"The result is in {run.out}.")
+        else:
+            run.say(f"{worse}\nThe weights of step {facts['steps']} are in {run.out} all the same.")
+    run.together.wait()
+
+
+def _take_the_best(run: Run) -> None:
+    """Put the weights of the best validation loss back, if there was one and they are whole."""
+    if not run.standing.best_step:
+        return
+    try:
+        best = run.checkpoints.best()
+        why = "The best weights, of the lowest validation loss, are gone."
+    except ModelError as error:
+        best, why = None, str(error)
+    if best is not None:
+        load_weights(run.weights, best.tensors)
+        return
+    run.say(f"{why} The result is of the last step instead.")
+    run.standing.best_step, run.standing.best = run.standing.step, run.standing.last or math.inf
+
+
+def _page(run: Run, facts: dict[str, Any]) -> None:
+    shown = run.data.shown
+    try:
+        before = logging.kept(run.out / BEFORE)
+    except ModelError as error:
+        before = None
+        run.say(f"{error} What the model said before training is not on the page {PAGE}.")
+    if before is None or len(before) != len(shown):  # the report's settings may change when a run goes on
+        before = ["(not kept)"] * len(shown)
+    said = [("steps", f"{facts['steps']:,}"), ("time", logging.duration(facts["seconds"]))]
+    for name in ("validation_loss_before", "validation_loss"):
+        if facts.get(name) is not None:
+            said.append((name.replace("_", " "), f"{facts[name]:.4f}"))
+    logging.page(run.out / PAGE, shown, before, run.stage.answer(shown), said, run.out / CURVE)
+
+
+def facts_of(run: Run, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is recorded of a run beside its result."""
+    data = run.data
+    facts: dict[str, Any] = {
+        "config": plain(run.config),
+        "versions": versions(),
+        "data": data.feed.facts(),
+        "steps": run.standing.best_step or run.standing.step,
+        "seconds": round(run.standing.seconds, 1),
+        "processes": run.together.count,
+        "device": str(run.accelerator.device),
+    }
+    if data.held_out is not None:
+        facts |= {"validation_data": data.held_out.facts(), "validation_loss": run.standing.best}
+        facts |= {} if run.standing.began is None else {"validation_loss_before": run.standing.began}
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    return facts | ({"loss": losses[-1]} if losses else {})
+
+
+# --- A training run, from a configuration to a folder with the result. It is the same for every stage.
+#
+# One step: this process's share of the global batch, part by part; the sum of the losses over the number of things
+# that the whole global batch learns; gradients added over processes; one update. So the result depends neither on the
+# number of processes nor on the parts, save for rounding and for what each draws for itself (dropout). All randomness
+# follows from the seed and the step, so that a run that goes on from a checkpoint is the run that was never stopped.
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: where, and how far. A `signal` stopped it, or it is finished where that is None."""
+
+    out: Path
+    step: int
+    signal: int | None = None
+
+
+def train(config: Config, *, resume: bool = False, say: Say = lambda text: None) -> Outcome:
+    """Run a configuration to its end, or until SIGTERM or Ctrl-C, after which the same call goes on.
+
+    Args:
+        resume: there must be a run to go on with; otherwise one is begun where there is none.
+        say: is given the opening table and the lines of progress.
+
+    Raises:
+        SettingsError: for a setting that cannot be, and for a folder that holds a run of another configuration.
+        DataError: for data that cannot be learnt from, naming file and line.
+        ModelError: for a model that cannot be loaded, and where the loss is no number, naming the batch.
+    """
+    out = Path(config.out).expanduser()
+    stage_class = stage_of(config.stage)
+    accelerator = make_accelerator(config, stage_class.trainable, out)
+    together = Together(accelerator.process_index, accelerator.num_processes)
+    if not together.first:
+        say = _nobody
+    elif resume and not (out / CONFIG).exists():
+        raise SettingsError(f"There is no run in {out.name!r} to resume: leave --resume out to begin one.")
+    if together.count == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+        say("One process: accelerate's --cpu starts no more. For several on the CPU: --multi_gpu, or torchrun.")
+    with alone_in(out, together):
+        if together.from_first(begin(out, config, say) if together.first else None):
+            say(f"The run in {out} is finished.")
+            return Outcome(out, 0)
+        check_unused(config, stage_class.unused)
+        stage = stage_class(config, accelerator.device)
+        run = Run(config, out, accelerator, together, stage, read_data(config, stage, together, say), say)
+        restore(run)
+        introduce(run)
+        with memory_told(lambda: SettingsError(f"Memory ran out at step {run.standing.step + 1}: {less_memory(run)}.")):
+            stopped = loop(run)
+        if stopped is None:
+            finish(run)
+        _end_trackers(run)
+        return Outcome(out, run.standing.step, stopped)
+
+
+def loop(run: Run) -> int | None:
+    """Step after step to the end. Returns the signal that stopped it, if one did.
+
+    A run that must end by an error is saved first, where its state is whole. Not after a `ModelError`, which is a loss
+    that is no number: what it spoilt must not be kept. Nor by one process of several, unless all know of the error.
+    """
+    with Interruption() as interruption:
+        try:
+            _steps(run, interruption)
+        except ModelError:
+            raise
+        except Exception as error:
+            if run.together.count == 1:
+                save_before_the_end(run, str(error))
+            raise
+        (stopping,) = run.together.agree(int(interruption.signal is not None))
+    if not stopping:
+        return None
+    save(run)
+    run.say(f"Stopped after step {run.standing.step} of {run.steps}: the same command goes on from there.")
+    return interruption.signal or signal.SIGTERM
+
+
+def _steps(run: Run, interruption: Interruption) -> None:
+    config, stage, standing, together = run.config, run.stage, run.standing, run.together
+    if standing.step == 0:
+        standing.began = held_out_loss(run)
+    stage.model.train()
+    began, since = time.monotonic() - standing.seconds, time.monotonic()
+    feed = run.data.feed.load(standing.step, config.data.workers, pinned=run.pinned)
+    for batches, failure in _with_failure(feed):
+        here = sum(stage.count(batch) for batch in batches), sum(tokens_of(batch) for batch in batches)
+        told = int(interruption.signal is not None), int(failure is not None)
+        items, tokens, stopping, failing = together.agree(*here, *told)
+        if stopping or standing.ended:
+            break
+        if failing or items == 0:
+            nothing = f"Nothing can be learnt at step {standing.step + 1}: {places(run, standing.step)}."
+            if together.count > 1:
+                save_before_the_end(run, str(failure))
+            raise failure or DataError("Another process of this run says why it ends." if failing else nothing)
+
+        _step(run, batches, items, tokens)
+        last = standing.step == run.steps
+        if last or standing.step % config.report.log_every == 0:
+            since = tell_progress(run, since)
+        if last or standing.step % validate_every(run) == 0:
+            validate(run)
+        standing.seconds = time.monotonic() - began
+        if last or standing.ended or standing.step % config.run.save_every == 0:
+            save(run)
+
+
+def _step(run: Run, batches: Sequence[dict[str, Tensor]], items: int, tokens: int) -> None:
+    """One update; its figures stay on the device."""
+    config, standing, together, accelerator = run.config, run.standing, run.together, run.accelerator
+    seed_step(config.seed, standing.step, together.rank)
+    losses = []
+    for batch in batches:
+        with accelerator.autocast():
+            loss = run.stage.loss(to_device(batch, accelerator.device)) / items  # () or (terms,)
+        if loss.requires_grad:  # not where only the projection trains and the batch has no picture
+            accelerator.backward(loss.sum())
+        losses.append(loss.detach())
+    together.add_gradients(run.weights.values())
+    norm = accelerator.clip_grad_norm_(run.weights.values(), config.optimizer.clip or math.inf)
+    rate = set_rate(run.optimizer, rate_of(standing.step, run.steps, config.optimizer))
+    run.whole = False
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    standing.step += 1
+    run.journal.add(Entry(standing.step, losses, norm, rate, items, tokens))
+    run.whole = True
+
+
+def _with_failure(
+    feed: Iterable[list[dict[str, Tensor]]],
+) -> Iterator[tuple[list[dict[str, Tensor]], MiniChatError | None]]:
+    """Each step's batches; or what is wrong with them, which all processes are to know before one of them ends."""
+    try:
+        for batches in feed:
+            yield batches, None
+    except MiniChatError as error:
+        yield [], error
+
+
+def _end_trackers(run: Run) -> None:
+    try:
+        run.accelerator.end_training()
+    except OSError as error:  # a full disk; the result is there
+        run.say(f"The trackers' curves could not be ended ({error.strerror or error}).")
+
+
+def make_accelerator(config: Config, trainable: tuple[str, ...], out: Path) -> Any:
+    """Accelerate's view of devices, processes and precision. Raises `SettingsError` for what is not here."""
+    from accelerate import Accelerator, PartialState
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import ProjectConfiguration
+
+    AcceleratorState._reset_state()  # a run before this one in the same program may have had another precision
+    # Without being told, accelerate's processes on a machine that has a CPU alone do not find each other.
+    cpu = config.model.device == "cpu" or not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu).device
+    if config.model.device not in ("auto", device.type):
+        raise SettingsError(f"model.device is {config.model.device!r}, but here is {device.type!r}: use auto.")
+    trackers = [name for name in ("tensorboard", "wandb") if getattr(config.report, name)]
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise SettingsError(f"report.{name} is true, but {name} is not installed: install it, or set it to false.")
+    dtype = str(precision(config.model.dtype, device)).removeprefix("torch.")
+    # The projection alone takes care of itself; a larger part in float32 would be slow without autocast.
+    mixed = dtype == "float16" or set(config.trainable or trainable) != {"projection"}
+    return Accelerator(
+        mixed_precision={"float16": "fp16", "bfloat16": "bf16"}.get(dtype, "no") if mixed else "no",
+        cpu=cpu,
+        log_with=trackers or None,
+        project_config=ProjectConfiguration(str(out), logging_dir=str(out / "curves")),
+    )
+
+
+def _nobody(text: str) -> None:
+    """All but the first process keep silent."""
