@@ -350,10 +350,12 @@ class Journal:
         return None if found is None else found[0]
 
     def unplanned(self) -> Iterator[str]:
-        """The places of results that this command names no more."""
-        asked = "SELECT DISTINCT place FROM results WHERE gone = 0 AND place NOT IN (SELECT place FROM plan)"
-        for (place,) in self._db.execute(asked).fetchall():
-            yield _text(place)
+        """The places of results that this command names no more, of files and not of what is within one."""
+        asked = "SELECT DISTINCT place, picture FROM results WHERE gone = 0 AND place NOT IN (SELECT place FROM plan)"
+        for place, picture in self._db.execute(asked):
+            known = json.loads(picture)
+            if known is None or "path" in known:
+                yield _text(place)
 
     def tally(self) -> tuple[int, int, int, int]:
         """Of the planned pictures' results: how many there are, have failed, were cut off, are empty."""

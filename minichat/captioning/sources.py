@@ -43,7 +43,7 @@ class Sources:
     """What is to be captioned, as a person names it."""
 
     given: tuple[str, ...]
-    home: Path | None  # the folder that places are seen from; None: they are absolute
+    home: Path | None  # the folder that places are seen from, to which no link leads; None: they are absolute
     image_column: str | None = None
     text_column: str | None = None
     null: bool = False  # paths on stdin end with NUL
@@ -120,7 +120,7 @@ class Sources:
         if before is None and self.texts:
             before = caption_beside(path, self.texts)
         return Planned(
-            named_from(os.fspath(path), self.home), {"path": os.path.abspath(path)}, stamp(path), before, key
+            _seen_from(os.fspath(path), self.home), {"path": os.path.abspath(path)}, stamp(path), before, key
         )
 
     def _listed_on_stdin(self, leave_out: LeaveOut) -> Iterator[Planned]:
@@ -172,7 +172,7 @@ class Sources:
         key = next((str(row[name]) for name in _IDS if isinstance(row.get(name), str | int)), None)
         values = value if isinstance(value, list) else [value]
         for number, one in enumerate(values):
-            own = f"{named_from(source, self.home)}#{line}" + (f".{number}" if len(values) > 1 else "")
+            own = f"{_seen_from(source, self.home)}#{line}" + (f".{number}" if len(values) > 1 else "")
             try:
                 picture = Shelf(path.parent).picture(one)
             except DataError as error:
@@ -207,7 +207,7 @@ class Sources:
 
     def _tar(self, source: str, leave_out: LeaveOut) -> Iterator[Planned]:
         path, changed = Path(source), stamp(Path(source))
-        home = named_from(source, self.home)
+        home = _seen_from(source, self.home)
         for key, pictures, texts in _records_of_tar(path, source, leave_out):
             before = None
             if self.texts:
@@ -233,13 +233,18 @@ class Sources:
 
 def named_from(path: str, folder: str | os.PathLike[str] | None) -> str:
     """The path as seen from `folder`, wherever links lead; None, or a folder on another drive: the absolute one."""
+    return _seen_from(path, None if folder is None else os.path.realpath(folder))
+
+
+def _seen_from(path: str, folder: str | os.PathLike[str] | None) -> str:
+    """The same for a folder that no link leads to."""
     whole = os.path.join(os.getcwd(), path)
     if os.pardir in Path(path).parts:  # after a link it leads to where the link does
         whole = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
     if folder is None:
         return os.path.abspath(whole)
     try:
-        return os.path.relpath(whole, os.path.realpath(folder))
+        return os.path.relpath(whole, folder)
     except ValueError:  # on Windows there is no way from one drive to another
         return os.path.abspath(whole)
 
