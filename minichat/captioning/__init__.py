@@ -1,11 +1,13 @@
-"""Captions for many pictures: found anywhere, each captioned once, and written where they are wanted."""
+"""Captions for many pictures: found anywhere, each captioned once, and written where they are wanted.
+
+`sources` finds pictures, `journal` shapes words and remembers what is done, `outputs` and `formats` are views of it,
+and `run` asks the bot and puts them together. `caption_paths` is the plain way from paths to captions.
+"""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -13,33 +15,27 @@ from typing import IO, TYPE_CHECKING, Any
 from minichat import images
 from minichat.captioning.formats import Beside, Coco, Parquet, Shards
 from minichat.captioning.journal import Shape, needs_caption, read_prompts
-from minichat.captioning.outputs import Csv, JsonLines, Output, format_of
-from minichat.captioning.run import Asked, Progress, Run, journal_of
-from minichat.captioning.sources import STDIN, Sources
-from minichat.device.memory import free_memory, out_of_memory
-from minichat.errors import ContextError, DataError, ImageError, MiniChatError, SettingsError
+from minichat.captioning.outputs import Csv, JsonLines, Output, append, format_of
+from minichat.captioning.run import Asked, Captioner, Job, Outcome, Progress, Run, journal_of
+from minichat.captioning.sources import STDIN, Sources, named_from
+from minichat.errors import DataError, ImageError
 from minichat.fileio import json_line
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from minichat.inference.bot import MiniChat
-
-
-# --- Captions for many pictures: found anywhere, each captioned once, and written where they are wanted.
-#
-# `sources` finds pictures, `journal` shapes words and remembers what is done, `outputs` and `formats` are views of it,
-# and `run` asks the bot and puts them together.
-
 
 __all__ = [
     "Asked",
     "Chosen",
     "Output",
     "Progress",
+    "Row",
     "Run",
     "Shape",
     "Sources",
+    "append_row",
+    "caption_paths",
+    "named_from",
     "open_output",
     "read_prompts",
     "sources_for",
@@ -109,9 +105,6 @@ def sources_for(sources: tuple[str, ...], chosen: Chosen, asked: Asked, **option
     return Sources(sources, home, texts=texts, **options)
 
 
-# --- From paths to rows: pictures are captioned in batches, and one that fails costs no other its caption.
-
-
 @dataclass(frozen=True)
 class Row:
     """One picture's outcome: a caption, or the error that stands in its place.
@@ -133,38 +126,9 @@ class Row:
         return json_line({"image": self.image, **outcome, **({"finish": "length"} if self.cut else {})})
 
 
-def named_from(path: str, folder: str | os.PathLike[str] | None) -> str:
-    """The path as seen from `folder`, wherever links lead; None, or a folder on another drive: the absolute one."""
-    whole = os.path.join(os.getcwd(), path)
-    if os.pardir in Path(path).parts:  # after a link it leads to where the link does
-        whole = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
-    if folder is None:
-        return os.path.abspath(whole)
-    try:
-        return os.path.relpath(whole, os.path.realpath(folder))
-    except ValueError:  # on Windows there is no way from one drive to another
-        return os.path.abspath(whole)
-
-
 def append_row(file: IO[bytes], row: Row) -> None:
-    """Append the row's line at once, so that a program stopped at any moment leaves whole lines behind.
-
-    Raises:
-        DataError: nothing more can be written; an unbuffered file then ends with the last whole line.
-    """
-    line = memoryview(row.to_json().encode() + b"\n")
-    start = file.tell() if isinstance(file, io.FileIO) and file.seekable() else None
-    try:
-        while line:
-            line = line[file.write(line) :]  # a full disk takes a part first, and raises next time
-        file.flush()
-    except BaseException as error:  # also Ctrl-C, between two parts of a line
-        if start is not None and line:
-            with suppress(OSError):  # a device has no end to cut
-                file.truncate(start)
-        if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
-            raise
-        raise DataError(f"The captions cannot be written ({error.strerror}): those so far are kept.") from None
+    """Append the row's line as `append` does."""
+    append(file, row.to_json().encode() + b"\n")
 
 
 def caption_paths(
@@ -190,11 +154,9 @@ def caption_paths(
     Raises:
         MiniChatError: what concerns every picture alike, such as a setting out of range.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
-    captioner = _Captioner(bot, prompt, batch_size, settings)
-    rows: list[Row | None] = []  # a batch's rows in order; None: its caption is still to come
-    waiting: list[tuple[str, Image.Image]] = []
+    captioner = Captioner(bot, batch_size, settings)
+    rows: list[Row | str] = []  # a batch's rows in order; a path: its caption is still to come
+    waiting: list[Job] = []
     pixels = 0
     for path in paths:
         shown = os.fspath(path)
@@ -203,8 +165,8 @@ def caption_paths(
         except ImageError as error:
             rows.append(Row(shown, error=str(error)))
         else:
-            rows.append(None)
-            waiting.append((shown, picture))
+            rows.append(shown)
+            waiting.append(Job(picture, prompt))
             pixels += picture.width * picture.height
         if len(waiting) >= captioner.batch_size or pixels >= images.MAX_PIXELS or not waiting:
             yield from _filled(rows, captioner.caption(waiting))
@@ -212,60 +174,10 @@ def caption_paths(
     yield from _filled(rows, captioner.caption(waiting))
 
 
-def _filled(rows: Sequence[Row | None], captioned: Sequence[Row]) -> Iterator[Row]:
+def _filled(rows: Sequence[Row | str], captioned: Sequence[Outcome]) -> Iterator[Row]:
     following = iter(captioned)
     for row in rows:
-        yield next(following) if row is None else row
-
-
-class _Captioner:
-    """Captions batches; remembers how many pictures fit into memory."""
-
-    def __init__(self, bot: MiniChat, prompt: str | None, batch_size: int, settings: dict[str, Any]) -> None:
-        self.batch_size = batch_size
-        self._bot = bot
-        self._prompt = prompt
-        self._settings = settings
-
-    def caption(self, batch: Sequence[tuple[str, Image.Image]]) -> list[Row]:
-        rows: list[Row] = []
-        alone = 0  # so many of the next pictures are tried one by one, to find the culprit
-        while len(rows) < len(batch):
-            part = batch[len(rows) :][: 1 if alone else self.batch_size]
-            failure = self._try(part, rows)
-            if failure is not None and out_of_memory(failure):
-                free_memory()
-            if failure is not None and len(part) == 1:
-                rows.append(Row(part[0][0], error=_sentence(failure)))
-            elif failure is not None and out_of_memory(failure):
-                self.batch_size = len(part) // 2
-                continue
-            elif failure is not None:
-                alone = len(part)
-                continue
-            alone = max(0, alone - len(part))
-        return rows
-
-    def _try(self, part: Sequence[tuple[str, Image.Image]], rows: list[Row]) -> Exception | None:
-        """Append the part's rows, or return why not. Returning drops the traceback, which would hold on to tensors."""
-        try:
-            captions = self._bot.caption(
-                [picture for _, picture in part], prompt=self._prompt, batch_size=len(part), **self._settings
-            )
-        except (ImageError, ContextError) as error:
-            return error.with_traceback(None)
-        except MiniChatError:  # a setting, the model, the prompt: it would be the same for every picture
-            raise
-        except Exception as error:  # also torch's OutOfMemoryError, which is a RuntimeError
-            return error.with_traceback(None)
-        for (path, _), caption in zip(part, captions, strict=True):
-            rows.append(Row(path, caption=caption, cut=getattr(caption, "finish", "stop") == "length"))
-        return None
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, MiniChatError):
-        return str(error)
-    if out_of_memory(error):
-        return "The memory does not suffice for this picture: use a smaller model, or free some memory."
-    return f"The model failed on this picture ({type(error).__name__}): report it if it happens again."
+        if isinstance(row, str):
+            one = next(following)
+            row = Row(row, one.caption, one.error, one.cut)
+        yield row

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -214,15 +216,22 @@ class Journal:
 
         Raises `DataError` where that cannot be, or another process is at work.
         """
-        self.path, self._copied = path, copied
+        self.path = path
         self._new = path is None or not path.exists()
+        self._aside: tempfile.TemporaryDirectory[str] | None = None
+        opened = path
+        if path is not None and copied:
+            self._aside = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            opened = Path(self._aside.name) / path.name
+            for name in (path.name, f"{path.name}-wal"):
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(path.with_name(name), opened.with_name(name))
+        elif path is not None and self._new:  # the log of a record that was removed is of no other
+            path.with_name(f"{path.name}-wal").unlink(missing_ok=True)
         with self._told():
-            temporary = path is None or copied
-            self._db = sqlite3.connect("" if temporary else os.fspath(path or ""), isolation_level=None)
-            if copied and path is not None and path.exists():
-                with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as original:
-                    original.backup(self._db)
+            self._db = sqlite3.connect("" if opened is None else os.fspath(opened), timeout=1, isolation_level=None)
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode = WAL")  # one wait for the disk at each commit, not three
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA temp_store = FILE")
             self._db.execute("BEGIN EXCLUSIVE")
@@ -262,7 +271,9 @@ class Journal:
         except sqlite3.Error:
             pass
         self._db.close()
-        if empty and self.path is not None and not self._copied:
+        if self._aside is not None:
+            self._aside.cleanup()
+        elif empty and self.path is not None:
             self.path.unlink(missing_ok=True)
 
     @contextmanager

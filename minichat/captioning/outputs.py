@@ -238,22 +238,8 @@ class Lines(Output):
         self._append([self.line(result) for result in results])
 
     def _append(self, lines: Iterable[bytes]) -> None:
-        """At once, so that a program stopped at any moment leaves whole lines; a part of one is taken back."""
-        if self._file is None:
-            return
-        rest = memoryview(b"".join(lines))
-        start = self._file.tell() if isinstance(self._file, io.FileIO) and self._file.seekable() else None
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]  # a full disk takes a part first, and raises next time
-            self._file.flush()
-        except BaseException as error:  # also Ctrl-C, between two parts
-            if start is not None and rest:
-                with suppress(OSError):  # a device has no end to cut
-                    self._file.truncate(start)
-            if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
-                raise
-            raise DataError(f"The captions cannot be written ({error.strerror}): those so far are kept.") from None
+        if self._file is not None:
+            append(self._file, b"".join(lines))
 
     def finish(self, journal: Journal) -> None:
         if self.path is not None and journal.fact("stale"):
@@ -276,6 +262,26 @@ class Lines(Output):
                 f"{self._shown} cannot be written ({error.strerror or error}): make room or check the folder, and the "
                 "same command goes on."
             ) from None
+
+
+def append(file: IO[bytes], data: bytes) -> None:
+    """Append whole lines at once, so that a program stopped at any moment leaves no part of one behind.
+
+    Raises `DataError` where nothing more can be written; an unbuffered file then ends as it did before.
+    """
+    rest = memoryview(data)
+    start = file.tell() if isinstance(file, io.FileIO) and file.seekable() else None
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]  # a full disk takes a part first, and raises next time
+        file.flush()
+    except BaseException as error:  # also Ctrl-C, between two parts
+        if start is not None and rest:
+            with suppress(OSError):  # a device has no end to cut
+                file.truncate(start)
+        if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+            raise
+        raise DataError(f"The captions cannot be written ({error.strerror}): those so far are kept.") from None
 
 
 class JsonLines(Lines):
