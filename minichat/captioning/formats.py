@@ -36,7 +36,7 @@ class Whole(Output):
     def begin(self, journal: Journal, before: Shape | None) -> None:
         if self.path is None:
             return
-        if self.path.is_file() and journal.fact("written") != _state(self.path):
+        if self.path.is_file() and _state(self.path) not in (journal.fact("written") or []):
             raise DataError(
                 f"{str(self.path)!r} has changed since it was written, and would be written anew: move it away."
             )
@@ -46,14 +46,16 @@ class Whole(Output):
         if self.path is None:
             return
         try:
-            with replacing(self.path) as file:
+            # Noted before it takes its place: a process may be killed between the two.
+            before = [_state(self.path)] if self.path.is_file() else []
+            with replacing(self.path, lambda made: journal.note(written=[*before, _state(made)])) as file:
                 self.write(file, journal)
         except OSError as error:
             raise DataError(
                 f"{str(self.path)!r} cannot be written ({error.strerror or error}): make room or check the folder, "
                 "and the same command goes on."
             ) from None
-        journal.note(written=_state(self.path), stale=False)
+        journal.note(stale=False)
 
     def write(self, file: IO[bytes], journal: Journal) -> None:
         raise NotImplementedError

@@ -19,7 +19,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -408,8 +408,10 @@ def remove_unfinished(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when it is whole; what was there stays until then."""
+def replacing(path: Path, ready: Callable[[Path], None] = lambda made: None) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when it is whole; what was there stays until then. `ready` is told of it
+    just before.
+    """
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.absolute().parent)
     try:
         with open(handle, "wb") as file:
@@ -417,6 +419,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         open_to_others(Path(temporary))
+        ready(Path(temporary))
         os.replace(temporary, path)
         to_disk(path.absolute().parent)
     finally:
