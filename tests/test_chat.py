@@ -314,7 +314,7 @@ def test_after_an_error_the_next_request_succeeds(where: str, error: BaseExcepti
     calls = itertools.count(1)
 
     def fail(module: Any, args: Any) -> None:
-        if next(calls) == at:
+        if next(calls) >= at:  # memory that runs out is taken from what is kept, and the step tried again
             raise error
 
     hook = module.register_forward_pre_hook(fail)

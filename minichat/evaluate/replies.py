@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from minichat.inference.bot import MiniChat
+    from minichat.inference.sampling import GenerationSettings
     from minichat.prompt.conversation import Conversation
+    from minichat.prompt.render import Rendered
 
 
 # --- What every task is: a fixed set of questions that a bot, seeing or blind, can be put through.
@@ -52,6 +55,7 @@ def fingerprint(exam: Content) -> str:
 
 KEPT = 1024  # so many pictures' features are held at once
 _TOO_MANY = "batch_size is {}, and so many questions do not fit into memory: lower it."
+_COUNT = itertools.count()
 _DOT = Image.new("RGB", (1, 1))  # stands in a conversation for a picture whose features are known
 
 
@@ -144,7 +148,7 @@ class Teller:
         self.bot, self.batch_size, self.blind = bot, batch_size, blind
         self.answered = 0
         self._progress = progress
-        self._features: OrderedDict[Shown, Tensor] = OrderedDict()
+        self._seen: OrderedDict[Shown, tuple[str, Tensor]] = OrderedDict()
 
     def replies(self, asks: Sequence[Ask], max_new_tokens: int = 32) -> list[Reply]:
         """A reply for each question, in order.
@@ -179,8 +183,11 @@ class Teller:
         rendered = [bot.processor.render(c, add_generation_prompt=True) for c in conversations]
         for conversation, prompt in zip(conversations, rendered, strict=True):
             check_context(conversation, len(prompt.ids), max_new_tokens, bot.context)
+        seen = self._look([picture for ask in asks for picture in ask.all_pictures()])
+        if bot.engine.alone is None:
+            return self._together(rendered, seen, settings)
         batch = bot.processor.batch([replace(prompt, pictures=()) for prompt in rendered]).to(bot.device)
-        features = self._look([picture for ask in asks for picture in ask.all_pictures()])
+        features = torch.stack([each for _, each in seen]) if seen else None  # (I, n, D)
         with bot.turnstile, torch.inference_mode():
             embeds = bot.model.embed(batch["input_ids"], image_features=features)  # (B, T, H)
         rows = generate_rows(
@@ -194,21 +201,45 @@ class Teller:
         )
         return [Reply(row.text, row.ids(), row.finished) for row in rows]
 
-    def _look(self, pictures: Sequence[Shown]) -> Tensor | None:
-        """The features (I, n, D) of pictures; those seen lately are not encoded again."""
+    def _together(
+        self, rendered: Sequence[Rendered], seen: Sequence[tuple[str, Tensor]], settings: GenerationSettings
+    ) -> list[Reply]:
+        """Through the bot's engine, which reads once what questions begin with alike: the picture that they share."""
         import torch
 
-        if not pictures:
-            return None
-        new = [picture for picture in dict.fromkeys(pictures) if picture not in self._features]
+        from minichat.inference.engine import Request
+        from minichat.inference.generate import Prompt
+        from minichat.inference.session import prompt_keys
+
+        bot, following, requests = self.bot, iter(seen), []
+        for prompt in rendered:
+            found = [next(following) for _ in prompt.pictures]
+            features = torch.stack([each for _, each in found]) if found else None  # (I, n, D)
+            keys = prompt_keys(prompt.ids, [name for name, _ in found], bot.model.config)
+            asked = Prompt(prompt.ids, keys, features)
+            requests.append(Request(asked, settings, bot.processor.content_tokenizer, bot.stops))
+        replies = []
+        for request in bot.engine.run(requests, self.batch_size):
+            if request.error is not None:
+                raise request.error
+            replies.append(Reply(request.reply.text, request.reply.ids(), request.reply.finished))
+        return replies
+
+    def _look(self, pictures: Sequence[Shown]) -> list[tuple[str, Tensor]]:
+        """Names and features (n, D) of pictures; those seen lately are not encoded again."""
+        new = [picture for picture in dict.fromkeys(pictures) if picture not in self._seen]
         if new:
-            self._features |= zip(new, self.bot.encode([picture.open() for picture in new]), strict=True)
+            features = self.bot.encode([picture.open() for picture in new])
+            # Names that nobody else uses: what is measured does not depend on what the bot has read before.
+            self._seen |= {
+                picture: (f"asked {next(_COUNT)}", each) for picture, each in zip(new, features, strict=True)
+            }
         for picture in pictures:
-            self._features.move_to_end(picture)
-        features = torch.stack([self._features[picture] for picture in pictures])
-        while len(self._features) > KEPT:
-            self._features.popitem(last=False)
-        return features
+            self._seen.move_to_end(picture)
+        seen = [self._seen[picture] for picture in pictures]
+        while len(self._seen) > KEPT:
+            self._seen.popitem(last=False)
+        return seen
 
 
 def _blinded(ask: Ask) -> Ask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,10 +17,12 @@ from transformers import GenerationConfig
 from minichat.device.memory import check_fits
 from minichat.device.placement import Placement, choose, entry_device, outline, suit_cpu
 from minichat.errors import MiniChatError, ModelError, PromptError, SettingsError, sentence, some
-from minichat.images import Source
-from minichat.inference.generate import Turnstile, generate_rows
+from minichat.images import Source, identity
+from minichat.inference.engine import Engine, Request
+from minichat.inference.generate import Prompt, Turnstile, generate_rows
+from minichat.inference.kv_cache import shared
 from minichat.inference.sampling import GenerationSettings, Stops
-from minichat.inference.session import ChatSession, check_context, sources
+from minichat.inference.session import ChatSession, check_context, prompt_keys, sources
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.prompt.conversation import Conversation
 from minichat.weights.check_config import asked_by, building, check_parts, check_values, decided_by, read_config
@@ -212,6 +215,7 @@ class MiniChat:
         self.name = name
         self.turnstile = Turnstile()  # one step of one reply at a time
         self.stops = _stops(model, processor)
+        self.engine = Engine(model, turnstile=self.turnstile, state=lambda: _state(model, processor))
 
     def __repr__(self) -> str:
         return f"MiniChat({self.name!r}, device={str(self.device)!r})"
@@ -277,11 +281,50 @@ class MiniChat:
         chosen = [base.updated(max_new_tokens=most, seed=own) for most, own in zip(lengths, seeds, strict=True)]
         if not rows:
             base.updated(**{n: v for n, v in (("max_new_tokens", max_new_tokens), ("seed", seed)) if _is_one(v)})
+        if self.engine.alone is None and base.num_beams == 1:
+            return self._write_all(prompts, rows, chosen, batch_size)
         captions: dict[int, Caption] = {}
         for batch in _batches(chosen, batch_size):
             asked = [Conversation().user(prompts[place], rows[place]) for place in batch]
             captions |= zip(batch, self._answer_all(asked, [chosen[place] for place in batch]), strict=True)
         return [captions[place] for place in range(len(rows))]
+
+    def _write_all(
+        self,
+        prompts: Sequence[str],
+        rows: Sequence[Sequence[Source]],
+        settings: Sequence[GenerationSettings],
+        at_once: int,
+    ) -> list[Caption]:
+        """Caption after caption, `at_once` together: where one ends, the next begins."""
+
+        def requests() -> Iterator[Request]:
+            for start in range(0, len(rows), at_once):
+                part = slice(start, start + at_once)
+                asked = [Conversation().user(text, row) for text, row in zip(prompts[part], rows[part], strict=True)]
+                yield from self._requests(asked, settings[part])
+
+        captions = []
+        for request in self.engine.run(requests(), at_once):
+            if request.error is not None:
+                raise request.error
+            captions.append(Caption(request.reply.text, "stop" if request.reply.finished else "length"))
+        return captions
+
+    def _requests(
+        self, conversations: Sequence[Conversation], settings: Sequence[GenerationSettings]
+    ) -> Iterator[Request]:
+        """What asks for a reply to each conversation. Their pictures are encoded together, equal ones once."""
+        rendered = [self.processor.render(c, add_generation_prompt=True) for c in conversations]
+        for conversation, prompt, chosen in zip(conversations, rendered, settings, strict=True):
+            check_context(conversation, len(prompt.ids), chosen.max_new_tokens, self.context)
+        pictures = {identity(picture): picture for prompt in rendered for picture in prompt.pictures}
+        features = dict(zip(pictures, self.encode(list(pictures.values())), strict=True)) if pictures else {}
+        for prompt, chosen in zip(rendered, settings, strict=True):
+            found = [identity(picture) for picture in prompt.pictures]
+            seen = torch.stack([features[name] for name in found]) if found else None  # (I, n, D)
+            asked = Prompt(prompt.ids, prompt_keys(prompt.ids, found, self.model.config), seen)
+            yield Request(asked, chosen, self.processor.content_tokenizer, self.stops)
 
     def _answer_all(
         self, conversations: Sequence[Conversation], settings: Sequence[GenerationSettings]
@@ -317,12 +360,24 @@ class MiniChat:
                 parts.append(self.model.encode_features(pixels.to(self.model.device)))
         return torch.cat(parts)
 
+    @functools.cached_property
+    def beginning(self) -> list[int]:
+        """The ids with which every prompt begins that has no system text of its own."""
+        one, other = (
+            self.processor.render(Conversation().user(text), add_generation_prompt=True).ids for text in ("a", "I")
+        )
+        return one[: shared(one, other)]
+
     def state(self) -> tuple[Any, ...]:
         """Changes whenever a weight or the preprocessing does: what was computed before is then of no use."""
-        # Of an LLM that is spread, parts are on the meta device until they are used, each time as other objects.
-        here = (p for p in self.model.parameters() if not p.is_meta)
-        weights = hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in here))
-        return weights, repr(self.processor.image_processor.to_dict())
+        return _state(self.model, self.processor)
+
+
+def _state(model: MiniChatForConditionalGeneration, processor: MiniChatProcessor) -> tuple[Any, ...]:
+    # Of an LLM that is spread, parts are on the meta device until they are used, each time as other objects.
+    here = (p for p in model.parameters() if not p.is_meta)
+    weights = hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in here))
+    return weights, repr(processor.image_processor.to_dict())
 
 
 def _is_one(value: Any) -> bool:

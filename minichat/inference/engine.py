@@ -1,4 +1,4 @@
-"""Many replies at once: each step reads something of new prompts and writes one token of every reply.
+"""Many replies at once: each step reads something of new prompts, or writes one token of every reply, or both.
 
 Whoever waits for a reply does the work: under the turnstile one of the callers does a step for all of them, and the
 others find their tokens when it is their turn. So there is no thread to start or to end, one caller alone is as
@@ -21,8 +21,8 @@ from torch import Tensor
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.device.placement import entry_device, look
 from minichat.errors import PromptError
-from minichat.inference.generate import Prompt, Turnstile, one_row
-from minichat.inference.kv_cache import KeyValuePool, PrefixTree, poolable, shared
+from minichat.inference.generate import Prompt, Turnstile, one_query, one_row
+from minichat.inference.kv_cache import KeyValuePool, PrefixTree, States, poolable, shared
 from minichat.inference.sampling import Decoder, GenerationSettings, ReplyText, Sampler, Stops, noise_generator
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROWS = 16  # replies that are written at once; others wait
+ROWS = 32  # replies that are written at once; others wait
 CHUNK = 512  # tokens of prompts that are read between two steps of writing
 _SHARE = 0.1  # of the device's memory that is free: for what is kept of conversations and prompts
 _MOST_KEPT = 4 * 1024**3  # bytes
@@ -67,12 +67,17 @@ class Request:
         tokenizer: Decoder,
         stops: Stops,
         cancelled: Callable[[], bool] = lambda: False,
+        owner: object = None,
+        common: int = 0,
     ) -> None:
         """Ask for a reply to `prompt`. It comes into being when the request is given to an engine.
 
         Args:
             cancelled: asked before each step; once it is true, nothing more is shown.
+            owner: stands for the conversation, of which the engine then keeps this state alone, and until `forget`.
+            common: so many of the prompt's first tokens are nobody's own, and stay when the conversation is over.
         """
+        self.owner, self.common = owner, common
         self.prompt, self.settings, self.cancelled = prompt, settings, cancelled
         self.over = False  # no other token will come
         self.error: Exception | None = None  # … because of this
@@ -190,6 +195,8 @@ class Engine:
         self._all: list[Request] = []  # that are not over, in the order of asking; who has no row yet waits for one
         self._reading: list[Request] = []  # whose prompts are being read; their rows follow those of …
         self._running: list[Request] = []  # … whose replies are being written; the row is the place in this list
+        self._gone: deque[object] = deque()  # owners to be forgotten
+        self._owing = False  # the step before has read only
         self._sampler: tuple[list[Request], Sampler] | None = None
         self._state_of, self._state = state, None
 
@@ -213,22 +220,21 @@ class Engine:
                 raise request.error
         finally:
             request.close()
-            if not self.turnstile.taken:  # else who is inside sees to it
-                with self.turnstile, torch.inference_mode():
-                    self._let_go()
+            self._tidy()
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Write all these replies, and yield the requests in their order, each when it is over.
+    def run(self, requests: Iterable[Request], at_once: int | None = None) -> Iterator[Request]:
+        """Write all these replies, `at_once` together, and yield the requests in their order, each when it is over.
 
         They are drawn from the iterable as rows become free, so it may be endless. An error is the request's own
         (`error`), and ends no other.
         """
+        at_once = min(at_once or self.rows, self.rows)
         following = iter(requests)
         flying: deque[Request] = deque()
         drawn = False
         try:
             while True:
-                while not drawn and sum(not each.over for each in flying) < self.rows:
+                while not drawn and sum(not each.over for each in flying) < at_once:
                     if (request := next(following, None)) is None:
                         drawn = True
                     else:
@@ -257,6 +263,17 @@ class Engine:
             raise PromptError(f"There are {slots} image slots and {pictures} pictures, which need {n * pictures}.")
         self._all.append(request)
 
+    def forget(self, owner: object) -> None:
+        """A conversation is over: what was kept of it goes. May be called from anywhere, also by a finalizer."""
+        self._gone.append(owner)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Let go at once of what nobody wants; where somebody is in a step, he sees to it."""
+        if not self.turnstile.taken:
+            with self.turnstile, torch.inference_mode():
+                self._let_go()
+
     def _advance(self, request: Request, whole: bool = False) -> None:
         """Do a step, unless another caller has brought this request something meanwhile, or its end if that is asked.
 
@@ -269,7 +286,10 @@ class Engine:
     # --- a step
 
     def step(self) -> None:
-        """Bring every reply one token forward. Only who holds the turnstile may call it."""
+        """Read some of what is new, and bring every reply one token forward; at the latest the next step does.
+
+        Only who holds the turnstile may call it.
+        """
         try:
             with torch.inference_mode():
                 self._step()
@@ -280,10 +300,12 @@ class Engine:
     def _step(self) -> None:
         self._let_go()
         self._admit()
-        read = self._read()
-        pairs = [*read, *self._write()]  # writing is for those that ran before
-        for request, _ in read:
+        # A prompt that is read to its end has its first token at once, before the others have theirs; then they do.
+        pairs = [] if self._owing and self._running else self._read()
+        self._owing = bool(pairs)
+        for request, _ in pairs:
             self._start_running(request)
+        pairs = pairs or self._write()
         if pairs:
             requests = [request for request, _ in pairs]
             ids = self._sampler_of(requests)(torch.cat([logits for _, logits in pairs])).tolist()  # the one wait
@@ -300,6 +322,8 @@ class Engine:
         """End what nobody wants any more; where no row is left, give the pool's memory back."""
         for request in [each for each in self._all if each.dropped]:
             self._end(request)
+        while self._gone:
+            self.kept.disown(self._gone.popleft())
         if not self._running and not self._reading:
             self._pool.release()
 
@@ -313,6 +337,8 @@ class Engine:
             try:
                 self._place(request)
             except Exception as error:
+                if out_of_memory(error) and (self._running or self._reading):
+                    return  # it waits until another row is given back
                 self._fail(request, error)
 
     def _reads_for(self, request: Request) -> bool:
@@ -408,7 +434,7 @@ class Engine:
         mask = torch.zeros(len(requests), 1, width, length, dtype=embeds.dtype, device=embeds.device)
         mask.masked_fill_((columns > positions[..., None])[:, None], torch.finfo(embeds.dtype).min)
         self._pool.aim([request.row for request in requests], positions, length)
-        with one_row(embeds):
+        with one_row(embeds), one_query(self.model.language_model.config, embeds):
             output = self.model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
@@ -451,10 +477,16 @@ class Engine:
 
     def _keep(self, request: Request) -> None:
         """Remember what was read of a request."""
-        if self.kept.limit > 0 and request.length:
-            self.kept.insert(
-                request.keys[: request.length], lambda start, end: self._pool.read(request.row, start, end)
-            )
+        if self.kept.limit <= 0 or not request.length:
+            return
+
+        def read(start: int, end: int) -> States:
+            return self._pool.read(request.row, start, end)
+
+        keys = request.keys[: request.length]
+        if request.owner is not None and request.common:
+            self.kept.insert(keys[: request.common], read)
+        self.kept.insert(keys, read, request.owner)
 
     def _fail(self, request: Request, error: Exception) -> None:
         request.end(error)

@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import (
+    AttentionInterface,
     Cache,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PretrainedConfig,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
     TopPLogitsWarper,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import ModelOutput
 
 from minichat.device.placement import entry_device
@@ -81,6 +84,64 @@ def one_row(embeds: Tensor) -> Iterator[None]:
             yield
     else:
         yield
+
+
+# --- Attention of one new token of each row, on a CPU, in 16 bits: as plain matrix products.
+#
+# PyTorch's scaled dot product attention is made for many queries. For one, with keys of its own for each head, it needs
+# two to four times what two batched products do (`benchmarks/engine.py --dtype bfloat16`). Where heads share keys,
+# transformers lets their queries be one matrix, and it is as fast.
+
+
+_NAME = "minichat_one_query"
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Queries (B, H, 1, D), keys and values (B, H, L, D), a mask to be added (B, 1, 1, L) → (B, 1, H, D)."""
+    other = any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
+    if query.shape[2] != 1 or query.shape[1] != key.shape[1] or other or scaling is None or attention_mask is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scores = torch.matmul(key, (query * scaling).transpose(2, 3)).transpose(2, 3)  # (B, H, 1, L)
+    weights = (scores + attention_mask).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_NAME, _attend)
+
+
+@contextmanager
+def one_query(config: PretrainedConfig, embeds: Tensor) -> Iterator[None]:
+    """Around an LLM's pass over embeddings (B, T, H), by one thread at a time: takes this way where it is the faster.
+
+    `config` is the LLM's own, by which its layers choose how to attend.
+    """
+    heads = getattr(config, "num_attention_heads", 0)
+    shared = heads != getattr(config, "num_key_value_heads", heads)
+    if (
+        embeds.shape[1] != 1
+        or embeds.device.type != "cpu"
+        or embeds.dtype == torch.float32
+        or shared
+        or config._attn_implementation != "sdpa"
+    ):
+        yield
+        return
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"
 
 
 # --- A lock that is handed on in the order of asking, so that many replies come forward step by step together.

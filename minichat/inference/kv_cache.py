@@ -194,13 +194,16 @@ def shared(one: Sequence[Key], other: Sequence[Key]) -> int:
     return low
 
 
+_NOBODY = object()  # the owner of what goes as soon as nothing follows it
+
+
 class _Node:
     """A stretch of keys after its parent's, and what was computed for it."""
 
-    __slots__ = ("children", "keys", "parent", "states", "used")
+    __slots__ = ("children", "keys", "owner", "parent", "states", "used")
 
-    def __init__(self, keys: list[Key], states: States, parent: _Node | None) -> None:
-        self.keys, self.states, self.parent = keys, states, parent
+    def __init__(self, keys: list[Key], states: States, parent: _Node | None, owner: object = None) -> None:
+        self.keys, self.states, self.parent, self.owner = keys, states, parent, owner
         self.children: dict[Key, _Node] = {}
         self.used = 0
 
@@ -239,8 +242,11 @@ class PrefixTree:
             found.append([(k[:, :length], v[:, :length]) for k, v in node.states])
         return found
 
-    def insert(self, keys: Sequence[Key], read: Callable[[int, int], States]) -> None:
-        """Keep these keys; `read(start, end)` returns a copy of what was computed for those that are not known yet."""
+    def insert(self, keys: Sequence[Key], read: Callable[[int, int], States], owner: object = None) -> None:
+        """Keep these keys; `read(start, end)` returns a copy of what was computed for those that are not known yet.
+
+        An owner, such as a conversation, holds one line of keys: what it put in before and has left goes.
+        """
         self._clock += 1
         path = list(self._walk(list(keys)))
         known = sum(length for _, length in path)
@@ -249,9 +255,11 @@ class PrefixTree:
             if length < len(node.keys) and known < len(keys):
                 self._split(node, length)
             node.used = self._clock
+        if owner is not None:
+            self.disown(owner, [node for node, _ in path])
         if known == len(keys):
             return
-        leaf = _Node(list(keys[known:]), read(known, len(keys)), node)
+        leaf = _Node(list(keys[known:]), read(known, len(keys)), node, owner)
         if leaf.nbytes > self.limit:
             return
         leaf.used = self._clock
@@ -262,10 +270,21 @@ class PrefixTree:
     def evict(self, limit: int) -> None:
         """Let go of what was not used for longest, until at most `limit` bytes are left."""
         while self.nbytes > limit:
-            leaf = min((node for node in self._nodes() if not node.children), key=lambda node: node.used)
-            if leaf.parent is not None:
-                del leaf.parent.children[leaf.keys[0]]
-            self.nbytes -= leaf.nbytes
+            self._drop(min((node for node in self._nodes() if not node.children), key=lambda node: node.used))
+
+    def disown(self, owner: object, but: Sequence[object] = ()) -> None:
+        """Let go of what an owner put in, except the nodes `but`, as far as no one else's keys follow it."""
+        for node in self._nodes():
+            if node.owner is owner and node not in but:
+                node.owner = _NOBODY
+        while gone := [node for node in self._nodes() if node.owner is _NOBODY and not node.children]:
+            for node in gone:
+                self._drop(node)
+
+    def _drop(self, leaf: _Node) -> None:
+        if leaf.parent is not None:
+            del leaf.parent.children[leaf.keys[0]]
+        self.nbytes -= leaf.nbytes
 
     def _walk(self, keys: list[Key]) -> Iterator[tuple[_Node, int]]:
         """The nodes that hold the first keys, and how many of its keys each of them shares."""
@@ -280,6 +299,7 @@ class PrefixTree:
     def _split(self, node: _Node, length: int) -> None:
         """Cut a node in two, the second a child of the first. Copies, so that either can go without the other."""
         rest = _Node(node.keys[length:], [(k[:, length:].clone(), v[:, length:].clone()) for k, v in node.states], node)
+        rest.owner = node.owner
         first = [(k[:, :length].clone(), v[:, :length].clone()) for k, v in node.states]
         rest.used, rest.children = node.used, node.children
         for child in rest.children.values():

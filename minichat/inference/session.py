@@ -19,7 +19,9 @@ from torch import Tensor
 from minichat.device.memory import out_of_memory
 from minichat.errors import ContextError, PromptError, SettingsError
 from minichat.images import Source, identity
+from minichat.inference.engine import Engine, Request
 from minichat.inference.generate import Memory, Prompt, Turnstile, generate_rows, stream
+from minichat.inference.kv_cache import shared
 from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation, Message, Picture, Text
 
@@ -137,12 +139,16 @@ class Bot(Protocol):
     processor: MiniChatProcessor
     turnstile: Turnstile
     stops: Stops
+    engine: Engine
 
     @property
     def device(self) -> torch.device: ...
 
     @property
     def context(self) -> int | None: ...
+
+    @property
+    def beginning(self) -> list[int]: ...
 
     def encode(self, pictures: Sequence[Image.Image]) -> Tensor: ...
 
@@ -172,7 +178,9 @@ class ChatSession:
         self._stops = bot.stops if history == "ids" else bot.stops.as_published(bot.processor.content_tokenizer)
         self._defaults = GenerationSettings().updated(**defaults)
         self._conversation = conversation or Conversation()
-        self._memory = Memory()
+        self._memory = Memory()  # of a model whose replies are written alone; else the engine remembers …
+        self._owner = object()  # … under this name
+        weakref.finalize(self, bot.engine.forget, self._owner).atexit = False
         self._encoded: dict[int, _Encoded] = {}  # by id() of the picture, which `_Encoded` keeps alive
         self._state: tuple[Any, ...] = ()
         self._forgotten = 0  # turns whose words the model is no longer shown …
@@ -315,10 +323,17 @@ class ChatSession:
     ) -> Generator[str]:
         """Answer the conversation's last question, and keep the answer."""
         reply = ReplyText(self.bot.processor.content_tokenizer, self._stops)
+        request: Request | None = None
         try:
             prompt, forgotten = self._prompt(conversation, settings)
             if settings.num_beams > 1:
                 yield from self._search(prompt, settings, reply, cancelled)
+            elif self.bot.engine.alone is None:
+                tokenizer = self.bot.processor.content_tokenizer
+                common = shared(prompt.ids, self.bot.beginning)
+                request = Request(prompt, settings, tokenizer, self._stops, cancelled, self._owner, common)
+                yield from self.bot.engine.stream(request)
+                reply = request.reply
             else:
                 yield from stream(
                     self.bot.model,
@@ -330,6 +345,7 @@ class ChatSession:
                     cancelled=cancelled,
                 )
         except GeneratorExit:
+            reply = reply if request is None else request.reply
             if reply.text:
                 self._keep(conversation, reply, forgotten)
             raise
@@ -387,7 +403,7 @@ class ChatSession:
         )
         encoded = self._encode(rendered.pictures)
         features = torch.stack([e.features for e in encoded]) if encoded else None  # (I, n, D)
-        keys = _keys(rendered.ids, [e.identity for e in encoded], self.bot.model.config)
+        keys = prompt_keys(rendered.ids, [e.identity for e in encoded], self.bot.model.config)
         return Prompt(rendered.ids, keys, features), forgotten
 
     def _encode(self, pictures: Sequence[Image.Image]) -> list[_Encoded]:
@@ -418,7 +434,7 @@ def _question(text: str, images: Sequence[Source]) -> Message:
     return message
 
 
-def _keys(ids: Sequence[int], identities: Sequence[str], config: MiniChatConfig) -> list[int | str]:
+def prompt_keys(ids: Sequence[int], identities: Sequence[str], config: MiniChatConfig) -> list[int | str]:
     """What the LLM's cache holds under each id: the id, or the identity of the picture whose slot it is."""
     slots = iter([identity for identity in identities for _ in range(config.num_image_tokens)])
     return [next(slots, token) if token == config.image_token_index else token for token in ids]
