@@ -318,12 +318,12 @@ class MiniChat:
         rendered = [self.processor.render(c, add_generation_prompt=True) for c in conversations]
         for conversation, prompt, chosen in zip(conversations, rendered, settings, strict=True):
             check_context(conversation, len(prompt.ids), chosen.max_new_tokens, self.context)
-        pictures = {identity(picture): picture for prompt in rendered for picture in prompt.pictures}
+        named = [[(identity(picture), picture) for picture in prompt.pictures] for prompt in rendered]
+        pictures = dict(pair for row in named for pair in row)
         features = dict(zip(pictures, self.encode(list(pictures.values())), strict=True)) if pictures else {}
-        for prompt, chosen in zip(rendered, settings, strict=True):
-            found = [identity(picture) for picture in prompt.pictures]
-            seen = torch.stack([features[name] for name in found]) if found else None  # (I, n, D)
-            asked = Prompt(prompt.ids, prompt_keys(prompt.ids, found, self.model.config), seen)
+        for prompt, row, chosen in zip(rendered, named, settings, strict=True):
+            seen = torch.stack([features[name] for name, _ in row]) if row else None  # (I, n, D)
+            asked = Prompt(prompt.ids, prompt_keys(prompt.ids, [name for name, _ in row], self.model.config), seen)
             yield Request(asked, chosen, self.processor.content_tokenizer, self.stops)
 
     def _answer_all(
