@@ -181,10 +181,14 @@ def test_the_index_names_every_page() -> None:
     assert set(re.findall(r"\]\((\w+\.md)\)", index)) == {p.name for p in ROOT.glob("docs/*.md")} - {"README.md"}
 
 
-def test_the_tree_names_what_is_there() -> None:
-    (tree,) = (text for _, text in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if text.startswith("demo.py"))
-    for line in tree.splitlines():
-        indent, name = re.match(r"( *)(\S+)", line).groups()  # type: ignore[union-attr]
-        names = [name, *re.findall(r"\b\w+\.py\b", line)]
-        for each in names:
-            assert (ROOT / ("minichat" if indent else "") / each.rstrip(",")).exists(), each
+def test_the_tables_of_rooms_name_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms, beside = (text.split(f"| {head} | what is in it |\n|---|---|\n")[1] for head in ("room", "folder"))
+    for home, table in ((ROOT / "minichat", rooms), (ROOT, beside)):
+        for row in table.split("\n\n")[0].splitlines():
+            for name in re.findall(r"`([^`]+)`", row.split("|")[1]):
+                assert (home / name).exists() or (home / f"{name}.py").is_file(), name
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) < 150
