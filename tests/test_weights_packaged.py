@@ -55,6 +55,7 @@ def llm(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> Package
         member=MEMBER,
         member_sha256=hub.sha256(tmp_path / "tiny.gguf"),
         folder=1,
+        text={},
     )
     monkeypatch.setitem(KNOWN_LLMS, known.name, known)
     monkeypatch.setenv("MINICHAT_HOME", str(tmp_path / "home"))
