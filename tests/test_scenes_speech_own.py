@@ -11,7 +11,7 @@ import pytest
 from own_questions import Own, own_questions
 from test_scenes_speech import asked
 
-from minichat.toy.speech import nouns, speaker
+from minichat.toy.speech import grammar, nouns, speaker
 from minichat.toy.speech.grammar import CONFIRM, INDIRECT, LEADS, TAILS, parsed, pattern
 from minichat.toy.speech.speaker import WORDINGS, topic
 from minichat.toy.speech.verdict import PERTURBATIONS, judge
@@ -29,7 +29,9 @@ def _phrase_words() -> frozenset[str]:
 
 
 def _texts() -> Iterator[str]:
-    values: list[object] = [value for module in (nouns, speaker) for value in vars(module).values()]
+    forms = {*vars(grammar), "AMERICAN", *(name for name in vars(speaker) if "WORDINGS" in name or "TOPIC" in name)}
+    found = {**vars(nouns), **vars(speaker)}
+    values: list[object] = [value for name, value in found.items() if name not in forms]
     while values:
         value = values.pop()
         if isinstance(value, str):
