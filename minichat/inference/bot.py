@@ -428,7 +428,7 @@ def load(
     Args:
         name: a built-in model's name, a folder (a whole model, one that refers to its LLM, or a trained projection),
             or a hub id ("owner/name"), which is taken from the local cache where there is no network. "auto": the
-            built-in model minichat-small where its LLM is on this machine, else minichat-tiny.
+            built-in model, minichat-tiny.
         device: "auto" (CUDA, else MPS, else CPU) or a device of PyTorch's.
         dtype: "auto" (CPU float32; CUDA bfloat16, or float16 where that is only emulated; MPS float16), "float32",
             "bfloat16" or "float16". The projection is always in float32.

@@ -29,7 +29,6 @@ from minichat.weights.known_models import (
     PublishedFile,
     Repository,
     fetch_llm,
-    llm_at_hand,
     llm_is_here,
     packaged_folder,
 )
@@ -251,10 +250,8 @@ def _check_space(model: KnownModel, plan: _Plan) -> None:
 # --- Names that can be loaded: the built-in models, known published models, folders, hub ids.
 
 
-AUTO = "auto"  # the best built-in model that is here whole
-TINY, SMALL = "minichat-tiny", "minichat-small"
+AUTO, TINY = "auto", "minichat-tiny"
 BUILT_IN = (TINY,)
-SMALL_BASE = JOINED["minichat-small-base"]
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
 ASSETS = Path(str(resources.files("minichat"))) / "assets"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # of a repository on the hub; nothing that could run
@@ -291,14 +288,13 @@ def find(name: str | os.PathLike[str]) -> Path:
 
 
 def default_model() -> str:
-    """minichat-small where its LLM is on this machine, else minichat-tiny, which needs no download."""
-    llm = llm_of(SMALL)
-    return SMALL if SMALL in BUILT_IN and llm is not None and llm_at_hand(llm) else TINY
+    """The built-in model that "auto" means."""
+    return TINY
 
 
 def llm_of(name: str) -> PackagedLlm | None:
-    """The packaged LLM that a built-in model stands before; None for all other models."""
-    return KNOWN_LLMS[SMALL_BASE.llm] if name in (SMALL, SMALL_BASE.name) else None
+    """The packaged LLM that a named vision side stands before; None for all other models."""
+    return KNOWN_LLMS[JOINED[name].llm] if name in JOINED else None
 
 
 def joined_config(model: Joined) -> MiniChatConfig:
@@ -323,7 +319,6 @@ def fetch_named(name: str) -> Path:
         return fetch_llm(KNOWN_LLMS[name])
     if (llm := llm_of(name)) is not None:
         fetch_llm(llm)
-        find(SMALL_BASE.name)
     if name in (*KNOWN, *JOINED, *BUILT_IN, *BUILT_IN_STAGE1):
         return find(name)
     raise ModelError(f"There is no known model {name!r} ({_close_to(name)}); what has another name needs no fetching.")
@@ -411,14 +406,9 @@ def hint() -> str:
 
 def _built_in(name: str) -> Entry:
     folder = find(name)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    if (llm := llm_of(name)) is None:
-        config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
-        return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
-    config = joined_config(SMALL_BASE)
-    licence = f"{_OWN_LICENCE}; the LLM {llm.licence}"
-    parts = (_part(llm),)
-    return Entry(name, llm_at_hand(llm), config.template, licence, parts, llm.size, size + llm.folder, _memory(config))
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
+    return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
 
 
 def _finder(name: str) -> Entry:
@@ -426,13 +416,10 @@ def _finder(name: str) -> Entry:
     return Entry(name, True, "", _OWN_LICENCE, (), 0, size, {}, "finds pictures: minichat search")
 
 
-def _part(llm: PackagedLlm) -> Part:
-    return Part("LLM", f"{llm.gguf} in {llm.wheel}", llm.licence, llm.size)
-
-
 def _llm(llm: PackagedLlm) -> Entry:
+    part = Part("LLM", f"{llm.gguf} in {llm.wheel}", llm.licence, llm.size)
     use = f"an LLM to build on: minichat convert --llm {llm.name}"
-    return Entry(llm.name, llm_is_here(llm), "", llm.licence, (_part(llm),), llm.size, llm.folder, {}, use)
+    return Entry(llm.name, llm_is_here(llm), "", llm.licence, (part,), llm.size, llm.folder, {}, use)
 
 
 def _known(model: KnownModel) -> Entry:
