@@ -314,7 +314,7 @@ def test_preview_on_the_command_line(home: Path) -> None:
     again = run("preview", source, "--html", "page.html")
     assert again.exit_code == 1
     assert "exists already" in again.stderr
-    broken = run("preview", write(home, talk("a.png"), "{"), "--html", "other.html")
+    broken = run("preview", write(home, talk("a.png"), "{"), "--html", "other.html", "--model", "minichat-tiny")
     assert broken.exit_code == 1
     assert broken.stderr.startswith("minichat: train.jsonl:2: ")
     assert sorted(path.name for path in home.glob("*.html")) == ["page.html"]

@@ -20,11 +20,11 @@ from minichat.data.formats import Source, scan
 from minichat.data.formats.base import refusal
 from minichat.data.formats.chat import IMAGE
 from minichat.errors import DataError, MiniChatError
-from minichat.prompt.render import Rendered
 from minichat.prompt.template import neutralise
 
 if TYPE_CHECKING:
     from minichat.prompt.processor import MiniChatProcessor
+    from minichat.prompt.render import Rendered
 
 
 # --- How often each length occurs, as bars of text.
