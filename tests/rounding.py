@@ -25,7 +25,7 @@ LEVELS = ("DEFAULT", "AVX2", "AVX512")  # of PyTorch's kernels on x86, each with
 
 # Their verdicts hang on what a network computes; all others read, write, parse, draw, serve, or start programs.
 COMPUTING = (
-    "test_builtin", "test_chat", "test_encoder_decoder", "test_evaluate_model", "test_evaluate_replies",
+    "test_builtin", "test_chat", "test_encoder_decoder", "test_engine", "test_evaluate_model", "test_evaluate_replies",
     "test_evaluate_retrieval", "test_generation", "test_model*", "test_onerow", "test_own_llm", "test_pretraining*",
     "test_processing", "test_quantize", "test_reference", "test_prompt_reference", "test_search", "test_stage1_files",
     "test_train_*", "test_transformers", "test_weights_adapted", "test_weights_convert", "test_weights_export",
