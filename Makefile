@@ -117,7 +117,6 @@ $(ROAD)/model/config.json: $(ROAD)/4_finetune/minichat.json
 # The vision side of minichat-tiny before the LLM of a package (93 MB, fetched once), in two stages, to runs/small/model.
 # SMOKE=1 as above, to runs/small-smoke.
 SMALL := runs/$(if $(SMOKE),small-smoke,small)
-FEW := run.batch_size=2 run.save_every=10 report.log_every=10 run.steps=
 
 small: $(SMALL)/model/minichat.json
 
@@ -130,11 +129,11 @@ $(SMALL)/plain.jsonl: $(SMALL)/questions.txt
 	$(BIN)/minichat data answers $< --model minichat-small-base --max-new-tokens 96 --batch-size 32 --out $@
 
 $(SMALL)/1_naming/minichat.json: $(SMALL)/plain.jsonl
-	$(TRAIN) train_configs/small/1_naming.yaml out=$(@D) $(if $(SMOKE),$(FEW)20)
+	$(TRAIN) train_configs/small/1_naming.yaml out=$(@D) $(call smoke,20)
 
 $(SMALL)/2_talk/minichat.json: $(SMALL)/1_naming/minichat.json $(SMALL)/plain.jsonl
 	$(TRAIN) train_configs/small/2_talk.yaml out=$(@D) model.name=$(SMALL)/1_naming \
-		data.train.1.source=$(SMALL)/plain.jsonl $(if $(SMOKE),$(FEW)2)
+		data.train.1.source=$(SMALL)/plain.jsonl $(call smoke,2)
 
 $(SMALL)/model/minichat.json: $(SMALL)/2_talk/minichat.json
 	$(BIN)/minichat export $(SMALL)/2_talk --format projection --dtype bfloat16 --out $(@D)

@@ -10,7 +10,7 @@ import sys
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line's options, spelled as everywhere in MiniChat."""
     parser = argparse.ArgumentParser(description="Talk about pictures in a web page.")
-    parser.add_argument("--model", default="auto", help="name, folder or hub id (default: the best built-in)")
+    parser.add_argument("--model", default="auto", help="name, folder or hub id (default: the built-in model)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps … (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 (default: %(default)s)")
     parser.add_argument("--quantize", choices=("8bit", "4bit"), help="keep the LLM in 8 or 4 bits (bitsandbytes)")

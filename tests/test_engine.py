@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import random
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +19,7 @@ from minichat.inference.generate import Memory, Prompt, logits_processors, strea
 from minichat.inference.kv_cache import KeyValuePool, PrefixTree, shared
 from minichat.inference.sampling import GenerationSettings, ReplyText, Sampler, Stops, noise_generator
 from minichat.prompt.conversation import Conversation
+from tests.interrupted import interrupted_at
 from tests.tiny import counting, noise_picture, tiny_bot
 
 # Rows of a batch are added up in another order than one row alone: float32 logits of these networks, which are about
@@ -529,29 +527,6 @@ def test_ctrl_c_in_a_step_leaves_the_others_whole(bot: MiniChat) -> None:
     idle(engine)
 
 
-def interrupted_at(line: int, work: Callable[[], Any]) -> bool:
-    """Do the work, with a KeyboardInterrupt at the so-manieth line of the engine's code; False: there were fewer."""
-    lines = itertools.count()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != inspect.getfile(Engine) or frame.f_code.co_name == "_begin_anew":
-            return None
-        if event == "line" and next(lines) == line:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 def test_ctrl_c_at_any_line_leaves_the_others_whole(bot: MiniChat) -> None:
     prompts = prompts_of(bot)[:2]
     wanted = [alone(bot, prompt, max_new_tokens=3) for prompt in prompts]
@@ -559,7 +534,7 @@ def test_ctrl_c_at_any_line_leaves_the_others_whole(bot: MiniChat) -> None:
         engine = Engine(bot.model, kept_bytes=2**20)
         requests = [request_of(bot, prompt, max_new_tokens=3) for prompt in prompts]
         engine.submit(requests[0])
-        interrupted = interrupted_at(line, lambda e=engine, r=requests[1]: list(e.stream(r)))  # type: ignore[misc]
+        interrupted = interrupted_at(line, lambda e=engine, r=requests[1]: list(e.stream(r)), Engine, "_begin_anew")
         with engine.turnstile:  # a place that was left behind is given back
             while engine._all:
                 engine.step()

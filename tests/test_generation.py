@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 import math
 import signal
-import sys
 import threading
-from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,6 +20,7 @@ from minichat.inference.generate import Memory, Prompt, Turnstile, generate_rows
 from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.tokenizer import FastTokenizer, SentencePieceTokenizer
+from tests.interrupted import interrupted_at
 from tests.tiny import counting, noise_picture, saying, spell, tiny_bot, tokenizer_model
 
 EOS = 2
@@ -592,29 +589,6 @@ def test_ctrl_c_where_others_are_let_pass_admits_nobody_else() -> None:
     assert order == ["first in", "interrupted", "first out", "second in"]
 
 
-def interrupted_at(line: int, work: Callable[[], None]) -> bool:
-    """Do the work, with a KeyboardInterrupt at the so-manieth line of the turnstile's code; False: there were fewer."""
-    lines = itertools.count()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != inspect.getfile(Turnstile):
-            return None
-        if event == "line" and next(lines) == line:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 def test_ctrl_c_at_any_line_neither_admits_two_nor_locks_anyone_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minichat.inference.generate._LOOK_AGAIN", 0.01)
     inside, most = 0, 0
@@ -640,7 +614,7 @@ def test_ctrl_c_at_any_line_neither_admits_two_nor_locks_anyone_out(monkeypatch:
     for line in itertools.count():
         turnstile = Turnstile()
         other = threading.Thread(target=pass_through, args=[turnstile], daemon=True)
-        interrupted = interrupted_at(line, lambda t=turnstile, o=other: let_pass(t, o))
+        interrupted = interrupted_at(line, lambda t=turnstile, o=other: let_pass(t, o), Turnstile)
         pass_through(turnstile)  # its own next step
         if other.ident is not None:
             other.join(5)

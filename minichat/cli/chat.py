@@ -32,6 +32,7 @@ from minichat.cli.options import (
     commands,
     given,
     load_bot,
+    named,
 )
 
 if TYPE_CHECKING:
@@ -273,16 +274,10 @@ def caption(
 def _model(run: Run, requested: str) -> str:
     """The model that is meant; "auto" is the one that the run began with."""
     begun = run.journal.fact("model")
-    if requested != DEFAULT_MODEL:
-        return requested
-    if begun is not None and begun["requested"] == DEFAULT_MODEL:
+    if requested == DEFAULT_MODEL and begun is not None and begun["requested"] == DEFAULT_MODEL:
         typer.echo(f"The model is {begun['name']}, with which this run began.", err=True)
         return str(begun["name"])
-    from minichat.weights.registry import default_model
-
-    chosen = default_model()
-    typer.echo(f"The model is {chosen}.", err=True)
-    return chosen
+    return named(requested)
 
 
 class _Shown:

@@ -219,7 +219,7 @@ class Dtype(StrEnum):
 DEFAULT_MODEL = "auto"
 
 
-def _named(model: str) -> str:
+def named(model: str) -> str:
     """The model that is meant; which one "auto" is, is said."""
     if model != DEFAULT_MODEL:
         return model
@@ -232,7 +232,7 @@ def _named(model: str) -> str:
 
 Model = Annotated[
     str,
-    typer.Option("--model", help="A known name, a folder, or a hub id; auto: the built-in one.", callback=_named),
+    typer.Option("--model", help="A known name, a folder, or a hub id; auto: the built-in one.", callback=named),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the frozen parts.")]
