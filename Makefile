@@ -51,7 +51,7 @@ ROAD := runs/$(if $(SMOKE),smoke,tiny)
 STAGES := train_configs/tiny
 TRAIN := $(BIN)/minichat train
 # A processor without bfloat16 arithmetic takes many minutes for what Muon and the stages do in it: few steps do without.
-SHORT := $(if $(SMOKE),optimizer.matrices=adamw model.dtype=float32 run.batch_size=4 run.save_every=10 report.log_every=10 run.steps=)
+SHORT := $(if $(SMOKE),optimizer.name=adamw model.dtype=float32 run.batch_size=4 run.save_every=10 report.log_every=10 run.max_steps=)
 smoke = $(if $(SMOKE),$(SHORT)$(1))
 
 tiny: $(ROAD)/model/config.json $(ROAD)/stage1/config.json
@@ -63,25 +63,25 @@ $(ROAD)/0b_language/config.json: | $(INSTALLED)
 	$(TRAIN) $(STAGES)/0b_language.yaml out=$(@D) $(call smoke,20)
 
 $(ROAD)/0c_language/config.json: $(ROAD)/0b_language/config.json
-	$(TRAIN) $(STAGES)/0c_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0b_language
+	$(TRAIN) $(STAGES)/0c_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0b_language
 
 $(ROAD)/0d_language/config.json: $(ROAD)/0c_language/config.json
-	$(TRAIN) $(STAGES)/0d_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0c_language
+	$(TRAIN) $(STAGES)/0d_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0c_language
 
 $(ROAD)/0e_language/config.json: $(ROAD)/0d_language/config.json
-	$(TRAIN) $(STAGES)/0e_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0d_language
+	$(TRAIN) $(STAGES)/0e_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0d_language
 
 $(ROAD)/0f_language/config.json: $(ROAD)/0e_language/config.json
-	$(TRAIN) $(STAGES)/0f_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0e_language
+	$(TRAIN) $(STAGES)/0f_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0e_language
 
 $(ROAD)/0g_language/config.json: $(ROAD)/0f_language/config.json
-	$(TRAIN) $(STAGES)/0g_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0f_language
+	$(TRAIN) $(STAGES)/0g_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0f_language
 
 $(ROAD)/0h_language/config.json: $(ROAD)/0g_language/config.json
-	$(TRAIN) $(STAGES)/0h_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0g_language
+	$(TRAIN) $(STAGES)/0h_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0g_language
 
 $(ROAD)/0i_language/config.json: $(ROAD)/0h_language/config.json
-	$(TRAIN) $(STAGES)/0i_language.yaml out=$(@D) $(call smoke,10) language.start=$(ROAD)/0h_language
+	$(TRAIN) $(STAGES)/0i_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0h_language
 
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)

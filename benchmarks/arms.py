@@ -51,12 +51,12 @@ def training(config: str, out: Path, steps: int, *settings: str) -> Command:
     warm-up, the easy beginning) in proportion."""
     file = CONFIGS / f"{config}.yaml"
     there = read_config(file)
-    of = steps / (there.run.steps or steps)
+    of = steps / (there.run.max_steps or steps)
     scaled = [f"optimizer.warmup_steps={round(of * there.optimizer.warmup_steps)}"]
     for number, source in enumerate(there.data.train):
         if easy := source.options.get("easy"):
             scaled.append(f"data.train.{number}.options.easy={round(of * easy)}")
-    own = (f"out={out}", f"run.steps={steps}", f"run.save_every={SAVE_EVERY}", *scaled)
+    own = (f"out={out}", f"run.max_steps={steps}", f"run.save_every={SAVE_EVERY}", *scaled)
     return Command(("train", str(file), *own, *settings), out)
 
 

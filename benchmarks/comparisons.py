@@ -37,7 +37,7 @@ from minichat.errors import MiniChatError, SettingsError
 from minichat.fileio import write_json
 from minichat.train.config import read_config
 
-RATE_ANEW = "optimizer.rate=2e-3"  # the road's own rates are for what has learnt before and need not go far
+RATE_ANEW = "optimizer.lr=2e-3"  # the road's own rates are for what has learnt before and need not go far
 SHARES = (10, 30, 50, 100)  # per cent of the alignment data
 PORTIONS = (4, 2, 1)  # a quarter of the steps, a half, all
 OBJECTIVES = {
@@ -78,7 +78,7 @@ def stage1(road: Path, out: Path, steps: int, count: int) -> Comparison:
     """Stage 2 from a Q-Former that went through stage 1, and from a random one, after ever more steps."""
     untrained = out / "untrained"
     # One step, so short that it moves nothing: what stage 1 itself began with.
-    still = ("optimizer.rate=1e-12", "optimizer.weight_decay=0", *_stage1_parts(road))
+    still = ("optimizer.lr=1e-12", "optimizer.weight_decay=0", *_stage1_parts(road))
     begins = {
         "stage1": (before_the_llm(road / "1_qformer", road, out / "stage1" / "begin"),),
         "random": (
@@ -103,7 +103,7 @@ def objectives(road: Path, out: Path, steps: int, count: int) -> Comparison:
     arms, rows = [], []
     for name, learnt in OBJECTIVES.items():
         model = out / "-".join(learnt) / "model"
-        chosen = f"pretraining.objectives=[{', '.join(learnt)}]"
+        chosen = f"qformer.objectives=[{', '.join(learnt)}]"
         train = training("1_qformer", model, steps, chosen, *_stage1_parts(road))
         matches = "itm" in learnt
         arms.append(
@@ -117,7 +117,7 @@ def objectives(road: Path, out: Path, steps: int, count: int) -> Comparison:
 
 
 def _stage1_parts(road: Path) -> tuple[str, str]:
-    new = "pretraining.new"
+    new = "qformer.new"
     return f"{new}.vision={road / '0a_vision'}", f"{new}.tokenizer={road / '1_vocabulary'}"
 
 
@@ -144,7 +144,7 @@ def qformer(road: Path, out: Path, steps: int, count: int) -> Comparison:
             f"model.name={begin[-1].out}",
             RATE_ANEW,
             "trainable=[projection]",
-            "optimizer.matrices=adamw",
+            "optimizer.name=adamw",
         )
         arms.append(Arm(name, (*begin, train, questions(model, count))))
         rows.append(Row(name, answers(model)))

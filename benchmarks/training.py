@@ -31,7 +31,7 @@ from minichat.data.dataset import Collator, Row, Rows, padding, plan
 from minichat.model.loss import Together
 from minichat.train.checkpoint import make_optimizer, trained
 from minichat.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, Source
-from minichat.train.stages.finetune import Replies
+from minichat.train.stages.finetune import Finetune
 
 WORDS = ("red", "blue", "green", "small", "large", "circle", "square", "boat", "star", "the", "a", "of", "and", "left")
 ASKED = (  # MiniGPT-4's second stage, prompts/alignment.txt
@@ -85,7 +85,7 @@ class Loop:
         return sum(min(times) for times in self.busy)
 
 
-def plain_step(stage: Replies, collate: Collator, optimizer: torch.optim.Optimizer) -> Callable[[list[Row]], float]:
+def plain_step(stage: Finetune, collate: Collator, optimizer: torch.optim.Optimizer) -> Callable[[list[Row]], float]:
     """Everything, for every sample, each time; attention as transformers has it."""
     llm = stage.model.language_model
     ours = llm.config._attn_implementation
@@ -104,7 +104,7 @@ def plain_step(stage: Replies, collate: Collator, optimizer: torch.optim.Optimiz
     return step
 
 
-def our_step(stage: Replies, collate: Any, optimizer: torch.optim.Optimizer) -> Callable[[list[Row]], float]:
+def our_step(stage: Finetune, collate: Any, optimizer: torch.optim.Optimizer) -> Callable[[list[Row]], float]:
     """What the trainer's loop does in a step."""
 
     def step(rows: list[Row]) -> float:
@@ -115,7 +115,7 @@ def our_step(stage: Replies, collate: Any, optimizer: torch.optim.Optimizer) -> 
     return step
 
 
-def _learn(stage: Replies, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+def _learn(stage: Finetune, optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
     loss.backward()
     weights = trained(stage.model).values()
     torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -163,7 +163,7 @@ def measure(loops: Sequence[Loop], repeats: int, restore: Callable[[], None]) ->
         loop.flops = counter.get_total_flops()
 
 
-def matmul_peak(stage: Replies, rows: int) -> float:
+def matmul_peak(stage: Finetune, rows: int) -> float:
     """FLOP a processor second of the LLM's own largest matrix and so many rows, at best."""
     weight = max(stage.model.language_model.model.layers[0].mlp.parameters(), key=lambda w: w.numel()).detach()
     best = math.inf  # processor seconds
@@ -175,7 +175,7 @@ def matmul_peak(stage: Replies, rows: int) -> float:
     return 2 * rows * weight.numel() / best
 
 
-def llm_alone(stage: Replies, loop: Loop, collate: Any, repeats: int) -> float:
+def llm_alone(stage: Finetune, loop: Loop, collate: Any, repeats: int) -> float:
     """Processor seconds that the LLM's layers take by themselves, forward and back, on the same embeddings."""
     total = 0.0
     for rows in loop.batches:
@@ -234,7 +234,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     template = None if arguments.template == "none" else arguments.template
     data = DataConfig((Source("samples.jsonl"),), template=template)
     settings = ModelConfig(str(model), device="cpu", dtype=arguments.dtype)
-    stage = Replies(Config(model=settings, data=data), torch.device("cpu"))
+    stage = Finetune(Config(model=settings, data=data), torch.device("cpu"))
     stage.model.train()
     source = folder / f"samples-{arguments.samples}" / "samples.jsonl"
     if not source.exists():
@@ -270,7 +270,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def report(
-    arguments: argparse.Namespace, stage: Replies, rows: Rows, loops: Sequence[Loop], encoding: float, alone: float
+    arguments: argparse.Namespace, stage: Finetune, rows: Rows, loops: Sequence[Loop], encoding: float, alone: float
 ) -> None:
     sizes = {name: sum(w.numel() for w in part.parameters()) / 1e6 for name, part in stage.model.named_children()}
     named = ", ".join(f"{name} {size:,.0f} M" for name, size in sizes.items())

@@ -44,14 +44,14 @@ def make_desk(folder: Path, count: int = 17) -> Path:
     write_vocabulary(folder / "words", [caption(number) for number in range(12)], 100)
     new = {"vision": str(folder / "model"), "tokenizer": str(folder / "words"), "layers": 2, "width": 16, "heads": 2}
     content: dict[str, Any] = {
-        "stage": "pretraining",
+        "stage": "qformer",
         "out": str(folder / "run"),
         "model": {"device": "cpu"},
-        "pretraining": {"new": {**new, "queries": 3, "contrast_width": 8, "dropout": 0}},
-        "data": {"train": str(folder / "pairs.csv"), "validation": str(folder / "held_out.csv"), "max_tokens": 16},
-        "optimizer": {"rate": 1e-3, "warmup_steps": 2},
+        "qformer": {"new": {**new, "num_queries": 3, "embed_dim": 8, "dropout": 0}},
+        "data": {"train": str(folder / "pairs.csv"), "validation": str(folder / "held_out.csv"), "max_length": 16},
+        "optimizer": {"lr": 1e-3, "warmup_steps": 2},
         "run": {"epochs": 1, "batch_size": 8, "validate_every": 2},
-        "report": {"log_every": 1, "pictures": 0, "tensorboard": False},
+        "report": {"log_every": 1, "samples": 0, "tensorboard": False},
     }
     (folder / "train.yaml").write_text(write_yaml(content))
     return folder

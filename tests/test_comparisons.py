@@ -66,7 +66,7 @@ def differing(configs: Sequence[Config]) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "compared"),
     [
-        ("objectives", {"pretraining.objectives.1", "pretraining.objectives.2"}),
+        ("objectives", {"qformer.objectives.1", "qformer.objectives.2"}),
         ("qformer", {"model.name"}),
         ("data", {f"data.train.{number}.options.examples" for number in (0, 1)}),
     ],
@@ -78,7 +78,7 @@ def test_arms_differ_in_what_is_compared_alone(name: str, compared: set[str], ro
 def test_at_each_number_of_steps_two_beginnings_are_compared(road: Path) -> None:
     configs = trainings(made("stage1", road))
     steps = [STEPS // part for part in PORTIONS]
-    assert [config.run.steps for config in configs] == steps * 2
+    assert [config.run.max_steps for config in configs] == steps * 2
     for number in range(len(PORTIONS)):
         assert differing([configs[number], configs[number + len(PORTIONS)]]) == {"model.name"}
 
@@ -105,7 +105,7 @@ def test_no_two_commands_make_one_folder(road: Path) -> None:
 
 def test_a_shorter_run_is_shorter_in_all_that_is_counted(tmp_path: Path) -> None:
     there = read_config("train_configs/tiny/0b_language.yaml")
-    whole = there.run.steps or 0
+    whole = there.run.max_steps or 0
 
     def asked(steps: int) -> Config:
         words = training("0b_language", tmp_path, steps).words

@@ -25,7 +25,7 @@ from minichat.inference.bot import MiniChat
 from minichat.model.loss import Together
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
 from minichat.train.data import read_data
-from minichat.train.stages.finetune import Replies
+from minichat.train.stages.finetune import Finetune
 from tests.data_samples import example, rows_of, stored
 from tests.tiny import counting, noise_picture, tiny_bot
 from tests.tiny_network import KINDS
@@ -358,7 +358,7 @@ def test_the_command(tmp_path: Path) -> None:
         assert (result.stdout, result.stderr) == ("", f"6 different pictures are in {tmp_path / 'kept'}.\n")
     data = DataConfig((Source(str(tmp_path / "talks.jsonl")),), features=str(tmp_path / "kept"))
     config = Config(model=ModelConfig("minichat-tiny", device="cpu"), data=data)
-    stage = Replies(config, torch.device("cpu"))
+    stage = Finetune(config, torch.device("cpu"))
     with counting(stage.bot) as counts:
         read_data(config, stage, Together(0, 1), print)
     assert counts["pictures"] == 0

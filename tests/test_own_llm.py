@@ -178,7 +178,7 @@ def test_it_trains_as_it_is_served(home: Path, folder: Path, bot: MiniChat) -> N
         "data": {"train": str(desk / "talks.jsonl")},
         "lora": {"rank": 2},
         "run": {"epochs": 2, "batch_size": 3},
-        "report": {"log_every": 1, "pictures": 0, "tensorboard": False, "max_new_tokens": 4},
+        "report": {"log_every": 1, "samples": 0, "tensorboard": False, "max_new_tokens": 4},
     }
     (desk / "train.yaml").write_text(write_yaml(content))
     train(read_config(desk / "train.yaml"))

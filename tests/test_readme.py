@@ -82,7 +82,7 @@ IN_TURN = [c for c in COMMANDS if "minigpt4-7b" in c], [c for c in COMMANDS if "
 ALONE = [c for c in COMMANDS if c.split()[1] != "demo" and not any(c in commands for commands in IN_TURN)]
 # What would take minutes does less of the same.
 LESS = {"--count 500": "--count 20", "--count 50 ": "--count 2 "}
-FEW_STEPS = " run.epochs=1 report.pictures=1 report.max_new_tokens=12"
+FEW_STEPS = " run.epochs=1 report.samples=1 report.max_new_tokens=12"
 
 
 @pytest.mark.parametrize("command", ALONE)

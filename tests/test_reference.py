@@ -16,7 +16,7 @@ from minichat.model.loss import Together
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
-from minichat.train.stages.finetune import Replies
+from minichat.train.stages.finetune import Finetune
 from minichat.weights.key_map import BLIP2_STAGE1
 from tests.reference_cases import (
     MiniGPT4Case,
@@ -76,17 +76,17 @@ class TestMiniGPT4:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def stage(cls, case: MiniGPT4Case) -> Replies:
+    def stage(cls, case: MiniGPT4Case) -> Finetune:
         """The trainer's own stage, spelling prompts as the original's training did, and cutting replies as it did."""
         data = DataConfig(
             (Source("none"),), template=case.facts["training_template"], max_reply_tokens=case.facts["max_txt_len"]
         )
         config = Config(model=ModelConfig(str(case.out), device="cpu", dtype="float32"), data=data)
-        return Replies(config, torch.device("cpu"))
+        return Finetune(config, torch.device("cpu"))
 
     @pytest.mark.parametrize("kind", ["caption", "conversation"])
     @torch.no_grad()
-    def test_training_prompts(self, case: MiniGPT4Case, stage: Replies, kind: str) -> None:
+    def test_training_prompts(self, case: MiniGPT4Case, stage: Finetune, kind: str) -> None:
         """Embeddings and targets, row by row; the originals' embeddings leave out the leading BOS."""
         embeds, mask = case.expected[f"{kind}.inputs_embeds"], case.expected[f"{kind}.attention_mask"]
         targets = case.expected[f"{kind}.answer_targets"]
@@ -104,7 +104,7 @@ class TestMiniGPT4:
     @pytest.mark.parametrize("kept", [False, True])
     @pytest.mark.parametrize("kind", ["caption", "conversation"])
     def test_training_loss_and_gradients(
-        self, case: MiniGPT4Case, stage: Replies, kind: str, kept: bool, tmp_path: Path
+        self, case: MiniGPT4Case, stage: Finetune, kind: str, kept: bool, tmp_path: Path
     ) -> None:
         """A step of the trainer: its renderer, collator and loss; with features computed before, and without."""
         rows = Rows(map(stage.render, examples(case, kind)))

@@ -51,10 +51,10 @@ def without_damaged(desk: Path) -> Path:
     return desk
 
 
-@pytest.mark.parametrize("more", [(), ("data.features={desk}/seen",)], ids=["computed", "kept"])
+@pytest.mark.parametrize("more", [(), ("data.feature_cache={desk}/seen",)], ids=["computed", "kept"])
 def test_damaged_pictures_are_left_out_and_named(desk: Path, more: tuple[str, ...]) -> None:
     settings = [each.format(desk=desk) for each in more]
-    settings += [f"data.validation={desk}/held_out.jsonl", "run.epochs=2", "report.pictures=3"]
+    settings += [f"data.validation={desk}/held_out.jsonl", "run.epochs=2", "report.samples=3"]
     said: list[str] = []
     outcome = train(config_of(desk, *settings), say=said.append)
     assert outcome.step == 2 * 2  # eight records in batches of four
@@ -79,7 +79,7 @@ def test_damaged_pictures_are_left_out_and_named(desk: Path, more: tuple[str, ..
 
 
 def test_they_may_be_refused_before_anything_is_learnt(desk: Path) -> None:
-    for more in ([], [f"data.features={desk}/seen"]):
+    for more in ([], [f"data.feature_cache={desk}/seen"]):
         with pytest.raises(DataError, match=r"^2 of the pictures cannot be .*/talks\.jsonl:2: .*'pictures/1-0\.png'"):
             run(desk, "data.damaged_pictures=refuse", *more)
         assert not (desk / "run" / "checkpoints").exists()
@@ -112,7 +112,7 @@ def test_where_none_can_be_opened_nothing_can_be_learnt(desk: Path) -> None:
 
 def test_in_a_stream_the_record_is_left_out_or_refused(desk: Path) -> None:
     write_tar(desk / "web.tar", range(6), broken=[3])
-    stream = [f"data.train={desk}/web.tar", "data.stream=true", "run.epochs=null", "run.steps=4"]
+    stream = [f"data.train={desk}/web.tar", "data.streaming=true", "run.epochs=null", "run.max_steps=4"]
     stream += ["run.batch_size=2", "data.template=plain"]
     assert run(desk, *stream).step == 4
     assert "cannot be used" in (desk / "run" / "left_out.txt").read_text()

@@ -18,7 +18,7 @@ from minichat.errors import DataError, ModelError, SettingsError
 from minichat.model.loss import Together
 from minichat.prompt.render import IGNORED
 from minichat.train.data import Data, division, read_data
-from minichat.train.stages.finetune import Replies
+from minichat.train.stages.finetune import Finetune
 from minichat.train.trainer import train
 from tests.tiny import noise_picture
 from tests.training import checkpoints, config_of, losses, make_desk, run, same, steps_of, write_tar
@@ -35,13 +35,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stream_of(desk: Path, *more: str) -> list[str]:
     sources = f"[{{source: '{desk}/web-{{0..1}}.tar', ratio: 3}}, {{source: {desk}/other-0.tar}}]"
-    return [f"data.train={sources}", "data.stream=true", "data.template=plain", "data.max_reply_tokens=8",
-            "run.epochs=null", "run.steps=12", *more]  # fmt: skip
+    return [f"data.train={sources}", "data.streaming=true", "data.template=plain", "data.max_reply_length=8",
+            "run.epochs=null", "run.max_steps=12", *more]  # fmt: skip
 
 
-def data_of(desk: Path, *settings: str, rank: int = 0, count: int = 1) -> tuple[Replies, Data]:
+def data_of(desk: Path, *settings: str, rank: int = 0, count: int = 1) -> tuple[Finetune, Data]:
     config = config_of(desk, *settings)
-    stage = Replies(config, torch.device("cpu"))
+    stage = Finetune(config, torch.device("cpu"))
     together = Together(0, 1)
     together.rank, together.count = rank, count
     together.from_all = lambda value: [value]  # type: ignore[method-assign]
@@ -59,11 +59,11 @@ def data_of(desk: Path, *settings: str, rank: int = 0, count: int = 1) -> tuple[
 def test_a_share_is_taken_in_parts(
     batch_size: int, at_once: int | None, processes: int, expected: tuple[int, int], desk: Path
 ) -> None:
-    settings = [f"run.batch_size={batch_size}", f"run.device_batch_size={'null' if at_once is None else at_once}"]
+    settings = [f"run.batch_size={batch_size}", f"run.micro_batch_size={'null' if at_once is None else at_once}"]
     assert division(config_of(desk, *settings), processes) == expected
 
 
-@pytest.mark.parametrize("length", [["run.epochs=3"], ["run.epochs=null", "run.steps=13"]])
+@pytest.mark.parametrize("length", [["run.epochs=3"], ["run.epochs=null", "run.max_steps=13"]])
 def test_each_row_comes_once_in_an_epoch(length: list[str], desk: Path) -> None:
     _, data = data_of(desk, "run.batch_size=5", *length)
     assert (data.of_an_epoch, data.feed.steps) == (4, 12 if "epochs=3" in length[0] else 13)
@@ -81,7 +81,7 @@ def learnt(batches: list[Any]) -> int:
 
 def test_processes_and_parts_divide_the_same_batches(desk: Path) -> None:
     _, alone = data_of(desk, "run.batch_size=6")
-    shared = [data_of(desk, "run.batch_size=6", "run.device_batch_size=2", rank=rank, count=2)[1] for rank in range(2)]
+    shared = [data_of(desk, "run.batch_size=6", "run.micro_batch_size=2", rank=rank, count=2)[1] for rank in range(2)]
     for step in range(alone.feed.steps):
         places = [place for data in shared for part in data.feed.where(step) for place in part]
         assert sorted(places) == sorted(alone.feed.where(step)[0])
@@ -116,7 +116,7 @@ def test_the_facts_tell_another_data_set(desk: Path, tmp_path: Path) -> None:
 
 
 def test_the_cut_samples_are_counted(desk: Path) -> None:
-    whole, cut = (data_of(desk, *more)[1].feed.facts() for more in ([], ["data.max_reply_tokens=4"]))
+    whole, cut = (data_of(desk, *more)[1].feed.facts() for more in ([], ["data.max_reply_length=4"]))
     assert whole["samples_cut"] == 0
     assert cut["samples_cut"] == 18
     assert cut["supervised_tokens"] == 4 * 18
@@ -194,7 +194,7 @@ def tokens(steps: list[Any]) -> list[list[list[int]]]:
 def test_a_stream_is_the_same_for_any_number_of_processes_parts_and_workers(desk: Path) -> None:
     whole = tokens(read_stream(desk))
     assert tokens(read_stream(desk, workers=2)) == whole
-    assert tokens(read_stream(desk, run_device_batch_size=1)) == whole
+    assert tokens(read_stream(desk, run_micro_batch_size=1)) == whole
     assert tokens(read_stream(desk, start=7)) == whole[7:]
     assert tokens(read_stream(desk, start=7, workers=2)) == whole[7:]
     shared = [tokens(read_stream(desk, rank=rank, count=2)) for rank in range(2)]
@@ -202,7 +202,7 @@ def test_a_stream_is_the_same_for_any_number_of_processes_parts_and_workers(desk
 
 
 def test_a_stream_mixes_by_ratio_and_leaves_out_what_is_wrong(desk: Path) -> None:
-    _, data = data_of(desk, *stream_of(desk, "run.steps=200"))
+    _, data = data_of(desk, *stream_of(desk, "run.max_steps=200"))
     places = Counter(place.split("/")[-1][:3] for step in range(200) for place in data.feed.where(step)[0])
     assert 2.3 < places["web"] / places["oth"] < 3.9
     sizes = Counter(sum(len(b["input_ids"]) for b in batches) for batches in data.feed.load())
@@ -213,7 +213,7 @@ def test_a_stream_mixes_by_ratio_and_leaves_out_what_is_wrong(desk: Path) -> Non
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_a_stream_leaves_out_is_named(workers: int, desk: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    config = config_of(desk, *stream_of(desk, f"out={tmp_path}", f"data.workers={workers}", "report.log_every=6"))
+    config = config_of(desk, *stream_of(desk, f"out={tmp_path}", f"data.num_workers={workers}", "report.log_every=6"))
     train(config, say=said.append)
     found = [line for line in said if line.startswith("Left out: ")]
     listed = (tmp_path / "left_out.txt").read_text().splitlines()
@@ -231,18 +231,18 @@ def test_what_a_stream_leaves_out_is_named_once_for_each_step_that_counts(
     run(desk, *settings, f"out={whole}")
     named = (whole / "left_out.txt").read_text()
     assert set(re.findall(r"step (\d+)", named)) == {"5", "10", "11"}
-    real, calls = Replies.loss, []
+    real, calls = Finetune.loss, []
 
-    def breaks_off(self: Replies, batch: Any) -> torch.Tensor:
+    def breaks_off(self: Finetune, batch: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 2 + 7:  # after the trial's two
             raise ZeroDivisionError
         return real(self, batch)
 
-    monkeypatch.setattr(Replies, "loss", breaks_off)
+    monkeypatch.setattr(Finetune, "loss", breaks_off)
     with pytest.raises(ZeroDivisionError):
         run(desk, *settings, f"out={out}")
-    monkeypatch.setattr(Replies, "loss", real)
+    monkeypatch.setattr(Finetune, "loss", real)
     run(desk, *settings, f"out={out}")
     assert (out / "left_out.txt").read_text() == named
 
@@ -250,14 +250,14 @@ def test_what_a_stream_leaves_out_is_named_once_for_each_step_that_counts(
 def test_a_loss_that_is_no_number_is_found_in_a_streams_parts(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Replies.loss, []
+    real, calls = Finetune.loss, []
 
-    def broken(self: Replies, batch: Any) -> torch.Tensor:
+    def broken(self: Finetune, batch: Any) -> torch.Tensor:
         calls.append(1)
         return real(self, batch) * (float("nan") if len(calls) == 2 + 2 else 1)  # the first step's second part
 
-    monkeypatch.setattr(Replies, "loss", broken)
-    more = ["run.device_batch_size=2", f"out={tmp_path / 'run'}"]
+    monkeypatch.setattr(Finetune, "loss", broken)
+    more = ["run.micro_batch_size=2", f"out={tmp_path / 'run'}"]
     with pytest.raises(ModelError, match=r"The loss is nan at step 1, from .*\.tar:"):
         run(desk, *stream_of(desk, *more))
 
@@ -276,9 +276,9 @@ def test_a_step_of_which_nothing_can_be_read_is_named(desk: Path, tmp_path: Path
 def test_a_run_on_a_stream_resumes_to_the_bit(desk: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
     run(desk, *stream_of(desk), f"out={whole}")
-    outcome = run(desk, *stream_of(desk), f"out={out}", "data.workers=2", stop=5)
+    outcome = run(desk, *stream_of(desk), f"out={out}", "data.num_workers=2", stop=5)
     assert (outcome.step, outcome.signal) == (5, signal.SIGTERM)
-    run(desk, *stream_of(desk), f"out={out}", "data.workers=2")
+    run(desk, *stream_of(desk), f"out={out}", "data.num_workers=2")
     assert losses(out) == losses(whole)
     assert same(checkpoints(out)[12], checkpoints(whole)[12])
     assert {line["items"] for line in steps_of(out)} <= set(range(1, 33))
@@ -366,7 +366,7 @@ def test_rows_that_hold_an_error_are_left_out_and_said(desk: Path, tmp_path: Pat
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said: list[str] = []
     config = config_of(desk, f"data.train={tmp_path}/x.jsonl")
-    data = read_data(config, Replies(config, torch.device("cpu")), Together(0, 1), said.append)
+    data = read_data(config, Finetune(config, torch.device("cpu")), Together(0, 1), said.append)
     assert data.feed.facts()["samples"] == 1
     (line,) = said
     assert re.fullmatch(r"Left out: .*x\.jsonl:2: the row holds an error .*: 'It is damaged\.'\. \(and 2 more\)", line)

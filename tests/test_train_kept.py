@@ -18,7 +18,7 @@ from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
 from minichat.model.loss import Together
 from minichat.train import logging
 from minichat.train.logging import Journal, read_metrics
-from minichat.train.stages.finetune import Replies, ReplyCollator
+from minichat.train.stages.finetune import Finetune, ReplyCollator
 from minichat.train.trainer import train
 from minichat.train.yaml_config import read_yaml
 from tests.training import checkpoints, config_of, losses, make_desk, run, said_by, same, steps_of, turn_a_bit
@@ -108,7 +108,7 @@ def test_a_figure_of_metrics_that_changed_is_said(desk: Path, stopped: Path) -> 
 
 
 def test_replies_from_before_that_are_damaged_are_said_to_be(desk: Path, tmp_path: Path) -> None:
-    given = [f"out={tmp_path / 'run'}", *SHORT, "report.pictures=2", f"data.validation={desk / 'held_out.jsonl'}"]
+    given = [f"out={tmp_path / 'run'}", *SHORT, "report.samples=2", f"data.validation={desk / 'held_out.jsonl'}"]
     run(desk, *given, stop=3)
     before = tmp_path / "run" / "before.json"
     before.write_bytes(before.read_bytes()[:-9])
@@ -182,7 +182,7 @@ def broken_at(number: int, real: Callable[..., Any], error: BaseException) -> Ca
 @pytest.mark.parametrize(
     ("owner", "name", "number", "error"),
     [(ReplyCollator, "__call__", 1 + 3, DataError("talks.jsonl:7: the picture 'a.png' is damaged.")),
-     (Replies, "loss", 2 + 3, torch.OutOfMemoryError()), (Replies, "loss", 2 + 3, ZeroDivisionError("a defect"))],
+     (Finetune, "loss", 2 + 3, torch.OutOfMemoryError()), (Finetune, "loss", 2 + 3, ZeroDivisionError("a defect"))],
 )  # fmt: skip
 def test_a_run_that_must_end_is_saved_first_and_goes_on(
     owner: Any, name: str, number: int, error: BaseException,
@@ -260,7 +260,7 @@ def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_an_end_that_the_disk_does_not_take_comes_when_there_is_room(
     place: str, told: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = [f"out={tmp_path / 'run'}", *SHORT, "report.pictures=1", f"data.validation={desk / 'held_out.jsonl'}"]
+    given = [f"out={tmp_path / 'run'}", *SHORT, "report.samples=1", f"data.validation={desk / 'held_out.jsonl'}"]
     with monkeypatch.context() as patch:
         patch.setattr(place, full)
         with pytest.raises(SettingsError, match=rf"{told} cannot be written \(No space left on device\)"):

@@ -23,9 +23,9 @@ import minichat
 from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
 from minichat.model.loss import Together
-from minichat.train.checkpoint import rate_of, seed_step
+from minichat.train.checkpoint import lr_at, seed_step
 from minichat.train.data import read_data
-from minichat.train.stages.finetune import Replies
+from minichat.train.stages.finetune import Finetune
 from minichat.train.trainer import train
 from tests.processes import ended, started
 from tests.training import config_of, losses, make_desk, run, steps_of, write_talks
@@ -62,8 +62,8 @@ def same_curve(out: Path, whole: Path) -> None:
 
 def test_a_step_is_the_models_own_mean_over_all_supervised_tokens(desk: Path) -> None:
     """Loss and gradient of the loop's step against the model's forward on the same rows, padded and masked."""
-    config = config_of(desk, "run.device_batch_size=3")
-    stage = Replies(config, torch.device("cpu"))
+    config = config_of(desk, "run.micro_batch_size=3")
+    stage = Finetune(config, torch.device("cpu"))
     data = read_data(config, stage, ALONE, print)
     batches = next(data.feed.load())
     assert len(batches) == 2
@@ -88,7 +88,7 @@ def test_a_step_is_the_models_own_mean_over_all_supervised_tokens(desk: Path) ->
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_accumulated_gradients_give_the_same_curve(at_once: int, desk: Path, whole: Path, tmp_path: Path) -> None:
-    run(desk, f"out={tmp_path / 'run'}", f"run.device_batch_size={at_once}")
+    run(desk, f"out={tmp_path / 'run'}", f"run.micro_batch_size={at_once}")
     same_curve(tmp_path / "run", whole)
 
 
@@ -113,7 +113,7 @@ def test_the_optimizer_is_given_gradients_of_the_length_that_is_allowed(
         return real(self, *arguments)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    run(desk, f"out={tmp_path / 'run'}", f"optimizer.clip={clip}", "run.epochs=1")
+    run(desk, f"out={tmp_path / 'run'}", f"optimizer.max_grad_norm={clip}", "run.epochs=1")
     told = [line["norm"] for line in steps_of(tmp_path / "run")]
     assert min(told) > 2e-3
     assert norms == pytest.approx([1e-3] * 5 if clipped else told, rel=1e-2)
@@ -130,7 +130,7 @@ def in_processes(count: int, work: Callable[[], Any]) -> None:
     assert [ended(process) for process in processes] == [0] * count
 
 
-@pytest.mark.parametrize("settings", [["run.batch_size=5"], ["run.batch_size=4", "run.device_batch_size=1"]])
+@pytest.mark.parametrize("settings", [["run.batch_size=5"], ["run.batch_size=4", "run.micro_batch_size=1"]])
 def test_processes_share_a_batch(settings: list[str], desk: Path, tmp_path: Path) -> None:
     held_out = [f"data.validation={desk / 'held_out.jsonl'}"]
     alone, shared = tmp_path / "alone", tmp_path / "shared"
@@ -202,14 +202,19 @@ def test_what_is_frozen_does_not_change_while_it_runs(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    stop = Replies.__init__
+    stop = Finetune.__init__
 
-    def spied(self: Replies, *arguments: Any) -> None:
+    def spied(self: Finetune, *arguments: Any) -> None:
         stop(self, *arguments)
         found.append((self.model, hashes(self.model)))
 
-    monkeypatch.setattr(Replies, "__init__", spied)
-    run(desk, f"out={tmp_path / 'run'}", "trainable=[bridge.query_tokens, projection]", "model.checkpoint_llm=true")
+    monkeypatch.setattr(Finetune, "__init__", spied)
+    run(
+        desk,
+        f"out={tmp_path / 'run'}",
+        "trainable=[bridge.query_tokens, projection]",
+        "model.gradient_checkpointing=true",
+    )
     ((model, before),) = found
     after = hashes(model)
     assert {name for name in before if before[name] != after[name]} == {
@@ -239,7 +244,9 @@ def test_a_finished_projection_trains_on(desk: Path, whole: Path, tmp_path: Path
     assert facts["base"] == json.loads((whole / "minichat.json").read_text())["base"]
 
 
-@pytest.mark.parametrize("setting", ["model.checkpoint_llm=true", "data.features=FEATURES", "data.workers=2"])
+@pytest.mark.parametrize(
+    "setting", ["model.gradient_checkpointing=true", "data.feature_cache=FEATURES", "data.num_workers=2"]
+)
 def test_what_saves_memory_or_time_changes_no_loss(setting: str, desk: Path, whole: Path, tmp_path: Path) -> None:
     given = [f"out={tmp_path / 'run'}", setting.replace("FEATURES", str(tmp_path / "kept"))]
     run(desk, *given)
@@ -249,7 +256,7 @@ def test_what_saves_memory_or_time_changes_no_loss(setting: str, desk: Path, who
 def test_kept_features_need_no_picture(
     desk: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = f"data.features={tmp_path / 'kept'}"
+    kept = f"data.feature_cache={tmp_path / 'kept'}"
     run(desk, kept, f"out={tmp_path / 'first'}", "run.epochs=1")
 
     def closed(*arguments: Any) -> None:
@@ -268,7 +275,7 @@ def test_in_bfloat16_the_projection_stays_exact(desk: Path, whole: Path, tmp_pat
 
 
 def test_more_than_the_projection_trains_under_autocast(desk: Path, tmp_path: Path) -> None:
-    settings = ["trainable=[projection, bridge, vision_model]", "model.vision_checkpoint=true"]
+    settings = ["trainable=[projection, bridge, vision_model]", "model.vision_gradient_checkpointing=true"]
     run(desk, f"out={tmp_path / 'exact'}", *settings)
     run(desk, f"out={tmp_path / 'run'}", *settings, "model.dtype=bfloat16")
     ours, exact = (torch.tensor(losses(tmp_path / name)) for name in ("run", "exact"))
@@ -285,13 +292,13 @@ def test_the_vision_encoder_has_a_precision_of_its_own(desk: Path, whole: Path, 
 
 def test_the_rate_follows_the_schedule(whole: Path, desk: Path) -> None:
     config = config_of(desk).optimizer
-    assert [line["rate"] for line in steps_of(whole)] == [rate_of(step, 20, config) for step in range(20)]
+    assert [line["rate"] for line in steps_of(whole)] == [lr_at(step, 20, config) for step in range(20)]
 
 
 @pytest.mark.parametrize(("steps", "told"), [(4, True), (5, False)])
 def test_a_run_that_ends_in_its_warm_up_is_told_so(steps: int, told: bool, desk: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    train(config_of(desk, f"out={tmp_path / 'run'}", "run.epochs=null", f"run.steps={steps}"), say=said.append)
+    train(config_of(desk, f"out={tmp_path / 'run'}", "run.epochs=null", f"run.max_steps={steps}"), say=said.append)
     assert any("ends before its warm-up does (optimizer.warmup_steps is 4)" in line for line in said) == told
 
 
@@ -316,27 +323,27 @@ def test_a_loss_that_is_no_number_stops_the_run_by_file_and_line(
     where: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step 6 goes wrong; it is found when the figures are read, at step 10; the checkpoints are from before."""
-    real, calls = Replies.loss, []
+    real, calls = Finetune.loss, []
 
-    def broken(self: Replies, batch: Any) -> torch.Tensor:
+    def broken(self: Finetune, batch: Any) -> torch.Tensor:
         calls.append(1)
         loss = real(self, batch)
         if len(calls) == 2 + 6:  # after the trial's two
             return loss * float("nan") if where == "loss" else loss + self.model.projection.bias.sum() * float("inf")
         return loss
 
-    monkeypatch.setattr(Replies, "loss", broken)
+    monkeypatch.setattr(Finetune, "loss", broken)
     given = [f"out={tmp_path / 'run'}", "report.log_every=10", "run.save_every=4"]
     with pytest.raises(ModelError) as caught:
         run(desk, *given)
     config = config_of(desk)
-    rows = read_data(config, Replies(config, torch.device("cpu")), ALONE, print).feed
+    rows = read_data(config, Finetune(config, torch.device("cpu")), ALONE, print).feed
     assert "at step 6" in str(caught.value)
     if where == "loss":
         assert all(place in str(caught.value) for place in rows.where(5)[0])
         assert f"{desk / 'talks.jsonl'}:" in str(caught.value)
     assert [file.name for file in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000004.safetensors"]
-    monkeypatch.setattr(Replies, "loss", real)
+    monkeypatch.setattr(Finetune, "loss", real)
     assert run(desk, *given).signal is None
 
 
@@ -344,23 +351,23 @@ def test_a_validation_loss_that_is_no_number_is_named(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The records of the batch that it is from; the rate, where it is from all of them."""
-    real, wrong = Replies.loss, [False, False, False, True]  # of two batches, before the run and after three steps
+    real, wrong = Finetune.loss, [False, False, False, True]  # of two batches, before the run and after three steps
 
-    def broken(self: Replies, batch: Any) -> torch.Tensor:
+    def broken(self: Finetune, batch: Any) -> torch.Tensor:
         return real(self, batch) * (float("nan") if not self.model.training and wrong.pop(0) else 1.0)
 
-    monkeypatch.setattr(Replies, "loss", broken)
+    monkeypatch.setattr(Finetune, "loss", broken)
     given = [f"data.validation={desk / 'held_out.jsonl'}", "run.validate_every=3"]
     with pytest.raises(ModelError) as caught:
         run(desk, *given, f"out={tmp_path / 'run'}")
     assert not list((tmp_path / "run").rglob("best*"))
     config = config_of(desk, *given)
-    held_out = read_data(config, Replies(config, torch.device("cpu")), ALONE, print).held_out
+    held_out = read_data(config, Finetune(config, torch.device("cpu")), ALONE, print).held_out
     first, second = (held_out.where(step)[0] for step in (0, 1))
     assert f"The validation loss is nan after step 3, from {', '.join(second)}: mend" in str(caught.value)
     assert not any(place in str(caught.value) for place in first)
     wrong += [False, False, True, True]
-    with pytest.raises(ModelError, match=r"from all held-out records: .* Lower optimizer\.rate"):
+    with pytest.raises(ModelError, match=r"from all held-out records: .* Lower optimizer\.lr"):
         run(desk, *given, f"out={tmp_path / 'again'}")
     wrong += [True, True]
     with pytest.raises(ModelError, match=r"nan before the first step, from all held-out records: .* Begin with others"):
@@ -387,7 +394,7 @@ def test_a_missing_picture_is_refused_by_file_and_line(desk: Path, tmp_path: Pat
         with pytest.raises(DataError, match=r"talks\.jsonl:2: the picture 'pictures/1-0.png' is missing") as caught:
             asked = [
                 f"data.train={tmp_path / 'talks.jsonl'}",
-                f"data.workers={workers}",
+                f"data.num_workers={workers}",
                 "data.damaged_pictures=refuse",
             ]
             run(desk, *asked, f"out={tmp_path / 'run'}")
@@ -398,7 +405,7 @@ def test_what_is_not_here_is_said(desk: Path, tmp_path: Path, monkeypatch: pytes
     out = f"out={tmp_path / 'run'}"
     with pytest.raises(SettingsError, match=r"report.wandb is true, but wandb is not installed"):
         run(desk, out, "report.wandb=true")
-    with pytest.raises(SettingsError, match=r"stage is 'dance'; it must be one of replies"):
+    with pytest.raises(SettingsError, match=r"stage is 'dance'; it must be one of finetune"):
         run(desk, out, "stage=dance")
     with pytest.raises(SettingsError, match=r"this model has no part 'eyes'"):
         run(desk, out, "trainable=eyes")
@@ -410,23 +417,27 @@ def test_what_is_not_here_is_said(desk: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_does_not_fit_is_said(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Replies, batch: Any) -> torch.Tensor:
+    def full(self: Finetune, batch: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(Replies, "loss", full)
-    anew = (
-        r"; or begin anew, in another out, and set model.checkpoint_llm to true, set model.quantize or lower data.max"
-    )
-    going_on = "lower run.device_batch_size, and the same command goes on"
+    monkeypatch.setattr(Finetune, "loss", full)
+    anew = r"; or begin anew, in another out, and set model.gradient_checkpointing to true, set model.quantize or"
+    going_on = "lower run.micro_batch_size, and the same command goes on"
     for settings, advice in (
         ([], going_on + anew),
-        (["run.device_batch_size=1"], anew.removeprefix("; or ")),
-        (["model.checkpoint_llm=true"], going_on + "; or begin anew, in another out, and set model.quantize or lower"),
+        (["run.micro_batch_size=1"], anew.removeprefix("; or ")),
+        (
+            ["model.gradient_checkpointing=true"],
+            going_on + "; or begin anew, in another out, and set model.quantize or lower",
+        ),
         (
             ["trainable=[language_model]", "run.batch_size=1"],
-            "begin anew, .* and set model.checkpoint_llm to true or lo",
+            "begin anew, .* and set model.gradient_checkpointing to true or lo",
         ),
-        (["trainable=[vision_model]"], "begin anew, .*set model.quantize, set model.vision_checkpoint to true or low"),
+        (
+            ["trainable=[vision_model]"],
+            "begin anew, .*set model.quantize, set model.vision_gradient_checkpointing to true or low",
+        ),
     ):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         with pytest.raises(SettingsError, match=rf"rows of \d+ tokens do not fit into memory at once: .*{advice}"):
@@ -436,9 +447,9 @@ def test_what_does_not_fit_is_said(desk: Path, tmp_path: Path, monkeypatch: pyte
 def test_memory_that_runs_out_later_is_said_and_less_at_once_goes_on(
     desk: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = Replies.loss, []
+    real, calls = Finetune.loss, []
 
-    def full(self: Replies, batch: Any) -> torch.Tensor:
+    def full(self: Finetune, batch: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) > 2 + 7:  # after the trial's two
             raise torch.OutOfMemoryError
@@ -446,10 +457,10 @@ def test_memory_that_runs_out_later_is_said_and_less_at_once_goes_on(
 
     given = [f"out={tmp_path / 'run'}", "run.save_every=5"]
     with monkeypatch.context() as patch:
-        patch.setattr(Replies, "loss", full)
-        with pytest.raises(SettingsError, match=r"Memory ran out at step 8: lower run\.device_batch_size, and the sam"):
+        patch.setattr(Finetune, "loss", full)
+        with pytest.raises(SettingsError, match=r"Memory ran out at step 8: lower run\.micro_batch_size, and the sam"):
             run(desk, *given)
-    assert run(desk, *given, "run.device_batch_size=1").step == 20
+    assert run(desk, *given, "run.micro_batch_size=1").step == 20
     same_curve(tmp_path / "run", whole)
 
 
@@ -459,7 +470,7 @@ def test_memory_that_runs_out_later_is_said_and_less_at_once_goes_on(
 def test_the_best_weights_are_the_result(desk: Path, tmp_path: Path) -> None:
     """A rate so high that the loss rises: the run ends early, and the result is that of the best validation."""
     out = tmp_path / "run"
-    given = ["optimizer.rate=3", "optimizer.floor=3", "run.validate_every=2", "run.patience=2", "run.epochs=40"]
+    given = ["optimizer.lr=3", "optimizer.min_lr=3", "run.validate_every=2", "run.patience=2", "run.epochs=40"]
     run(desk, f"out={out}", f"data.validation={desk / 'held_out.jsonl'}", *given)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     validated = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}

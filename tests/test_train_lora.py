@@ -20,8 +20,8 @@ from minichat.train.trainer import train
 from minichat.weights.export import export
 from tests.training import at_step, checkpoints, config_of, losses, make_desk, run, same
 
-LORA = ("lora.rank=3", "lora.alpha=5", "lora.dropout=0.2", "lora.targets=[q_proj,down_proj]")
-FEW = ("run.epochs=null", "run.steps=6", "run.save_every=1")
+LORA = ("lora.rank=3", "lora.alpha=5", "lora.dropout=0.2", "lora.target_modules=[q_proj,down_proj]")
+FEW = ("run.epochs=null", "run.max_steps=6", "run.save_every=1")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(desk: Path, whole: Path, tmp_
 
 
 def test_an_adapter_is_trained_on_or_stays_as_it_is(desk: Path, whole: Path, tmp_path: Path) -> None:
-    one = ("run.epochs=null", "run.steps=1", f"model.name={whole}")
+    one = ("run.epochs=null", "run.max_steps=1", f"model.name={whole}")
     run(desk, f"out={tmp_path / 'on'}", *one, *LORA)
     run(desk, f"out={tmp_path / 'beside'}", *one)
     before, on, beside = (
@@ -111,7 +111,7 @@ def test_an_adapter_is_trained_on_or_stays_as_it_is(desk: Path, whole: Path, tmp
 
 
 def test_other_settings_than_the_adapters_are_refused(desk: Path, whole: Path, tmp_path: Path) -> None:
-    for other in ("lora.rank=4", "lora.alpha=6", "lora.targets=[q_proj]"):
+    for other in ("lora.rank=4", "lora.alpha=6", "lora.target_modules=[q_proj]"):
         with pytest.raises(SettingsError, match=r"rank 3, alpha 5.* and targets \['down_proj', 'q_proj'\]"):
             run(desk, f"out={tmp_path / other[:9]}", f"model.name={whole}", *LORA, other)
 
@@ -131,7 +131,7 @@ def test_it_is_merged_on_request(whole: Path, tmp_path: Path) -> None:
 
 def test_other_parts_train_beside_it(desk: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run(desk, f"out={out}", "run.epochs=null", "run.steps=2", *LORA, "trainable=[projection,bridge]")
+    run(desk, f"out={out}", "run.epochs=null", "run.max_steps=2", *LORA, "trainable=[projection,bridge]")
     assert (out / "config.json").exists()
     assert not torch.equal(logits(out), logits(out, merge_adapter=False))
     shutil.copytree(out, tmp_path / "copied")
@@ -151,10 +151,13 @@ def test_a_damaged_adapter_is_named(whole: Path, tmp_path: Path) -> None:
     [
         (["trainable=[projection,language_model]"], "lora trains beside a frozen language_model"),
         (["model.quantize=4bit"], r"model\.quantize is '4bit', but lora"),
-        (["lora.targets=[query]"], r"lora\.targets names query, but the LLM's linear layers are down_proj, gate_proj"),
+        (
+            ["lora.target_modules=[query]"],
+            r"lora\.targets names query, but the LLM's linear layers are down_proj, gate_proj",
+        ),
         (["lora.rank=0"], r"lora\.rank is 0"),
         (["lora.dropout=1"], r"lora\.dropout is 1"),
-        (["stage=pretraining"], "lora is for the stage replies"),
+        (["stage=qformer"], "lora is for the stage finetune"),
     ],
 )
 def test_what_cannot_be_is_refused(desk: Path, settings: list[str], message: str, tmp_path: Path) -> None:

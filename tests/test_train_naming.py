@@ -21,7 +21,7 @@ from minichat.prompt.tokenizer import read_wordpiece
 from minichat.toy.captions import LEVELS, NONE, SYMBOLS, TOKENS, WORDS, description
 from minichat.toy.dataset import DrawnStream
 from minichat.toy.train_lm import word_vectors
-from minichat.toy.train_vision import KINDS, Naming
+from minichat.toy.train_vision import KINDS, WordAlignment
 from minichat.train.config import Config, read_config
 from minichat.train.stages import Batch
 from minichat.train.trainer import train
@@ -32,14 +32,14 @@ from tests.tiny_stage1 import tiny_sizes, vocabulary
 
 CPU = torch.device("cpu")
 ROAD = Path(__file__).parent.parent / "train_configs" / "tiny"
-ALWAYS = ("run.batch_size=4", "run.steps=4", "run.save_every=2", "model.dtype=float32")
+ALWAYS = ("run.batch_size=4", "run.max_steps=4", "run.save_every=2", "model.dtype=float32")
 
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Q-Former with random weights before a small LLaMA that has read descriptions."""
     folder = tmp_path_factory.mktemp("begun")
-    sizes = ["language.width=24", "language.feed_forward=48", "language.layers=1", "language.heads=2"]
+    sizes = ["language.width=24", "language.intermediate_size=48", "language.layers=1", "language.heads=2"]
     train(read_config(ROAD / "0b_language.yaml", [*ALWAYS, *sizes, f"out={folder / 'llm'}"]))
     config = tiny_sizes(qformer={"vocab_size": len(PIECES) + 1})
     config.bridge_config.num_query_tokens = TOKENS
@@ -56,25 +56,25 @@ def config(model: Path, out: Path, *more: str) -> Config:
 
 
 @pytest.fixture(scope="module")
-def stage(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Naming:
-    stage = Naming(config(begun, tmp_path_factory.mktemp("out")), CPU)
+def stage(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> WordAlignment:
+    stage = WordAlignment(config(begun, tmp_path_factory.mktemp("out")), CPU)
     stage.model.eval()
     return stage
 
 
-def batch_of(stage: Naming, kinds: dict[str, float], count: int) -> Batch:
+def batch_of(stage: WordAlignment, kinds: dict[str, float], count: int) -> Batch:
     stream = DrawnStream(kinds, batch_size=count)
     return stage.collate([stage.render(stream.example(index)) for index in range(count)])
 
 
-def embeddings(stage: Naming) -> dict[str, Tensor]:
+def embeddings(stage: WordAlignment) -> dict[str, Tensor]:
     tokenizer = stage.bot.processor.content_tokenizer
     pieces = {piece.removeprefix("▁"): number for number, (piece, _) in enumerate(tokenizer.pieces())}
     weight = stage.model.get_input_embeddings().weight.detach()
     return {word: weight[pieces[word]] for word in WORDS}
 
 
-def test_a_worker_of_another_process_is_sent_no_network(stage: Naming) -> None:
+def test_a_worker_of_another_process_is_sent_no_network(stage: WordAlignment) -> None:
     """As spawn and forkserver send it: a bot has locks, which cannot be sent, and a network is large."""
     sent = pickle.dumps(stage)
     assert len(sent) < sum(weight.nbytes for weight in stage.model.parameters())
@@ -83,13 +83,13 @@ def test_a_worker_of_another_process_is_sent_no_network(stage: Naming) -> None:
     assert all(torch.equal(here[name], there[name]) for name in here)
 
 
-def loss_of(stage: Naming, batch: Batch, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> float:
+def loss_of(stage: WordAlignment, batch: Batch, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> float:
     """Where the picture's tokens are these."""
     monkeypatch.setattr(stage.model, "encode_images", lambda pixels: tokens)
     return stage.loss(batch).item()
 
 
-def told(stage: Naming, batch: Batch) -> Tensor:
+def told(stage: WordAlignment, batch: Batch) -> Tensor:
     """Tokens that say what is true: (I, 32, H)."""
     vectors = embeddings(stage)
     places = [[[WORDS[word] for word in place if word >= 0] for place in picture] for picture in batch["words"]]
@@ -101,7 +101,7 @@ def test_every_word_is_of_one_kind() -> None:
     assert Counter(chain.from_iterable(KINDS)) == Counter(WORDS)
 
 
-def test_the_loss_is_what_its_docstring_says(stage: Naming, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_is_what_its_docstring_says(stage: WordAlignment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Word by word, from distances: -log p(word | all else as it is) and how far the token is from its place's sum."""
     batch = batch_of(stage, {"readings": 3, "outside": 1}, 4)
     vectors = embeddings(stage)
@@ -123,7 +123,7 @@ def test_the_loss_is_what_its_docstring_says(stage: Naming, monkeypatch: pytest.
     assert loss_of(stage, batch, tokens, monkeypatch) == pytest.approx(wanted, rel=1e-4)
 
 
-def test_the_truth_has_the_least_loss(stage: Naming, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_truth_has_the_least_loss(stage: WordAlignment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Less than another picture's truth, than a place's with another's, and than nothing."""
     batch = batch_of(stage, {"readings": 1}, 2)
     true = told(stage, batch)
@@ -132,7 +132,7 @@ def test_the_truth_has_the_least_loss(stage: Naming, monkeypatch: pytest.MonkeyP
         assert loss_of(stage, batch, wrong, monkeypatch) > 2 * least
 
 
-def test_the_loss_is_a_sum_over_pictures(stage: Naming) -> None:
+def test_the_loss_is_a_sum_over_pictures(stage: WordAlignment) -> None:
     """Halves of a batch add up to the whole, two pictures of a row and one that is of no scene among them."""
     stream = DrawnStream({"pairs": 1, "outside": 1}, batch_size=4)
     rows = [stage.render(stream.example(index)) for index in range(6)]
@@ -141,7 +141,7 @@ def test_the_loss_is_a_sum_over_pictures(stage: Naming) -> None:
     assert stage.count(whole) == sum(stage.count(half) for half in halves) == sum(len(row.pictures) for row in rows)
 
 
-def test_places_are_told_as_they_are(stage: Naming) -> None:
+def test_places_are_told_as_they_are(stage: WordAlignment) -> None:
     picture = DrawnStream({"readings": 1}, batch_size=1).example(0).pictures[0]
     (words,) = batch_of(stage, {"readings": 1}, 1)["words"].tolist()
     scene = picture.scene  # type: ignore[attr-defined]
@@ -167,7 +167,7 @@ def test_a_run_from_a_runs_folder_keeps_its_own_record(begun: Path, tmp_path: Pa
     """Nothing that the earlier run told of itself takes its place, and what the model needs comes along."""
     first, second = tmp_path / "first", tmp_path / "second"
     train(config(begun, first, "seed=1"))
-    train(config(first, second, "seed=2", "run.steps=2"))
+    train(config(first, second, "seed=2", "run.max_steps=2"))
     of_a_run = {file.name for file in first.iterdir()} - {file.name for file in begun.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "curve.png", "training.json"} <= of_a_run
     assert {file.name for file in second.iterdir()} == {file.name for file in first.iterdir()}
@@ -183,12 +183,12 @@ def test_a_model_with_other_image_tokens_is_refused(begun: Path, tmp_path: Path)
         tmp_path / "joined", blip2=str(begun.parent / "qformer"), no_qformer=True, llm=llm, template="minigpt-v2"
     )
     with pytest.raises(SettingsError, match=r"has 1 tokens .* for 32 places"):
-        Naming(config(joined, tmp_path / "out"), CPU)
+        WordAlignment(config(joined, tmp_path / "out"), CPU)
 
 
-def test_what_is_not_drawn_is_refused(stage: Naming) -> None:
+def test_what_is_not_drawn_is_refused(stage: WordAlignment) -> None:
     turns = (Turn("user", (StoredPicture("a.png", b""), "What?")), Turn("assistant", ("A star.",)))
-    with pytest.raises(DataError, match=r"a.jsonl:1: .*stage naming.*form: drawn"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: .*stage word_alignment.*format: synthetic"):
         stage.collate([stage.render(Example(turns, Where("a.jsonl", 1)))])
     turns = (Turn("user", ("What?",)), Turn("assistant", ("A star.",)))
     with pytest.raises(DataError, match=r"a.jsonl:1: there is no picture"):

@@ -172,7 +172,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     talks = folder / "scenes" / "conversations.jsonl"
     return [
         str(folder / "train.yaml"), f"data.train={talks}", f"data.validation={talks}", "run.validate_every=1",
-        "model.device=cpu", "model.dtype=bfloat16", f"data.features={folder / 'features'}", "optimizer.rate=1e-5",
+        "model.device=cpu", "model.dtype=bfloat16", f"data.feature_cache={folder / 'features'}", "optimizer.lr=1e-5",
     ]  # fmt: skip
 
 

@@ -27,8 +27,8 @@ from tests.tiny_stage1 import WORDS
 
 PAGE = (ROOT / "docs" / "PRETRAINING.md").read_text().partition("## Your own pictures and texts")[2]
 EXAMPLE, FROM_BERT, SMALL, SMALL_STAGE2 = re.findall(r"```bash\n(.*?)\n```", PAGE, re.DOTALL)
-FEW = ["model.device=cpu", "report.tensorboard=false", "run.epochs=null", "run.steps=2", "run.batch_size=4"]
-OF_STAGE = {"qformer_stage1": ["data.max_tokens=16"], "qformer_stage2": ["run.device_batch_size=2"]}
+FEW = ["model.device=cpu", "report.tensorboard=false", "run.epochs=null", "run.max_steps=2", "run.batch_size=4"]
+OF_STAGE = {"qformer_stage1": ["data.max_length=16"], "qformer_stage2": ["run.micro_batch_size=2"]}
 
 
 def invoke(command: str) -> Any:
@@ -88,7 +88,7 @@ def test_from_bert(desk: Path) -> None:
     invoke(EXAMPLE.splitlines()[1])
     invoke(FROM_BERT)
     facts = json.loads(Path("runs/qformer/from-bert/training.json").read_text())["training"]
-    assert facts["config"]["pretraining"]["new"]["bert"] == "bert-base-uncased"
+    assert facts["config"]["qformer"]["new"]["bert"] == "bert-base-uncased"
     assert facts["steps"] == 2
 
 
@@ -96,7 +96,7 @@ def test_the_paper_s_two_stages(desk: Path) -> None:
     """BLIP-2 at its full size, on a small tar."""
     Path("captioned").mkdir()
     write_tar(Path("captioned/00000.tar"), range(10))
-    few = ["data.train=captioned/00000.tar", "run.steps=2", "run.batch_size=4", "data.workers=0"]
+    few = ["data.train=captioned/00000.tar", "run.max_steps=2", "run.batch_size=4", "data.num_workers=0"]
     small = ["model.device=cpu", "report.tensorboard=false", *few]
     for name in ("blip2_stage1", "blip2_stage2"):
         head = (ROOT / "train_configs" / f"{name}.yaml").read_text().split("\n#\n")[0]
@@ -104,7 +104,7 @@ def test_the_paper_s_two_stages(desk: Path) -> None:
         for command in before:
             invoke(command)
         words = shlex.split(train)
-        shortened = [*small, "data.max_tokens=16"] if name == "blip2_stage1" else small
+        shortened = [*small, "data.max_length=16"] if name == "blip2_stage1" else small
         done = CliRunner().invoke(cli.app, [*words[words.index("minichat") + 1 :], *shortened])
         assert done.exit_code == 0, done.stderr
     bot = minichat.load("runs/blip2_stage2", device="cpu")

@@ -16,7 +16,7 @@ from minichat.data import formats
 from minichat.data.dataset import Renderer, Row
 from minichat.data.example import Where
 from minichat.prompt.render import IGNORED
-from minichat.train.stages.finetune import LastReply, Replies, parted
+from minichat.train.stages.finetune import Finetune, LastReply, parted
 from tests.test_encoder_decoder import convert_t5
 from tests.training import config_of, losses, make_desk, run
 
@@ -61,7 +61,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_step_is_the_models_own_loss(desk: Path) -> None:
     """The stage's sum over its tokens is the mean of the model's `forward`, row by row by itself."""
-    stage = Replies(config_of(desk, f"model.name={desk / 't5'}"), torch.device("cpu"))
+    stage = Finetune(config_of(desk, f"model.name={desk / 't5'}"), torch.device("cpu"))
     examples = list(formats.read(str(desk / "talks.jsonl")))[:6]
     rows = [stage.render(example) for example in examples]
     batch = stage.collate(rows)
@@ -85,7 +85,7 @@ def test_a_step_is_the_models_own_loss(desk: Path) -> None:
 def test_a_run(desk: Path, tmp_path: Path, cached: bool) -> None:
     """It trains the projection alone, and the result talks."""
     out = tmp_path / "run"
-    more = [f"data.features={tmp_path / 'features'}"] if cached else []
+    more = [f"data.feature_cache={tmp_path / 'features'}"] if cached else []
     run(desk, f"out={out}", f"model.name={desk / 't5'}", "run.epochs=3", *more)
     assert all(np.isfinite(losses(out)))
     assert set(load_file(out / "projection.safetensors")) == {"weight", "bias"}

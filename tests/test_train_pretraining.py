@@ -63,7 +63,7 @@ class TestAStep:
     @pytest.mark.parametrize("objectives", ["itc", "itm, itg", "itc, itm, itg"])
     def test_is_the_models_own_loss(self, desk: Path, objectives: str) -> None:
         """Summed over the pairs, with the step's negatives; the chosen objectives' parts train, and no other."""
-        settings = [f"pretraining.objectives=[{objectives}]"]
+        settings = [f"qformer.objectives=[{objectives}]"]
         stage = Pretraining(config_of(desk, *settings), CPU)
         batch = first_batch(stage, desk, *settings)
         assert stage.count(batch) == 8
@@ -87,7 +87,7 @@ class TestAStep:
         assert learnt == {"bridge", "embeddings", *heads, *(["cls"] if "itg" in objectives else [])}
 
     def test_its_negatives_are_drawn_anew_and_those_of_a_validation_are_not(self, desk: Path) -> None:
-        stage = Pretraining(config_of(desk, "pretraining.objectives=[itm]"), CPU)
+        stage = Pretraining(config_of(desk, "qformer.objectives=[itm]"), CPU)
         batch = first_batch(stage, desk)
 
         def at(step: int) -> float:
@@ -109,7 +109,7 @@ class TestAStep:
 
     def test_the_loss_goes_down(self, whole: Path, desk: Path, tmp_path: Path) -> None:
         assert len(validations(whole)) == 3
-        run(desk, f"out={tmp_path / 'run'}", "optimizer.rate=1e-2", "run.epochs=4", "run.validate_every=1000")
+        run(desk, f"out={tmp_path / 'run'}", "optimizer.lr=1e-2", "run.epochs=4", "run.validate_every=1000")
         found = losses(tmp_path / "run")
         assert sum(found[-5:]) < 0.9 * sum(found[1:6])
         for line in steps_of(tmp_path / "run"):
@@ -119,7 +119,14 @@ class TestAStep:
 def streamed(tar: Path, *more: str) -> list[str]:
     """Settings of three steps over a tar, in its order."""
     source = f"{{source: {tar}, options: {{shuffle: 1}}}}"
-    return [f"data.train={source}", "data.stream=true", "data.validation=null", "run.epochs=null", "run.steps=3", *more]
+    return [
+        f"data.train={source}",
+        "data.streaming=true",
+        "data.validation=null",
+        "run.epochs=null",
+        "run.max_steps=3",
+        *more,
+    ]
 
 
 def test_a_pair_meets_others_of_any_length(desk: Path, tmp_path: Path) -> None:
@@ -175,7 +182,7 @@ class TestProcesses:
     def test_two_draw_as_one_from_a_stream(self, desk: Path, tmp_path: Path) -> None:
         """Hard negatives go by a pair's place in the stream, also where records are left out and lengths differ."""
         write_tar(tmp_path / "web.tar", range(24), broken={2, 9})
-        settings = streamed(tmp_path / "web.tar", "run.batch_size=8", "optimizer.rate=1e-2")
+        settings = streamed(tmp_path / "web.tar", "run.batch_size=8", "optimizer.lr=1e-2")
         alone, shared = tmp_path / "alone", tmp_path / "shared"
         run(desk, f"out={alone}", *settings)
         in_processes(2, partial(run, desk, f"out={shared}", *settings))
@@ -195,12 +202,15 @@ class TestProcesses:
         [
             (
                 [],
-                "give data.features a folder, and the same command goes on; or begin anew, in another out, and lower r",
+                "give data.feature_cache a folder, and the same command goes on; or begin anew, in another out, and lo",
             ),
-            (["data.features=kept"], "begin anew, in another out, and lower run.batch_size or lower data.max_tokens"),
+            (
+                ["data.feature_cache=kept"],
+                "begin anew, in another out, and lower run.batch_size or lower data.max_length",
+            ),
             (
                 ["trainable=[bridge, vision_model]"],
-                "begin anew, in another out, and set model.vision_checkpoint to tru",
+                "begin anew, in another out, and set model.vision_gradient_checkpointing to tru",
             ),
         ],
     )
@@ -216,20 +226,20 @@ class TestProcesses:
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SettingsError, match=f"8 rows of .* fit into memory at once: {advice}") as caught:
             run(desk, f"out={tmp_path / 'run'}", *settings)
-        assert not any(word in str(caught.value) for word in ("llm", "quantize", "device_batch_size"))
+        assert not any(word in str(caught.value) for word in ("llm", "quantize", "micro_batch_size"))
 
-    @pytest.mark.parametrize("settings", [["run.device_batch_size=4"], ["run.batch_size=7", "run.device_batch_size=6"]])
+    @pytest.mark.parametrize("settings", [["run.micro_batch_size=4"], ["run.batch_size=7", "run.micro_batch_size=6"]])
     def test_a_step_in_parts_is_refused(self, desk: Path, settings: list[str]) -> None:
-        with pytest.raises(SettingsError, match=r"compares all pairs .* run.batch_size \(.\) must be run.device"):
+        with pytest.raises(SettingsError, match=r"compares all pairs .* run.batch_size \(.\) must be run.micro"):
             Pretraining(config_of(desk, *settings), CPU)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopped_and_resumed(desk: Path, tmp_path: Path, workers: int) -> None:
     """To the bit, with dropout and drawn negatives."""
-    settings = ["pretraining.new.dropout=0.2", "run.save_every=100"]
+    settings = ["qformer.new.dropout=0.2", "run.save_every=100"]
     run(desk, f"out={tmp_path / 'whole'}", *settings)
-    given = [f"out={tmp_path / 'run'}", f"data.workers={workers}", *settings]
+    given = [f"out={tmp_path / 'run'}", f"data.num_workers={workers}", *settings]
     assert run(desk, *given, stop=3).step == 3
     assert run(desk, *given).step == 5
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
@@ -261,25 +271,25 @@ class TestBeginnings:
         bert.save_pretrained(words)
         eyes = random_model()
         torch.save(vision_file(eyes.state_dict()), tmp_path / "eva.pth")
-        settings = [f"pretraining.new={{vision: {tmp_path / 'eva.pth'}, vision_heads: 2, bert: {words}, queries: 3}}"]
+        settings = [f"qformer.new={{vision: {tmp_path / 'eva.pth'}, vision_heads: 2, bert: {words}, num_queries: 3}}"]
         stage = Pretraining(config_of(desk, *settings), CPU)
         held = stage.model.state_dict()
         assert torch.equal(held["embeddings.word_embeddings.weight"][:14], bert.bert.embeddings.word_embeddings.weight)
         name = "vision_model.encoder.layers.1.mlp.fc1.weight"
         assert torch.equal(held[name], eyes.state_dict()[name])
         assert stage.longest == 16
-        run(desk, f"out={tmp_path / 'run'}", *settings, "run.epochs=null", "run.steps=1")
+        run(desk, f"out={tmp_path / 'run'}", *settings, "run.epochs=null", "run.max_steps=1")
         assert read_stage1(str(tmp_path / "run")).model.config.bridge_config.qformer.hidden_size == 12
 
     def test_from_a_stage_1(self, desk: Path, whole: Path, tmp_path: Path) -> None:
         """Whole, or its eyes alone."""
-        settings = ["pretraining={label_smoothing: 0}", f"model.name={whole}"]
+        settings = ["qformer={label_smoothing: 0}", f"model.name={whole}"]
         stage = Pretraining(config_of(desk, *settings), CPU)
         assert same(stage.model.state_dict(), read_stage1(str(whole)).model.state_dict())
         assert stage.model.config.label_smoothing == 0
-        run(desk, f"out={tmp_path / 'run'}", *settings, "run.epochs=null", "run.steps=2")
+        run(desk, f"out={tmp_path / 'run'}", *settings, "run.epochs=null", "run.max_steps=2")
         assert losses(tmp_path / "run")[1] != losses(whole)[1]
-        eyes = Pretraining(config_of(desk, f"pretraining.new.vision={whole}"), CPU).model.vision_model
+        eyes = Pretraining(config_of(desk, f"qformer.new.vision={whole}"), CPU).model.vision_model
         assert same(eyes.state_dict(), stage.model.vision_model.state_dict())
 
     def test_what_a_model_has_not_is_said_once(self, desk: Path, whole: Path, tmp_path: Path) -> None:
@@ -294,9 +304,9 @@ class TestBeginnings:
             (whole, "itc, itm, itg", []),
         ):
             said: list[str] = []
-            settings = [f"pretraining={{objectives: [{objectives}]}}", f"model.name={name}", "data.validation=null"]
+            settings = [f"qformer={{objectives: [{objectives}]}}", f"model.name={name}", "data.validation=null"]
             out = f"out={tmp_path / str(len(list(tmp_path.iterdir())))}"
-            run(desk, out, *settings, "run.epochs=null", "run.steps=1", say=said.append)
+            run(desk, out, *settings, "run.epochs=null", "run.max_steps=1", say=said.append)
             notes = [line for line in said if "has no stage1.safetensors: " in line]
             assert len(notes) == bool(parts)
             assert all(part in notes[0] for part in parts)
@@ -307,33 +317,36 @@ class TestBeginnings:
 
         stage1 = read_blip2(**publish(tmp_path, random_model()))
         write_stage1(tmp_path / "stage1", stage1.model, stage1.tokenizer)
-        stage = Pretraining(config_of(desk, "pretraining=null", f"model.name={tmp_path / 'stage1'}"), CPU)
+        stage = Pretraining(config_of(desk, "qformer=null", f"model.name={tmp_path / 'stage1'}"), CPU)
         assert same(stage.model.state_dict(), stage1.model.state_dict())
 
     def test_with_larger_pictures(self, desk: Path) -> None:
-        stage = Pretraining(config_of(desk, "pretraining.new.image_size=56"), CPU)
+        stage = Pretraining(config_of(desk, "qformer.new.image_size=56"), CPU)
         assert first_batch(stage, desk)["pixel_values"].shape == (8, 3, 56, 56)
         assert stage.model.vision_model.embeddings.position_embedding.shape[1] == 17
 
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            (["stage=replies"], "pretraining is for the stage pretraining, but stage is 'replies'"),
-            (["pretraining=null"], "begins with nothing: give pretraining.new"),
+            (["stage=finetune"], "qformer is for the stage qformer, but stage is 'finetune'"),
+            (["qformer=null"], "begins with nothing: give qformer.new"),
             (["model.name=somewhere"], "makes a new Q-Former, but model.name is 'somewhere'"),
-            (["pretraining.new.bert=words"], "names bert, which has its own tokenizer"),
-            (["pretraining.new.tokenizer=null"], "has no word pieces: name bert, or"),
-            (["pretraining.new.heads=3"], "heads is 3, which does not divide the width 16"),
-            (["pretraining.objectives=[itx]"], r"objectives is \['itx'\]; it must be some of itc, itm, itg"),
-            (["pretraining.new.queries=0"], "queries is 0; it must be at least 1"),
-            (["pretraining.new.vision_heads=2"], "vision_heads is of an EVA file"),
-            (["pretraining.new.vision=nowhere"], "The vision encoder 'nowhere' is not there"),
-            (["pretraining.new.image_size=30"], "image_size is 30; it must be a multiple of the patch size 14"),
-            (["data.template=plain"], "data.template means nothing to the stage pretraining: drop it"),
-            (["model.quantize=8bit"], "model.quantize means nothing to the stage pretraining"),
-            (["data.max_tokens=2"], "two control tokens and a word need 3"),
+            (["qformer.new.bert=words"], "names bert, which has its own tokenizer"),
+            (["qformer.new.tokenizer=null"], "has no word pieces: name bert, or"),
+            (["qformer.new.heads=3"], "heads is 3, which does not divide the width 16"),
+            (["qformer.objectives=[itx]"], r"objectives is \['itx'\]; it must be some of itc, itm, itg"),
+            (["qformer.new.num_queries=0"], "num_queries is 0; it must be at least 1"),
+            (["qformer.new.vision_heads=2"], "vision_heads is of an EVA file"),
+            (["qformer.new.vision=nowhere"], "The vision encoder 'nowhere' is not there"),
+            (["qformer.new.image_size=30"], "image_size is 30; it must be a multiple of the patch size 14"),
+            (["data.template=plain"], "data.template means nothing to the stage qformer: drop it"),
+            (["model.quantize=8bit"], "model.quantize means nothing to the stage qformer"),
+            (["data.max_length=2"], "two control tokens and a word need 3"),
             (["trainable=[projection]"], "no part 'projection'"),
-            (["trainable=[vision_model]", "data.features=kept"], "data.features keeps what the frozen parts see"),
+            (
+                ["trainable=[vision_model]", "data.feature_cache=kept"],
+                "data.feature_cache keeps what the frozen parts see",
+            ),
         ],
     )
     def test_what_cannot_be(self, desk: Path, settings: list[str], message: str) -> None:
@@ -354,7 +367,7 @@ class TestPairs:
         assert ids[0] == int.from_bytes(key[:8], "big", signed=True)
 
     def test_a_long_text_is_cut_and_keeps_its_end(self, desk: Path) -> None:
-        stage = Pretraining(config_of(desk, "data.max_tokens=6"), CPU)
+        stage = Pretraining(config_of(desk, "data.max_length=6"), CPU)
         rows = read_data(config_of(desk), stage, Together(0, 1), print).feed.rows
         row = rows[0]
         assert len(row.ids) == 6
@@ -377,7 +390,7 @@ class TestPairs:
         self, desk: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """And are computed once: the second run opens no picture."""
-        kept = f"data.features={tmp_path / 'patches'}"
+        kept = f"data.feature_cache={tmp_path / 'patches'}"
         run(desk, f"out={tmp_path / 'first'}", kept)
         monkeypatch.setattr(qformer, "to_pixels", lambda *of: pytest.fail("a picture was opened"))
         run(desk, f"out={tmp_path / 'second'}", kept)
@@ -395,12 +408,12 @@ class TestResult:
         assert learnt
         assert all(torch.equal(state[name], tensor) for name, tensor in learnt.items())
         facts = json.loads((whole / "training.json").read_text())["training"]
-        assert facts["config"]["stage"] == "pretraining"
+        assert facts["config"]["stage"] == "qformer"
         _, account = Blip2ForImageTextRetrieval.from_pretrained(whole, output_loading_info=True)
         assert not any(account[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
     def test_holds_the_eyes_as_they_were_stored(self, desk: Path, tmp_path: Path) -> None:
-        settings = ["model.vision_dtype=bfloat16", "run.epochs=null", "run.steps=1"]
+        settings = ["model.vision_dtype=bfloat16", "run.epochs=null", "run.max_steps=1"]
         run(desk, f"out={tmp_path / 'run'}", *settings)
         lent, left = (load_file(folder / "model.safetensors") for folder in (desk / "model", tmp_path / "run"))
         name = "vision_model.encoder.layers.0.mlp.fc1.weight"
@@ -408,7 +421,7 @@ class TestResult:
 
     def test_says_which_text_it_finds(self, desk: Path) -> None:
         """Of the texts that are shown: by contrast where that is learnt, else by matching."""
-        settings = [f"data.validation={desk / 'pairs.csv'}", "report.pictures=6"]
+        settings = [f"data.validation={desk / 'pairs.csv'}", "report.samples=6"]
         stage = Pretraining(config_of(desk, *settings), CPU)
         shown = read_data(config_of(desk, *settings), stage, Together(0, 1), print).shown[:6]
         texts = [example.replies[-1] for example in shown]
@@ -428,10 +441,10 @@ class TestResult:
     def test_finds_its_own_texts(self, desk: Path, tmp_path: Path) -> None:
         """Pictures learnt by heart; the page shows what was found before and after."""
         write_pairs(tmp_path / "few.csv", 4)
-        data = [f"data.train={tmp_path / 'few.csv'}", f"data.validation={tmp_path / 'few.csv'}", "report.pictures=4"]
-        more = ["optimizer.rate=3e-3", "run.epochs=150", "run.validate_every=150", "pretraining.new.width=32"]
+        data = [f"data.train={tmp_path / 'few.csv'}", f"data.validation={tmp_path / 'few.csv'}", "report.samples=4"]
+        more = ["optimizer.lr=3e-3", "run.epochs=150", "run.validate_every=150", "qformer.new.width=32"]
         run(desk, f"out={tmp_path / 'run'}", *data, *more)
-        config = config_of(desk, *data, "pretraining=null", f"model.name={tmp_path / 'run'}")
+        config = config_of(desk, *data, "qformer=null", f"model.name={tmp_path / 'run'}")
         stage = Pretraining(config, CPU)
         shown = read_data(config, stage, Together(0, 1), print).shown
         assert sum(found == caption(number) for number, found in enumerate(stage.answer(shown))) >= 3

@@ -45,7 +45,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A finished run with everything on, and what it said."""
     out, said = tmp_path_factory.mktemp("finished") / "run", list[str]()
-    settings = [f"data.validation={desk / 'held_out.jsonl'}", "report.pictures=3", "report.tensorboard=true"]
+    settings = [f"data.validation={desk / 'held_out.jsonl'}", "report.samples=3", "report.tensorboard=true"]
     train(config_of(desk, f"out={out}", *settings, "report.log_every=5"), say=said.append)
     return out, said
 
@@ -239,7 +239,7 @@ def test_it_says_how_it_was_made(finished: tuple[Path, list[str]], desk: Path) -
     made = facts["training"]
     assert read_config(out / "config.yaml") == read_config(
         desk / "train.yaml",
-        [f"out={out}", f"data.validation={desk / 'held_out.jsonl'}", "report.pictures=3", "report.tensorboard=true",
+        [f"out={out}", f"data.validation={desk / 'held_out.jsonl'}", "report.samples=3", "report.tensorboard=true",
          "report.log_every=5"],
     )  # fmt: skip
     assert made["config"] == plain(read_config(out / "config.yaml"))
@@ -320,7 +320,7 @@ def test_the_command_trains(desk: Path, tmp_path: Path) -> None:
     ("arguments", "code", "said"),
     [
         (["nowhere.yaml"], 1, "There is no configuration"),
-        (["TRAIN", "optimizer.rat=1"], 1, "did you mean optimizer.rate?"),
+        (["TRAIN", "optimizer.rat=1"], 1, "did you mean optimizer.lr?"),
         (["TRAIN", "--resume", "--out", "OUT"], 1, "There is no run in 'run' to resume"),
         (["TRAIN", "--nonsense"], 2, "No such option"),
         ([], 2, "Missing argument"),
@@ -341,7 +341,7 @@ def test_what_is_wrong_with_a_command_is_one_line(
 def test_a_signal_saves_and_is_told_by_the_exit_code(number: int, code: int, desk: Path, tmp_path: Path) -> None:
     """The real program, with loader workers."""
     out = tmp_path / "run"
-    arguments = ["train", str(desk / "train.yaml"), "run.epochs=1000", "data.workers=2", f"out={out}"]
+    arguments = ["train", str(desk / "train.yaml"), "run.epochs=1000", "data.num_workers=2", f"out={out}"]
     program = subprocess.Popen(
         [sys.executable, "-m", "minichat", *arguments],
         cwd=ROOT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -80,12 +82,12 @@ def whole(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def parts(count: int) -> str:
-    return f"run.device_batch_size={4 // count}"
+    return f"run.micro_batch_size={4 // count}"
 
 
 def stop_and_go_on(desk: Path, out: Path, whole: Whole, stop: int, *settings: str, workers: int = 0) -> None:
     of_whole, kept = whole(*settings)
-    given = [f"out={out}", f"data.workers={workers}", *settings]
+    given = [f"out={out}", f"data.num_workers={workers}", *settings]
     outcome = run(desk, *given, stop=stop)
     assert (outcome.step, outcome.signal) == (stop, signal.SIGTERM)
     assert not (out / "minichat.json").exists()
@@ -97,6 +99,69 @@ def stop_and_go_on(desk: Path, out: Path, whole: Whole, stop: int, *settings: st
     assert same(checkpoints(out)[STEPS], kept[STEPS])
     result = load_file(out / "projection.safetensors")
     assert torch.equal(result["weight"], kept[STEPS]["projection.weight"])
+
+
+def test_a_run_that_was_written_in_old_names_goes_on(desk: Path, whole: Whole, tmp_path: Path) -> None:
+    """As versions before named the settings, in the configuration and in the checkpoints."""
+    of_whole, kept = whole()
+    out = tmp_path / "run"
+    run(desk, f"out={out}", stop=8)
+    store = Checkpoints(out / "checkpoints")
+    saved = store.last()
+    assert saved is not None
+    old = in_old_names(saved.facts["config"])
+    store.save(saved.step, saved.tensors, {**saved.facts, "config": old})
+    text = yaml.safe_dump(old).encode()
+    config = f"# sha256 of what follows: {hashlib.sha256(text).hexdigest()}\n".encode() + text
+    (out / "config.yaml").write_bytes(config)
+    with pytest.raises(SettingsError, match=r"holds a run with optimizer\.lr 0\.01, but 0\.02 is asked for"):
+        run(desk, f"out={out}", "optimizer.lr=0.02")
+    (out / "config.yaml").write_bytes(config.replace(b"rate", b"rata"))  # damaged: the checkpoint tells it
+    said: list[str] = []
+    train(config_of(desk, f"out={out}"), say=said.append)
+    assert not any(" is now " in line for line in said)  # nobody can mend what a run wrote
+    assert losses(out) == of_whole
+    assert same(checkpoints(out)[STEPS], kept[STEPS])
+
+
+def in_old_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as it was written before."""
+    old = {name: dict(part) if isinstance(part, dict) else part for name, part in config.items()}
+    old["stage"], old["pretraining"] = "replies", old.pop("qformer")
+    del old["optimizer"]["lr_by_part"]
+    for section, names in OLD_NAMES.items():
+        for new, name in names.items():
+            old[section][name] = old[section].pop(new)
+    for kind in ("train", "validation"):
+        old["data"][kind] = [{**source, "form": source["format"]} for source in old["data"][kind]]
+        for source in old["data"][kind]:
+            del source["format"]
+    return old
+
+
+OLD_NAMES = {
+    "model": {
+        "gradient_checkpointing": "checkpoint_llm",
+        "vision_gradient_checkpointing": "vision_checkpoint",
+        "vision_drop_path_rate": "vision_drop_path",
+    },
+    "data": {
+        "streaming": "stream",
+        "max_length": "max_tokens",
+        "max_reply_length": "max_reply_tokens",
+        "feature_cache": "features",
+        "num_workers": "workers",
+    },
+    "optimizer": {
+        "name": "matrices",
+        "lr": "rate",
+        "min_lr": "floor",
+        "warmup_lr": "warmup_rate",
+        "max_grad_norm": "clip",
+    },
+    "run": {"max_steps": "steps", "micro_batch_size": "device_batch_size"},
+    "report": {"samples": "pictures"},
+}
 
 
 @pytest.mark.parametrize(("stop", "workers", "count"), SOME)
@@ -122,7 +187,7 @@ def test_a_checkpoint_holds_the_optimizer_and_nothing_that_is_frozen(whole: Whol
 
 def test_what_is_random_goes_on_too(desk: Path, whole: Whole, tmp_path: Path) -> None:
     """Drop path in the vision encoder, dropout in the Q-Former."""
-    settings = ["trainable=[projection, bridge, vision_model]", "model.vision_drop_path=0.3", parts(4)]
+    settings = ["trainable=[projection, bridge, vision_model]", "model.vision_drop_path_rate=0.3", parts(4)]
     stop_and_go_on_whole_model(desk, tmp_path / "run", whole, 7, *settings)
 
 
@@ -193,14 +258,14 @@ def test_a_run_that_could_not_begin_is_in_nobodys_way(desk: Path, tmp_path: Path
 def test_another_configuration_is_refused_by_the_key_that_differs(desk: Path, tmp_path: Path) -> None:
     out = f"out={tmp_path / 'run'}"
     run(desk, out, stop=2)
-    with pytest.raises(SettingsError, match=r"'run' holds a run with optimizer.rate 0.01, but 0.02 is asked for"):
-        run(desk, out, "optimizer.rate=0.02")
+    with pytest.raises(SettingsError, match=r"'run' holds a run with optimizer.lr 0.01, but 0.02 is asked for"):
+        run(desk, out, "optimizer.lr=0.02")
     with pytest.raises(SettingsError, match=r"holds a run with trainable \[\], but \['bridge'\]"):
         run(desk, out, "trainable=bridge")
     with pytest.raises(SettingsError, match=r"data.train"):
         run(desk, out, f"data.train={desk / 'held_out.jsonl'}")
     # No result depends on these.
-    assert run(desk, out, "data.workers=2", "run.save_every=7", "report.log_every=3", parts(4)).step == STEPS
+    assert run(desk, out, "data.num_workers=2", "run.save_every=7", "report.log_every=3", parts(4)).step == STEPS
 
 
 @pytest.mark.parametrize(("part", "what"), [("train", "The data set has"), ("validation", "The held-out data have")])

@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 ROAD = Path(__file__).parent.parent / "train_configs" / "tiny"
 SMALL = {
     "0a_vision": ["vision.width=24", "vision.layers=1", "vision.heads=2"],
-    "0b_language": ["language.width=24", "language.feed_forward=48", "language.layers=1", "language.heads=2"],
+    "0b_language": ["language.width=24", "language.intermediate_size=48", "language.layers=1", "language.heads=2"],
 }
 STAGES = list(SMALL)
 TRAINED = cache(train_tokenizer)
@@ -54,7 +54,7 @@ def test_a_tokenizer_is_the_same_each_time() -> None:
 
 
 def config(name: str, out: Path, *more: str) -> Config:
-    always = [f"out={out}", "run.batch_size=4", "run.steps=4", "run.save_every=2", "model.dtype=float32"]
+    always = [f"out={out}", "run.batch_size=4", "run.max_steps=4", "run.save_every=2", "model.dtype=float32"]
     return read_config(ROAD / f"{name}.yaml", [*always, *SMALL[name], *more])
 
 
@@ -62,7 +62,7 @@ def config(name: str, out: Path, *more: str) -> Config:
 def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(tmp_path: Path, name: str) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config(name, whole))
-    train(config(name, parts, "run.steps=4"))
+    train(config(name, parts, "run.max_steps=4"))
     for file in [*parts.glob("*.safetensors"), parts / "config.json", *parts.glob("checkpoints/*4*")]:
         if file.is_dir():
             for inner in file.iterdir():
@@ -92,7 +92,7 @@ def test_the_language_model_is_one_that_others_load_and_that_convert_takes(tmp_p
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the stage language, whose tokenizer is not the one that its seed would give."""
     out = tmp_path_factory.mktemp("spoken") / "language"
-    train(config("0b_language", out, "seed=7", "run.steps=1"))
+    train(config("0b_language", out, "seed=7", "run.max_steps=1"))
     return out
 
 
@@ -100,7 +100,7 @@ def test_a_language_model_begins_as_the_one_that_it_goes_on_from(
     spoken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Its weights and its tokenizer, whatever sizes and seed are asked for; and what it leaves can be gone on from."""
-    start = [f"language.start={spoken}", "language.width=48", "seed=3"]
+    start = [f"language.initialize_from={spoken}", "language.width=48", "seed=3"]
     stage = Language(config("0b_language", tmp_path, *start), CPU)
     stored = load_file(spoken / "model.safetensors")
     held = stage.model.state_dict()
@@ -120,16 +120,20 @@ def test_a_folder_that_the_stage_did_not_write_is_no_start(spoken: Path, tmp_pat
         shutil.copytree(spoken, tmp_path / name)
     (tmp_path / "cut" / lacking).unlink()
     facts = (spoken / "training.json").read_text()
-    (tmp_path / "other" / "training.json").write_text(facts.replace('"stage": "language"', '"stage": "replies"'))
+    (tmp_path / "other" / "training.json").write_text(facts.replace('"stage": "language"', '"stage": "finetune"'))
     for folder in (tmp_path / "cut", tmp_path / "other", tmp_path / "absent"):
-        with pytest.raises(SettingsError, match=f"language.start is {folder}, where the stage language has not writ"):
-            Language(config("0b_language", tmp_path, f"language.start={folder}"), CPU)
+        with pytest.raises(
+            SettingsError, match=f"language.initialize_from is {folder}, where the stage language has not writ"
+        ):
+            Language(config("0b_language", tmp_path, f"language.initialize_from={folder}"), CPU)
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_the_loss_is_a_sum_over_what_is_counted(tmp_path: Path, name: str) -> None:
     """Halves of a batch add up to the whole: the same whatever the parts in which gradients are accumulated."""
-    settings = config(name, tmp_path, *(["vision.contrast=0"] if name == "0a_vision" else ["language.noise=0"]))
+    settings = config(
+        name, tmp_path, *(["vision.contrastive_weight=0"] if name == "0a_vision" else ["language.noise=0"])
+    )
     stage: Any = (Vision if name == "0a_vision" else Language)(settings, CPU)
     stage.model.eval()
     stream = DrawnStream({"questions": 1, "outside": 1} if name == "0b_language" else {"captions": 1}, batch_size=4)
@@ -192,7 +196,7 @@ def test_what_is_not_drawn_is_refused(tmp_path: Path, name: str) -> None:
     stage: Any = (Vision if name == "0a_vision" else Language)(config(name, tmp_path), CPU)
     picture = StoredPicture("a.png", b"")
     example = Example((Turn("user", (picture, "What is it?")), Turn("assistant", ("A star.",))), Where("a.jsonl", 1))
-    with pytest.raises(DataError, match=r"a.jsonl:1: .*form: drawn"):
+    with pytest.raises(DataError, match=r"a.jsonl:1: .*format: synthetic"):
         stage.collate([stage.render(example)])
 
 
@@ -200,7 +204,7 @@ def test_what_is_not_drawn_is_refused(tmp_path: Path, name: str) -> None:
     ("name", "ways"),
     [
         ("0a_vision", "begin anew, in another out, and lower run.batch_size."),
-        ("0b_language", "lower run.device_batch_size, and the same command goes on; or .* lower data.max_tokens."),
+        ("0b_language", "lower run.micro_batch_size, and the same command goes on; or .* lower data.max_length."),
     ],
 )
 def test_what_does_not_fit_is_said(name: str, ways: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +220,12 @@ def test_settings_that_would_change_nothing_or_the_loss_are_refused(tmp_path: Pa
     """Names of parts that the stage does not look at; a contrast within parts of a step, which is another loss."""
     with pytest.raises(SettingsError, match=r"trainable is .*nonsense.*: the stage vision trains its whole model"):
         train(config("0a_vision", tmp_path, "trainable=[nonsense]"))
-    for name, setting in (("0a_vision", "data.max_tokens=9"), ("0b_language", "data.template=plain")):
+    for name, setting in (("0a_vision", "data.max_length=9"), ("0b_language", "data.template=plain")):
         with pytest.raises(SettingsError, match=f"{setting.split('=')[0]} means nothing to the stage"):
             train(config(name, tmp_path, setting))
-    with pytest.raises(SettingsError, match=r"vision\.contrast compares all captions of a step"):
-        train(config("0a_vision", tmp_path, "run.device_batch_size=2"))
-    Vision(config("0a_vision", tmp_path, "run.device_batch_size=2", "vision.contrast=0"), CPU)
+    with pytest.raises(SettingsError, match="The contrastive loss compares all captions of a step"):
+        train(config("0a_vision", tmp_path, "run.micro_batch_size=2"))
+    Vision(config("0a_vision", tmp_path, "run.micro_batch_size=2", "vision.contrastive_weight=0"), CPU)
 
 
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
@@ -268,7 +272,7 @@ def test_what_is_drawn_is_mixed_with_what_is_read_batch_by_batch(tmp_path: Path)
 
 def test_muon_where_layers_matrices_alone_train() -> None:
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = make_optimizer({"model.layers.0.q_proj.weight": weight}, OptimizerConfig(matrices="muon", rate=0.1))
+    optimizer = make_optimizer({"model.layers.0.q_proj.weight": weight}, OptimizerConfig(name="muon", lr=0.1))
     weight.grad = torch.ones(2, 2)
     optimizer.step()
     assert not torch.equal(weight, torch.ones(2, 2))
@@ -284,4 +288,4 @@ def test_contrast_of_pictures_without_captions_is_none() -> None:
 
 def test_muon_where_no_layers_matrix_trains_is_refused() -> None:
     with pytest.raises(SettingsError, match="matrices is muon"):
-        make_optimizer({"projection.weight": torch.nn.Parameter(torch.zeros(2, 2))}, OptimizerConfig(matrices="muon"))
+        make_optimizer({"projection.weight": torch.nn.Parameter(torch.zeros(2, 2))}, OptimizerConfig(name="muon"))

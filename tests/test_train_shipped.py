@@ -23,7 +23,7 @@ from tests.tiny import SENTENCES, noise_picture, tiny_bot
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "train_configs"
 KINDS = {"vicuna": ("vicuna-v0", "qformer"), "llama2": ("llama2", "patch_merge")}
-SMALL = ["model.device=cpu", "data.workers=0", "report.tensorboard=false"]
+SMALL = ["model.device=cpu", "data.num_workers=0", "report.tensorboard=false"]
 
 
 def invoke(command: str, *more: str) -> Any:
@@ -60,10 +60,10 @@ def test_the_published_stages_one_after_the_other(llm: str, desk: Path) -> None:
         os.mkdir(folder)
         write_tar(Path(folder) / "00000.tar", numbers)
     sources = [f"data.train.{n}.source={name}/00000.tar" for n, name in enumerate(("laion_dataset", "cc_sbu_dataset"))]
-    invoke(commands(first)[-1], *SMALL, *sources, "run.steps=3", "run.batch_size=4")
+    invoke(commands(first)[-1], *SMALL, *sources, "run.max_steps=3", "run.batch_size=4")
 
     write_align(Path("cc_sbu_align"))
-    done = invoke(commands(second)[-1], *SMALL, "run.steps=3")
+    done = invoke(commands(second)[-1], *SMALL, "run.max_steps=3")
     assert "samples     6 with 6 pictures" in done.stderr
     for name in (first, second):
         out = Path("runs") / name
@@ -88,7 +88,7 @@ def test_the_built_in_model(desk: Path) -> None:
     scenes, split, train = commands("tiny_finetune")
     invoke(scenes, "--count", "12")
     invoke(split)
-    settings = ["run.epochs=1", "run.batch_size=2", "report.pictures=1", "report.max_new_tokens=12"]
+    settings = ["run.epochs=1", "run.batch_size=2", "report.samples=1", "report.max_new_tokens=12"]
     invoke(train, "model.device=cpu", *settings)
     out = Path("runs/tiny_finetune")
     assert (out / "report.html").read_text().count("<tr><td>") == 1
@@ -98,9 +98,9 @@ def test_the_built_in_model(desk: Path) -> None:
 def test_language_in_peoples_words(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One run by its curriculum, in which each stage is reached."""
     monkeypatch.setattr(train_lm, "_SPOKEN_LINES", 6_000)
-    sizes = ["language.width=24", "language.feed_forward=48", "language.layers=1", "language.heads=2"]
+    sizes = ["language.width=24", "language.intermediate_size=48", "language.layers=1", "language.heads=2"]
     until = [f"data.train.0.options.stages.{number}.until={2 * number + 2}" for number in range(2)]
-    settings = ["run.steps=3", "run.batch_size=2", "report.log_every=1", "model.dtype=float32"]
+    settings = ["run.max_steps=3", "run.batch_size=2", "report.log_every=1", "model.dtype=float32"]
     invoke(commands("tiny_language")[-1], "model.device=cpu", *sizes, *until, *settings)
     assert [line["step"] for line in read_metrics(Path("runs/tiny_language/metrics.jsonl"))] == [1, 2, 3]
     assert "shape" in (Path("runs/tiny_language") / "tokenizer.model").read_bytes().decode("utf-8", "ignore")

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from minichat.train.config import OptimizerConfig
 from minichat.train.run import Standing
-from minichat.train.stages.finetune import Replies
+from minichat.train.stages.finetune import Finetune
 from minichat.train.trainer import verdict
 from tests.training import make_desk, said_by, same
 
-RATE = OptimizerConfig(rate=0.5, warmup_steps=3)
+RATE = OptimizerConfig(lr=0.5, warmup_steps=3)
 
 
 def lines(*losses: float) -> list[dict[str, float]]:
@@ -41,7 +41,7 @@ def test_of_held_out_losses(losses: tuple[float, float, float], told: str | None
     else:
         assert said is not None
         assert re.search(told, said)
-        assert "Lower optimizer.rate (0.5), or lengthen its warm-up (optimizer.warmup_steps is 3)" in said
+        assert "Lower optimizer.lr (0.5), or lengthen its warm-up (optimizer.warmup_steps is 3)" in said
 
 
 def test_of_training_losses() -> None:
@@ -67,14 +67,14 @@ def test_a_run_that_diverges_says_so_and_its_result_is_the_best(
     assert f"The result is in {tmp_path / 'well'}." in told
     assert "worse" not in told
 
-    real, looks = Replies.loss, []
+    real, looks = Finetune.loss, []
 
-    def worse(self: Replies, batch: Any) -> Any:
+    def worse(self: Finetune, batch: Any) -> Any:
         """Each validation finds more than the one before."""
         looks.extend([] if self.model.training else [1])
         return real(self, batch) * (1 if self.model.training else len(looks))
 
-    monkeypatch.setattr(Replies, "loss", worse)
+    monkeypatch.setattr(Finetune, "loss", worse)
     out = tmp_path / "fast"
     told = said_by(desk, f"out={out}", *held_out)
     assert "The result is in" not in told

@@ -33,9 +33,9 @@ def make_desk(folder: Path, samples: int = 18, **bot: Any) -> Path:
         "out": str(folder / "run"),
         "model": {"name": str(folder / "model"), "device": "cpu"},
         "data": {"train": str(folder / "talks.jsonl")},
-        "optimizer": {"rate": 1e-2, "floor": 1e-3, "warmup_steps": 4, "warmup_rate": 1e-4},
+        "optimizer": {"lr": 1e-2, "min_lr": 1e-3, "warmup_steps": 4, "warmup_lr": 1e-4},
         "run": {"epochs": 4, "batch_size": 4},
-        "report": {"log_every": 1, "pictures": 0, "tensorboard": False, "max_new_tokens": 8},
+        "report": {"log_every": 1, "samples": 0, "tensorboard": False, "max_new_tokens": 8},
     }
     (folder / "train.yaml").write_text(write_yaml(content))
     return folder

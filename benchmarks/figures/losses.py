@@ -18,9 +18,9 @@ STAGES = tuple(sorted(file.stem for file in ROAD.glob("*.yaml")))
 _COUNTED = {
     "vision": "per picture",
     "language": "per token",
-    "pretraining": "per pair",
-    "naming": "per picture",
-    "replies": "per token",
+    "qformer": "per pair",
+    "word_alignment": "per picture",
+    "finetune": "per token",
 }
 _TICKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20)
 _FEWER = (0.01, 0.1, 1, 10, 100)  # where the others would stand too close
@@ -126,13 +126,13 @@ def _panel(axes: Any, curve: Curve) -> None:
     easy, batch = _easy(curve.config), curve.config.run.batch_size
     if easy and easy / batch < steps[-1]:
         axes.axvline(easy / batch, color=TRAINED, linewidth=1, linestyle=(0, (3, 2)))
-    axes.set_xlabel(f"step of {curve.config.run.steps:,}, {batch} at once", size=SMALL, color=SOFT)
+    axes.set_xlabel(f"step of {curve.config.run.max_steps:,}, {batch} at once", size=SMALL, color=SOFT)
     axes.set_ylabel(_COUNTED[curve.config.stage], size=SMALL, color=SOFT)
 
 
 def _going(curve: Curve) -> bool:
     """Whether the run has not come to its last step."""
-    return curve.config is not None and curve.steps[-1] < (curve.config.run.steps or 0)
+    return curve.config is not None and curve.steps[-1] < (curve.config.run.max_steps or 0)
 
 
 def _easy(config: Config) -> int:

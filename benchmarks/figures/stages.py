@@ -35,7 +35,7 @@ _ASKS = {
 }
 
 
-_TAKE_PART = {"pretraining": ["vision_model", "bridge"], "naming": ["vision_model", "bridge", "projection"]}
+_TAKE_PART = {"qformer": ["vision_model", "bridge"], "word_alignment": ["vision_model", "bridge", "projection"]}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _stage(stem: str, config: Config) -> Stage:
     number, _, name = stem.partition("_")
     trains = tuple(config.trainable or stage_of(config.stage).trainable)
     sources = ", ".join(f"{source.source}\u00a0{source.ratio:g}" for source in config.data.train)
-    length = f"{config.run.steps:,} steps of {config.run.batch_size}"
+    length = f"{config.run.max_steps:,} steps of {config.run.batch_size}"
     parts, aside = _parts(config.stage, trains)
     return Stage(number, name, parts, aside, sources, _loss(config), length)
 
@@ -79,11 +79,11 @@ def _parts(stage: str, trains: tuple[str, ...]) -> tuple[dict[str, str], str | N
 
 def _loss(config: Config) -> str:
     if config.stage == "vision":
-        contrast = config.vision.contrast if config.vision else 0.0
+        contrast = config.vision.contrastive_weight if config.vision else 0.0
         return "a patch names its thing" + (f"\n+ {contrast:g} × contrast" if contrast else "")
-    if config.stage == "pretraining" and config.pretraining:
-        return " +\n".join(_OBJECTIVES[name] for name in config.pretraining.objectives)
-    if config.stage == "naming":
+    if config.stage == "qformer" and config.qformer:
+        return " +\n".join(_OBJECTIVES[name] for name in config.qformer.objectives)
+    if config.stage == "word_alignment":
         return "each token is the sum\nof its place's words"
     return "next token of the reply"
 

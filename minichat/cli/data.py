@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +51,7 @@ class Talk(StrEnum):
 
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder, or tars: 'shards/{000..012}.tar'.")]
-Form = Annotated[str | None, typer.Option("--form", help="Its format; default: told from the content.")]
+Form = Annotated[str | None, typer.Option("--format", "--form", help="Its format; default: told from the content.")]
 Images = Annotated[Path | None, typer.Option("--images", help="The folder that pictures' paths start from.")]
 Instructions = Annotated[
     Path | None, typer.Option("--instructions", help="Lines to draw a question from where there is only a text.")
@@ -218,7 +219,7 @@ def features(
     several_captions: SeveralCaptions = None,
     unknown_keys: UnknownKeys = None,
 ) -> None:
-    """Compute what the frozen parts see in every picture, once; training with data.features=OUT then opens none.
+    """Compute what the frozen parts see in every picture, once; training with data.feature_cache=OUT then opens none.
 
     A folder that holds some of them already is made whole: a pass that was stopped goes on. Pictures that cannot be
     opened are named.
@@ -279,7 +280,7 @@ def vocabulary(
     from minichat.train.data import texts as texts_of
 
     if Path(source).suffix in (".yaml", ".yml"):
-        texts = texts_of(read_config(source))
+        texts = texts_of(read_config(source, say=partial(typer.echo, err=True)))
     else:
         options = _options(locals())
         left_out: list[Problem] = []

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +46,7 @@ app = commands()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file, such as those in train_configs/.")],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Instead of the file's: optimizer.rate=1e-4.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Instead of the file's: optimizer.lr=1e-4.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run's folder; one that holds this run goes on with it.")
@@ -67,7 +68,8 @@ def train(
     given = list(settings or ())
     for key, value in (("out", out), ("initialize_from", initialize_from)):
         given += [] if value is None else [f"{key}={json.dumps(str(value))}"]
-    outcome = run(read_config(config, given), resume=resume, say=lambda text: typer.echo(text, err=True))
+    say = partial(typer.echo, err=True)
+    outcome = run(read_config(config, given, say), resume=resume, say=say)
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)
 

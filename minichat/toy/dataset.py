@@ -153,7 +153,7 @@ def _whole(name: str, value: object, least: int, most: int) -> None:
 # --- Data that is drawn as it is read: scenes, pictures of them, and what is said about them, without end.
 #
 # Example i follows from the seed and from i alone, so a run that goes on from a checkpoint reads what it would have
-# read. A configuration mixes the kinds by their ratios: `{source: questions, form: drawn, ratio: 3}`.
+# read. A configuration mixes the kinds by their ratios: `{source: questions, format: synthetic, ratio: 3}`.
 
 
 SIDE = 96  # pixels; a third are drawn larger, for the model's own processor to scale down

@@ -86,7 +86,7 @@ def train_tokenizer(size: int, template: str, seed: int = 0, *, people: bool = F
         word_ids(tokenizer)
     except (RuntimeError, KeyError):
         raise SettingsError(
-            f"language.vocabulary is {size}, which is no number of pieces for the words of the drawn world: use 1024."
+            f"language.vocab_size is {size}, which is no number of pieces for the words of the drawn world: use 1024."
         ) from None
     return tokenizer
 
@@ -111,7 +111,7 @@ _EMPTY = -1
 def drawn(picture: StoredPicture, where: Where | str, stage: str) -> DrawnPicture:
     """The same picture. Raises `DataError` for one of which nobody knows what it shows."""
     if not isinstance(picture, DrawnPicture):
-        raise DataError(f"{where}: the stage {stage} learns from what is drawn alone: use `form: drawn`.")
+        raise DataError(f"{where}: the stage {stage} learns from what is drawn alone: use `format: synthetic`.")
     return picture
 
 
@@ -177,7 +177,7 @@ class Language(Stage):
     """The next token of replies about described scenes; of a LLaMA that begins with nothing."""
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
-    lighter: ClassVar[tuple[str, ...]] = ("run.device_batch_size", "data.max_tokens")
+    lighter: ClassVar[tuple[str, ...]] = ("run.micro_batch_size", "data.max_length")
     unused: ClassVar[tuple[str, ...]] = OF_A_MODEL
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -193,14 +193,14 @@ class Language(Stage):
         self.model = self._begun(sizes).to(device)
         set_trainable(self.model, config.trainable or self.trainable)
         context = self.model.config.max_position_embeddings
-        self.longest = min(config.data.max_tokens or context, context)
+        self.longest = min(config.data.max_length or context, context)
         self.render = Renderer(self._processor, max_length=self.longest)
 
     def _begun(self, sizes: NewLanguage) -> Any:
-        if sizes.start is not None:
+        if sizes.initialize_from is not None:
             with quiet():
                 return LlamaForCausalLM.from_pretrained(
-                    sizes.start, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+                    sizes.initialize_from, dtype=torch.float32, attn_implementation="eager", local_files_only=True
                 )
         model: Any = LlamaForCausalLM._from_config(_llama(sizes, self._tokenizer), attn_implementation="eager")
         with torch.no_grad():
@@ -264,12 +264,12 @@ class Language(Stage):
 
 
 def _tokenizer(sizes: NewLanguage, seed: int) -> SentencePieceTokenizer:
-    if sizes.start is None:
-        return train_tokenizer(sizes.vocabulary, sizes.template, seed, people=sizes.corpus == "people")
-    folder = Path(sizes.start)
+    if sizes.initialize_from is None:
+        return train_tokenizer(sizes.vocab_size, sizes.template, seed, people=sizes.corpus == "people")
+    folder = Path(sizes.initialize_from)
     if not all((folder / name).is_file() for name in (MODEL_FILE, TRAINING, WEIGHTS)) or _stage(folder) != "language":
         raise SettingsError(
-            f"language.start is {sizes.start}, where the stage language has not written its model: "
+            f"language.initialize_from is {sizes.initialize_from}, where the stage language has not written its model: "
             "name the folder of a finished run, or leave it out to begin with nothing."
         )
     return SentencePieceTokenizer((folder / MODEL_FILE).read_bytes())
@@ -284,10 +284,10 @@ def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=sizes.width,
-        intermediate_size=sizes.feed_forward,
+        intermediate_size=sizes.intermediate_size,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.heads,
-        max_position_embeddings=sizes.context,
+        max_position_embeddings=sizes.context_length,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,

@@ -187,17 +187,17 @@ class Vision(Stage):
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
     lighter: ClassVar[tuple[str, ...]] = ("run.batch_size",)
-    unused: ClassVar[tuple[str, ...]] = (*OF_A_MODEL, "data.max_tokens")
+    unused: ClassVar[tuple[str, ...]] = (*OF_A_MODEL, "data.max_length")
 
     def __init__(self, config: Config, device: torch.device) -> None:
         """Raises `SettingsError` for sizes that cannot be, and for a contrast in parts."""
         self._sizes = config.vision or NewVision()
         if config.trainable not in ((), self.trainable):
             raise SettingsError(f"trainable is {list(config.trainable)}: the stage vision trains its whole model.")
-        if self._sizes.contrast and division(config, processes()) != (1, config.run.batch_size):
+        if self._sizes.contrastive_weight and division(config, processes()) != (1, config.run.batch_size):
             raise SettingsError(
-                "vision.contrast compares all captions of a step with each other, so they go through at once: leave "
-                "run.device_batch_size out and use one process, or set vision.contrast to 0."
+                "The contrastive loss compares all captions of a step with each other, so they go through at once: "
+                "leave run.micro_batch_size out and use one process, or set vision.contrastive_weight to 0."
             )
         self._tokenizer = train_tokenizer(_PIECES, "minigpt-v2", config.seed)
         torch.manual_seed(config.seed)
@@ -208,7 +208,9 @@ class Vision(Stage):
         """A picture and its caption, the last reply; none for a picture that is not of the drawn world."""
         picture = example.pictures[0] if example.pictures else None
         if not isinstance(picture, DrawnPicture):
-            raise DataError(f"{example.where}: the stage vision learns from what is drawn alone: use `form: drawn`.")
+            raise DataError(
+                f"{example.where}: the stage vision learns from what is drawn alone: use `format: synthetic`."
+            )
         caption = "" if picture.scene is None else example.replies[-1]
         ids = np.array(self._tokenizer.encode(caption)[:_LONGEST], np.int32)
         return Row(ids, ids, (picture,), example.where)
@@ -238,13 +240,13 @@ class Vision(Stage):
         """The sum of the pictures' losses."""
         states = self.model.states(batch["pixel_values"])
         loss: Tensor = self.model.heads(states, batch)
-        if self._sizes.contrast:
+        if self._sizes.contrastive_weight:
             told = self.model.contrast(states, batch["input_ids"], batch["attention_mask"].bool())
-            loss = loss + self._sizes.contrast * told
+            loss = loss + self._sizes.contrastive_weight * told
         return loss
 
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
-        """The ViT in BLIP-2's layout, which the stage `pretraining` begins with; the heads are left out."""
+        """The ViT in BLIP-2's layout, which the stage `qformer` begins with; the heads are left out."""
         from minichat.weights.checkpoint_io import Entry, write_tensors
 
         model = self.model.vision_model.to(torch.bfloat16)
@@ -289,16 +291,16 @@ _NONE_WEIGHS = 0.1  # most places show nothing, which would be the answer everyw
 _NUMBER = {word: number for number, word in enumerate(WORDS)}
 
 
-class Naming(Stage):
+class WordAlignment(Stage):
     """What each of the 32 places of a drawn picture should come to mean, in the embeddings of an LLM."""
 
     trainable: ClassVar[tuple[str, ...]] = ("bridge", "projection")
     unused: ClassVar[tuple[str, ...]] = (
-        "model.checkpoint_llm",
+        "model.gradient_checkpointing",
         "data.template",
-        "data.max_tokens",
-        "data.max_reply_tokens",
-        "data.features",
+        "data.max_length",
+        "data.max_reply_length",
+        "data.feature_cache",
     )
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -308,8 +310,8 @@ class Naming(Stage):
         self._processor = self.bot.processor
         if (tokens := self.model.config.num_image_tokens) != TOKENS:
             raise SettingsError(
-                f"A picture has {tokens} tokens in the model {config.model.name!r}, but the stage naming has words for "
-                f"{TOKENS} places of one: use a model with a Q-Former of so many queries."
+                f"A picture has {tokens} tokens in the model {config.model.name!r}, but the stage word_alignment has "
+                f"words for {TOKENS} places of one: use a model with a Q-Former of so many queries."
             )
         embeddings = self.model.get_input_embeddings().weight.detach().float()
         self._words = word_vectors(self._processor.content_tokenizer, embeddings)  # (W, H)
@@ -329,7 +331,7 @@ class Naming(Stage):
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Rows → `pixel_values` (I, 3, S, S), `words` (I, 32, 6): numbers of `WORDS`, and a mask of all places."""
-        pictures = [drawn(picture, row.where, "naming") for row in rows for picture in row.pictures]
+        pictures = [drawn(picture, row.where, "word_alignment") for row in rows for picture in row.pictures]
         if not pictures:
             raise DataError(f"{rows[0].where}: there is no picture to be named.")
         told = [outside_description() if p.scene is None else description(p.scene) for p in pictures]

@@ -7,9 +7,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from minichat.errors import ModelError, SettingsError, sentence, some
 from minichat.fileio import open_to_others, replace_file, to_disk, told
-from minichat.train.config import Config, OptimizerConfig, read_config
-from minichat.train.yaml_config import build, plain, write_yaml
+from minichat.train.config import Config, OptimizerConfig, config_of, read_config
+from minichat.train.yaml_config import plain, write_yaml
 from minichat.weights.checkpoint_io import KEY, checksum
 from minichat.weights.hub import weight_files
 from minichat.weights.projection import FACTS, is_projection, read_projection
@@ -41,16 +42,43 @@ OF_A_RUN = frozenset({LOCK, CONFIG, METRICS, LEFT_OUT, BEFORE, CURVE, PAGE, TRAI
 # --- The learning rate of each step.
 
 
-def rate_of(step: int, steps: int, config: OptimizerConfig) -> float:
-    """The rate of step `step` of `steps`, counted from 0.
+def lr_at(step: int, steps: int, config: OptimizerConfig) -> float:
+    """The learning rate of step `step` of `steps`, counted from 0.
 
-    A linear warm-up from `warmup_rate` to `rate` over the first `warmup_steps`, then a cosine from `rate` to `floor`
-    that is measured over all steps, so that it joins a little below `rate` (as the runs of MiniGPT-4 did: its
+    A linear warm-up from `warmup_lr` to `lr` over the first `warmup_steps`, then a cosine from `lr` to `min_lr` that is
+    measured over all steps, so that it joins a little below `lr` (as the runs of MiniGPT-4 did: its
     `minigpt4/common/optims.py::LinearWarmupCosineLRScheduler`).
     """
     if step < config.warmup_steps:
-        return config.warmup_rate + (config.rate - config.warmup_rate) * step / config.warmup_steps
-    return config.floor + (config.rate - config.floor) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        return config.warmup_lr + (config.lr - config.warmup_lr) * step / config.warmup_steps
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def lr_scales(names: Iterable[str], config: OptimizerConfig) -> dict[str, float]:
+    """By which the schedule is multiplied for each parameter: 1, or `lr_by_part`'s rate over `lr`.
+
+    The first pattern that matches counts. Raises `SettingsError` for a pattern that no parameter is left for.
+    """
+    scales, used = {}, set[str]()
+    for name in names:
+        pattern = next((part for part in config.lr_by_part if _is_in(name, part)), None)
+        scales[name] = 1.0 if pattern is None else config.lr_by_part[pattern] / config.lr
+        used |= set() if pattern is None else {pattern}
+    for part in config.lr_by_part:
+        if part not in used:
+            earlier = any(_is_in(name, part) for name in scales)
+            why = (
+                "what it matches is matched by a pattern before it" if earlier else "nothing that trains has that name"
+            )
+            raise SettingsError(
+                f"optimizer.lr_by_part: {part!r} is of no use, since {why} (what trains is {some(scales)})."
+            )
+    return scales
+
+
+def _is_in(name: str, part: str) -> bool:
+    """Whether a parameter is the part or in it, as `trainable` names parts; `*` stands for anything."""
+    return fnmatchcase(name, part) or fnmatchcase(name, f"{part}.*")
 
 
 # --- AdamW over what trains, or Muon over its matrices, and their state as named tensors.
@@ -65,13 +93,27 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def make_optimizer(weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW; biases and other tensors of fewer than two dimensions do not decay. Or Muon for the layers' matrices."""
-    if config.matrices == "muon":
+    """AdamW; biases and other tensors of fewer than two dimensions do not decay. Or Muon for the layers' matrices.
+
+    Parameters of one learning rate are groups of their own; `set_lr` moves all.
+    """
+    if config.name == "muon":
         return MuonAndAdamW(weights, config)
-    decays = [weight for weight in weights.values() if weight.dim() >= 2]
-    stays = [weight for weight in weights.values() if weight.dim() < 2]
-    groups = [{"params": decays, "weight_decay": config.weight_decay}, {"params": stays, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.rate, betas=(config.beta1, config.beta2))
+    groups = []
+    for scale, part in _by_scale(weights, config):
+        decays = [weight for weight in part.values() if weight.dim() >= 2]
+        stays = [weight for weight in part.values() if weight.dim() < 2]
+        groups.append({"params": decays, "weight_decay": config.weight_decay, "lr_scale": scale})
+        groups.append({"params": stays, "weight_decay": 0.0, "lr_scale": scale})
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2))
+
+
+def _by_scale(
+    weights: Mapping[str, nn.Parameter], config: OptimizerConfig
+) -> Iterator[tuple[float, dict[str, nn.Parameter]]]:
+    scales = lr_scales(weights, config)
+    for scale in dict.fromkeys(scales.values()):
+        yield scale, {name: weight for name, weight in weights.items() if scales[name] == scale}
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
@@ -82,19 +124,23 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], config: OptimizerConfig) -> None:
-        matrices = [weight for name, weight in weights.items() if weight.dim() == 2 and _IN_LAYER.search(name)]
-        if not matrices:
+        groups: list[dict[str, Any]] = []
+        self._inner: list[Any] = []
+        for scale, part in _by_scale(weights, config):
+            matrices = {name: w for name, w in part.items() if w.dim() == 2 and _IN_LAYER.search(name)}
+            others = [weight for name, weight in part.items() if name not in matrices]
+            if matrices:
+                held = list(matrices.values())
+                groups.append({"params": held, "weight_decay": config.weight_decay, "lr_scale": scale})
+                self._inner.append(torch.optim.Muon(held, lr=config.lr, adjust_lr_fn="match_rms_adamw"))
+            if others:
+                groups.append({"params": others, "weight_decay": 0.0, "lr_scale": scale})
+                self._inner.append(torch.optim.AdamW(others, lr=config.lr, betas=(config.beta1, config.beta2)))
+        if not any(isinstance(inner, torch.optim.Muon) for inner in self._inner):
             raise SettingsError(
-                "optimizer.matrices is muon, which is for the matrices of layers, and none trains: leave it out."
+                "optimizer.name is muon, which is for the matrices of layers, and none trains: leave it out."
             )
-        chosen = set(map(id, matrices))
-        others = [weight for weight in weights.values() if id(weight) not in chosen]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}]
-        self._inner: list[Any] = [torch.optim.Muon(matrices, lr=config.rate, adjust_lr_fn="match_rms_adamw")]
-        if others:
-            groups.append({"params": others, "weight_decay": 0.0})
-            self._inner.append(torch.optim.AdamW(others, lr=config.rate, betas=(config.beta1, config.beta2)))
-        super().__init__(groups, {"lr": config.rate})
+        super().__init__(groups, {"lr": config.lr})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -119,11 +165,11 @@ class MuonAndAdamW(torch.optim.Optimizer):
 _IN_LAYER = re.compile(r"\blayers?\.\d+\.")
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
-    """Make `rate` the learning rate of the next step, and return it."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """Make `lr` the learning rate of the next step, times each group's scale, and return it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+        group["lr"] = lr * group["lr_scale"]
+    return lr
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -350,10 +396,14 @@ def kept_config(out: Path, say: Callable[[str], None]) -> dict[str, Any]:
         raise SettingsError(
             f"{damage}, and no checkpoint tells what it held: put back a copy of it, or begin anew in another out."
         )
-    config = build(Config, saved.facts["config"])
+    config = config_of(saved.facts["config"])
     keep_config(out, config)
     say(f"{damage}: it is written anew, as the checkpoint of step {saved.step} has it.")
     return plain(config)
+
+
+def _silent(text: str) -> None:
+    """For what nobody need know."""
 
 
 def _read_config(path: Path) -> Config:
@@ -365,7 +415,7 @@ def _read_config(path: Path) -> Config:
     written = _SUM.match(content)
     if written and hashlib.sha256(content[written.end() :]).hexdigest() != written[1].decode():
         raise SettingsError("what it holds does not match its checksum")
-    return read_config(path)
+    return read_config(path, say=_silent)  # an old name in it is nobody's to mend
 
 
 # --- A run that begins with the weights of another, stopped or finished, or of a model: `initialize_from`.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from minichat.errors import SettingsError
 from minichat.fileio import open_file
-from minichat.train.yaml_config import build, need, override, read_yaml
+from minichat.train.yaml_config import build, need, new_names, override, read_yaml
 
 # --- What a Q-Former's pre-training is told: which objectives, and what a new Q-Former begins with.
 
@@ -36,11 +37,11 @@ class NewQFormer:
     """Of the hidden states; none: 768. The feed-forward parts are four times as wide."""
     heads: int | None = None
     """Attention heads; none: one for 64 of the width."""
-    queries: int = 32
+    num_queries: int = 32
     """Learned queries: an LLM will see as many image tokens."""
     cross_attention_frequency: int = 2
     """In each so-many-th layer the queries read the picture."""
-    contrast_width: int = 256
+    embed_dim: int = 256
     """In which pictures and texts are compared."""
     dropout: float = 0.1
     """Of hidden states and attention, in training."""
@@ -52,12 +53,12 @@ class NewQFormer:
     """Attention heads of an EVA file whose width is not the published one."""
 
     def __post_init__(self) -> None:
-        where = "pretraining.new"
+        where = "qformer.new"
         need(bool(self.vision), f"{where}.vision", self.vision, "a file or a folder")
         for name in ("layers", "width", "heads", "image_size", "vision_heads"):
             value = getattr(self, name)
             need(value is None or value > 0, f"{where}.{name}", value, "at least 1")
-        for name in ("queries", "cross_attention_frequency", "contrast_width"):
+        for name in ("num_queries", "cross_attention_frequency", "embed_dim"):
             need(getattr(self, name) > 0, f"{where}.{name}", getattr(self, name), "at least 1")
         need(0 <= self.dropout < 1, f"{where}.dropout", self.dropout, "from 0 to below 1")
         need(0.001 <= self.temperature <= 0.5, f"{where}.temperature", self.temperature, "from 0.001 to 0.5")
@@ -88,7 +89,7 @@ class NewQFormer:
 
 
 @dataclass(frozen=True)
-class PretrainingOptions:
+class QFormerOptions:
     """BLIP-2's first stage. Without `new` it goes on with the stage-1 folder that `model.name` names."""
 
     new: NewQFormer | None = None
@@ -100,8 +101,8 @@ class PretrainingOptions:
 
     def __post_init__(self) -> None:
         known = bool(self.objectives) and set(self.objectives) <= set(OBJECTIVES)
-        need(known, "pretraining.objectives", list(self.objectives), f"some of {', '.join(OBJECTIVES)}")
-        need(0 <= self.label_smoothing < 1, "pretraining.label_smoothing", self.label_smoothing, "from 0 to below 1")
+        need(known, "qformer.objectives", list(self.objectives), f"some of {', '.join(OBJECTIVES)}")
+        need(0 <= self.label_smoothing < 1, "qformer.label_smoothing", self.label_smoothing, "from 0 to below 1")
 
 
 # --- What a configuration says of a part that is trained from nothing: its sizes.
@@ -121,11 +122,11 @@ class NewVision:
     """Transformer blocks."""
     heads: int = 4
     """Attention heads of each; they share the width."""
-    contrast: float = 0.1
-    """Share of the contrast of pictures and captions in the loss, beside what each patch must tell."""
+    contrastive_weight: float = 0.1
+    """Of the contrastive loss of pictures and captions, beside what each patch must tell."""
 
     def __post_init__(self) -> None:
-        check_sizes("vision", self, ("image_size", "patch_size", "width", "layers", "heads"), "contrast")
+        check_sizes("vision", self, ("image_size", "patch_size", "width", "layers", "heads"), "contrastive_weight")
         divides("vision.image_size", self.image_size, "vision.patch_size", self.patch_size)
 
 
@@ -133,19 +134,19 @@ class NewVision:
 class NewLanguage:
     """A language model: a LLaMA, smaller, and its tokenizer."""
 
-    start: str | None = None
+    initialize_from: str | None = None
     """A folder that this stage wrote, to go on from; then the tokenizer and all sizes below are that folder's."""
     template: str = "minigpt-v2"
     """The prompt template, whose delimiters are among what the tokenizer is trained on."""
-    vocabulary: int = 1024
+    vocab_size: int = 1024
     """Pieces of the tokenizer."""
     corpus: Literal["templates", "people"] = "templates"
     """Whose dialogues the tokenizer is trained on: those of templates, or in people's words."""
-    context: int = 1024
+    context_length: int = 1024
     """Tokens that it can read."""
     width: int = 256
     """Of a token's vector."""
-    feed_forward: int = 688
+    intermediate_size: int = 688
     """Of the feed-forward parts."""
     layers: int = 6
     """Transformer blocks."""
@@ -155,7 +156,9 @@ class NewLanguage:
     """Of what stands for a picture, over the size of a word's vector: image tokens will not be exact either."""
 
     def __post_init__(self) -> None:
-        check_sizes("language", self, ("vocabulary", "context", "width", "feed_forward", "layers", "heads"), "noise")
+        check_sizes(
+            "language", self, ("vocab_size", "context_length", "width", "intermediate_size", "layers", "heads"), "noise"
+        )
 
 
 def check_sizes(section: str, sizes: NewVision | NewLanguage, counts: Sequence[str], share: str) -> None:
@@ -193,18 +196,23 @@ class ModelConfig:
     """Precision of the frozen parts, and of the arithmetic; what trains is kept in float32."""
     quantize: Literal["8bit", "4bit"] | None = None
     """Hold the LLM's matrices in 8 or 4 bits (bitsandbytes)."""
-    checkpoint_llm: bool = False
+    gradient_checkpointing: bool = False
     """Gradient checkpointing of the LLM: about a third more time for much less memory."""
     vision_dtype: Dtype | None = None
     """Precision of the vision encoder where it is not `dtype`."""
-    vision_drop_path: float = 0.0
+    vision_drop_path_rate: float = 0.0
     """Share of the vision encoder's residual branches that are left out, rising with depth; only where it trains."""
-    vision_checkpoint: bool = False
+    vision_gradient_checkpointing: bool = False
     """Gradient checkpointing of the vision encoder; only where it trains."""
 
     def __post_init__(self) -> None:
         need(bool(self.name), "model.name", self.name, "a model")
-        need(0 <= self.vision_drop_path < 1, "model.vision_drop_path", self.vision_drop_path, "from 0 to below 1")
+        need(
+            0 <= self.vision_drop_path_rate < 1,
+            "model.vision_drop_path_rate",
+            self.vision_drop_path_rate,
+            "from 0 to below 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -213,7 +221,7 @@ class Source:
 
     source: str
     """A file or a folder, or a pattern of tars."""
-    form: str | None = None
+    format: str | None = None
     """Its format, where it is not to be told from its content."""
     ratio: float = 1.0
     """Of streams: how often this one is drawn from, relative to the others."""
@@ -233,66 +241,70 @@ class DataConfig:
     """The data sets, one after another; streams are drawn from by their ratios."""
     validation: tuple[Source, ...] = ()
     """Held out: its loss chooses the best checkpoint, and its pictures are in the report."""
-    stream: bool = False
-    """Read as the run goes, shuffled a little, for sets too large to be listed first; needs run.steps."""
+    streaming: bool = False
+    """Read as the run goes, shuffled a little, for sets too large to be listed first; needs run.max_steps."""
     several_captions: Literal["each", "first", "random"] = "each"
     """Of several captions of one picture: each is a sample; the first alone; or one drawn in each epoch."""
     unknown_keys: Literal["refuse", "ignore"] = "refuse"
     """What is done where a record has a key that nothing reads and that may hold what is to be learnt."""
     template: str | None = None
     """The prompt template that it is trained with; none: the model's own, which it is served with."""
-    max_tokens: int | None = None
-    """A row's length is cut here; none: at the LLM's context."""
-    max_reply_tokens: int | None = None
+    max_length: int | None = None
+    """A row's length in tokens is cut here; none: at the LLM's context."""
+    max_reply_length: int | None = None
     """After the first question, so many tokens are kept of a row; a reply that is cut has no end."""
-    features: str | None = None
+    feature_cache: str | None = None
     """A folder that keeps the frozen parts' output for each picture, not of a stream. None: computed each time."""
     damaged_pictures: Literal["leave_out", "refuse"] = "leave_out"
     """What is done with records whose pictures cannot be opened: found before a run begins, or as they are streamed."""
-    workers: int = 0
+    num_workers: int = 0
     """Processes that prepare batches ahead; 0: the program itself does."""
 
     def __post_init__(self) -> None:
-        need(self.max_tokens is None or self.max_tokens > 1, "data.max_tokens", self.max_tokens, "at least 2")
-        limit = self.max_reply_tokens
-        need(limit is None or limit > 0, "data.max_reply_tokens", limit, "at least 1")
-        need(0 <= self.workers <= 256, "data.workers", self.workers, "from 0 to 256")
+        need(self.max_length is None or self.max_length > 1, "data.max_length", self.max_length, "at least 2")
+        limit = self.max_reply_length
+        need(limit is None or limit > 0, "data.max_reply_length", limit, "at least 1")
+        need(0 <= self.num_workers <= 256, "data.num_workers", self.num_workers, "from 0 to 256")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, and a cosine schedule with a linear warm-up and a floor."""
+    """AdamW or Muon, and a cosine schedule with a linear warm-up."""
 
-    matrices: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"
     """What moves the matrices of layers; all else is moved by AdamW."""
-
-    rate: float = 3e-5
+    lr: float = 3e-5
     """The learning rate that the schedule comes down from."""
-    floor: float = 0.0
+    lr_by_part: dict[str, float] = field(default_factory=dict)
+    """Rates of parts in place of `lr`: names as in `trainable`, `*` for anything, the first that matches counts."""
+    min_lr: float = 0.0
     """The learning rate at the end."""
     warmup_steps: int = 0
-    """Steps over which the rate rises; they are counted among all."""
-    warmup_rate: float = 0.0
-    """The rate at the first of them."""
+    """Steps over which the learning rate rises; they are counted among all."""
+    warmup_lr: float = 0.0
+    """The learning rate at the first of them."""
     weight_decay: float = 0.05
     """Of matrices, with muon of the layers' alone; biases and other one-dimensional tensors have none."""
     beta1: float = 0.9
-    """Memory of the gradient's mean."""
+    """Decay of the running mean of the gradient."""
     beta2: float = 0.999
-    """Memory of the gradient's square."""
-    clip: float | None = 1.0
-    """The longest gradient, as a norm; none: as it is."""
+    """Decay of the running mean of its square."""
+    max_grad_norm: float | None = 1.0
+    """A longer gradient is scaled down to this norm; none: as it is."""
 
     def __post_init__(self) -> None:
-        need(0 < self.rate < math.inf, "optimizer.rate", self.rate, "above 0")
-        for name in ("floor", "warmup_rate"):
+        need(0 < self.lr < math.inf, "optimizer.lr", self.lr, "above 0")
+        for part, lr in self.lr_by_part.items():
+            need(0 < lr < math.inf, f"optimizer.lr_by_part.{part}", lr, "above 0")
+        for name in ("min_lr", "warmup_lr"):
             value = getattr(self, name)
-            need(0 <= value <= self.rate, f"optimizer.{name}", value, f"from 0 to optimizer.rate ({self.rate})")
+            need(0 <= value <= self.lr, f"optimizer.{name}", value, f"from 0 to optimizer.lr ({self.lr})")
         need(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
         need(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
         for name in ("beta1", "beta2"):
             need(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "from 0 to below 1")
-        need(self.clip is None or 0 < self.clip < math.inf, "optimizer.clip", self.clip, "above 0, or none")
+        norm = self.max_grad_norm
+        need(norm is None or 0 < norm < math.inf, "optimizer.max_grad_norm", norm, "above 0, or none")
 
 
 @dataclass(frozen=True)
@@ -305,7 +317,7 @@ class LoraConfig:
     """What is added is scaled by alpha / rank."""
     dropout: float = 0.0
     """Share of their inputs that is left out while training."""
-    targets: tuple[str, ...] = ()
+    target_modules: tuple[str, ...] = ()
     """Names of the LLM's linear layers, such as q_proj; none: all but its output layer."""
 
     def __post_init__(self) -> None:
@@ -320,11 +332,11 @@ class RunConfig:
 
     epochs: int | None = None
     """Times over the data set; or give steps."""
-    steps: int | None = None
+    max_steps: int | None = None
     """Optimizer steps, over the data set as often as that takes; or give epochs."""
     batch_size: int = 12
     """Rows of one optimizer step, over all devices."""
-    device_batch_size: int | None = None
+    micro_batch_size: int | None = None
     """Rows at once on one device; a step's others follow, and gradients add up. None: the device's share at once."""
     validate_every: int | None = None
     """Steps between validations; none: after each epoch, or at the end where steps are given."""
@@ -334,10 +346,18 @@ class RunConfig:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.steps is None):
+        if (self.epochs is None) == (self.max_steps is None):
             given = "neither is given" if self.epochs is None else "both are given"
-            raise SettingsError(f"run.epochs and run.steps: {given}; give one of the two, and null for the other.")
-        for name in ("epochs", "steps", "batch_size", "device_batch_size", "validate_every", "patience", "save_every"):
+            raise SettingsError(f"run.epochs and run.max_steps: {given}; give one of the two, and null for the other.")
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "micro_batch_size",
+            "validate_every",
+            "patience",
+            "save_every",
+        ):
             value = getattr(self, name)
             need(value is None or value > 0, f"run.{name}", value, "at least 1")
 
@@ -348,7 +368,7 @@ class ReportConfig:
 
     log_every: int = 10
     """Steps between lines of progress."""
-    pictures: int = 8
+    samples: int = 8
     """Validation samples whose replies before and after are shown side by side."""
     max_new_tokens: int = 100
     """The longest reply among those."""
@@ -361,7 +381,7 @@ class ReportConfig:
 
     def __post_init__(self) -> None:
         need(self.log_every > 0, "report.log_every", self.log_every, "at least 1")
-        need(0 <= self.pictures <= 1000, "report.pictures", self.pictures, "from 0 to 1000")
+        need(0 <= self.samples <= 1000, "report.samples", self.samples, "from 0 to 1000")
         need(self.max_new_tokens > 0, "report.max_new_tokens", self.max_new_tokens, "at least 1")
 
 
@@ -369,7 +389,7 @@ class ReportConfig:
 class Config:
     """A training run."""
 
-    stage: str = "replies"
+    stage: str = "finetune"
     """What is learnt: the name of a loss and of what it is computed from (`minichat.train.stages`)."""
     out: str = "runs/finetune"
     """The folder of checkpoints, metrics and the result."""
@@ -380,10 +400,10 @@ class Config:
     initialize_from: str | None = None
     """A run's folder, stopped or finished, or a model: what trains begins with its weights, and the optimizer anew."""
     lora: LoraConfig | None = None
-    """An adapter of the LLM that trains beside these parts; of the stage `replies` alone."""
+    """An adapter of the LLM that trains beside these parts; of the stage `finetune` alone."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    pretraining: PretrainingOptions | None = None
-    """Of the stage `pretraining` alone."""
+    qformer: QFormerOptions | None = None
+    """Of the stage `qformer` alone."""
     vision: NewVision | None = None
     """Of the stage `vision` alone."""
     language: NewLanguage | None = None
@@ -404,32 +424,32 @@ class Config:
             )
         if self.lora is not None:
             self._check_lora()
-        for name in ("pretraining", "vision", "language"):
+        for name in ("qformer", "vision", "language"):
             if getattr(self, name) is not None and self.stage != name:
                 raise SettingsError(f"{name} is for the stage {name}, but stage is {self.stage!r}: drop it.")
-        seen = ("vision_model",) if self.stage == "pretraining" else ("vision_model", "bridge")
+        seen = ("vision_model",) if self.stage == "qformer" else ("vision_model", "bridge")
         trained_sight = [part for part in self.trainable if part.split(".")[0] in seen]
-        if self.data.features and trained_sight:
+        if self.data.feature_cache and trained_sight:
             raise SettingsError(
-                f"data.features keeps what the frozen parts see, but trainable names {trained_sight[0]}: drop one."
+                f"data.feature_cache keeps what the frozen parts see, but trainable names {trained_sight[0]}: drop one."
             )
-        if self.data.features and self.data.stream:
+        if self.data.feature_cache and self.data.streaming:
             raise SettingsError(
-                "data.features is made of all pictures before the run begins, and a data.stream does not list them: "
-                "drop one."
+                "data.feature_cache is made of all pictures before the run begins, and data.streaming does not list "
+                "them: drop one."
             )
         if not any(part.split(".")[0] == "vision_model" for part in self.trainable):
-            for name in ("vision_drop_path", "vision_checkpoint"):
+            for name in ("vision_drop_path_rate", "vision_gradient_checkpointing"):
                 if getattr(self.model, name):
                     raise SettingsError(f"model.{name} is for a vision_model that trains, but trainable has none.")
-        if self.data.stream and self.run.steps is None:
-            raise SettingsError("data.stream has no end, so an epoch has none: give run.steps, not run.epochs.")
+        if self.data.streaming and self.run.max_steps is None:
+            raise SettingsError("data.streaming has no end, so an epoch has none: give run.max_steps, not run.epochs.")
         if self.run.patience and not self.data.validation:
             raise SettingsError("run.patience waits for a better validation loss, but data.validation is empty.")
 
     def _check_lora(self) -> None:
-        if self.stage != "replies":
-            raise SettingsError(f"lora is for the stage replies, but stage is {self.stage!r}: drop it.")
+        if self.stage != "finetune":
+            raise SettingsError(f"lora is for the stage finetune, but stage is {self.stage!r}: drop it.")
         if any(part.split(".")[0] == "language_model" for part in self.trainable):
             raise SettingsError(
                 "lora trains beside a frozen language_model, but trainable names it: drop one of the two."
@@ -451,11 +471,33 @@ def check_unused(config: Config, names: Iterable[str]) -> None:
 
 #: What may differ between a run and its resumption: no result depends on it, save for rounding and for what a process
 #: or a part draws for itself (dropout).
-FREE = ("out", "model.device", "data.features", "data.workers", "run.device_batch_size", "run.save_every", "report")
+FREE = (
+    "out",
+    "model.device",
+    "data.feature_cache",
+    "data.num_workers",
+    "run.micro_batch_size",
+    "run.save_every",
+    "report",
+)
 
 
-def read_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Config:
-    """A YAML file with overrides, checked. Raises `SettingsError`, naming the field, for anything that is not right."""
+def config_of(content: Any) -> Config:
+    """A configuration that a run wrote as a plain dict, in new names or old. Raises `SettingsError`."""
+    return build(Config, new_names(content, {}))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, FutureWarning, stacklevel=3)
+
+
+def read_config(
+    path: str | os.PathLike[str], overrides: Iterable[str] = (), say: Callable[[str], None] = _warn
+) -> Config:
+    """A YAML file with overrides, checked. `say` is told where old names are in it.
+
+    Raises `SettingsError`, naming the field, for anything that is not right.
+    """
     file = Path(path)
     try:
         with open_file(file) as opened:
@@ -472,9 +514,14 @@ def read_config(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> 
         content = {}
     if not isinstance(content, dict):
         raise SettingsError(f"{file.name} is no configuration: it must hold keys and their values.")
-    for assignment in overrides:
-        override(content, assignment)
-    return build(Config, content)
+    told: dict[str, str] = {}
+    content = new_names(content, told)
+    override(content, overrides, told)
+    config = build(Config, content)
+    if told:
+        news = ", ".join(f"{old} is now {new}" for old, new in told.items())
+        say(f"{file.name}: old names, which the next release does not read: {news}.")
+    return config
 
 
 def difference(run: Any, asked: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -119,9 +119,9 @@ def _remember(file: Path, places: list[bytes]) -> None:
 # --- From a configuration's data sets to feeds.
 
 
-DRAWN = "drawn"  # the form of a source that is made up as it is read: its name is a kind of what is drawn
+SYNTHETIC = "synthetic"  # the form of a source that is made up as it is read: its name is a kind of what is drawn
 #: Where each form of endless data is; it is imported when it is asked for.
-STREAMS = {DRAWN: "minichat.toy.dataset:DrawnStream"}
+STREAMS = {SYNTHETIC: "minichat.toy.dataset:DrawnStream"}
 #: What a stream may be told besides `shuffle`.
 OPTIONS = tuple(field.name for field in fields(Options) if field.name not in ("seed", "epoch"))
 _WHOLE = Part()
@@ -151,7 +151,7 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     left_out = _LeftOut()
     held_out = list(_examples(config.data, config.data.validation, config.seed, left_out=left_out))
     held_out_rows = _rows(held_out, stage.render) if held_out else None
-    rows_of = None if config.data.stream else _Rows(config, stage.render, left_out)
+    rows_of = None if config.data.streaming else _Rows(config, stage.render, left_out)
     listed = [rows for rows in (rows_of(0) if rows_of else None, held_out_rows) if rows is not None]
     damaged = _damaged(config, stage, together, listed, say)
     told = [problem for rows in listed for problem in problems(rows.pictures(), damaged)]
@@ -171,13 +171,13 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
         # Sorted by length as a whole, so that little is padding.
         size = {"batch_size": at_once * together.count, "window": 1 if stage.joined else len(held_out)}
         validation = Listed(partial(_same, held_out_rows), stage.collate, **size, **place)
-    shown = held_out[:: max(1, len(held_out) // max(1, config.report.pictures))][: config.report.pictures]
+    shown = held_out[:: max(1, len(held_out) // max(1, config.report.samples))][: config.report.samples]
     run = config.run
     if rows_of is None:
         left_out.tell(say)
         feed = _stream(config, stage, parts=parts, **place)
         return Data(feed, None, stage.longest, None, validation, shown, told)
-    length: dict[str, Any] = {"epochs": run.epochs, "steps": run.steps, "batch_size": run.batch_size}
+    length: dict[str, Any] = {"epochs": run.epochs, "steps": run.max_steps, "batch_size": run.batch_size}
     # Where rows are compared with each other, those of like length must not meet again and again.
     window = 1 if stage.joined else WINDOW
     listed_feed = Listed(rows_of, stage.collate, seed=config.seed, parts=parts, window=window, **length, **place)
@@ -193,16 +193,16 @@ def _damaged(
     """All pictures of these rows that cannot be opened, whichever process found them."""
     pictures = itertools.chain.from_iterable(rows.pictures() for rows in listed)
     found: dict[StoredPicture, str] = {}
-    if config.data.features is None:
+    if config.data.feature_cache is None:
         found |= find_damaged(pictures, together, say)
     else:
         count = sum(int(rows.picture_counts.sum()) for rows in listed)
-        say(f"Looking at {count:,} pictures, unless {config.data.features} holds them ...")
+        say(f"Looking at {count:,} pictures, unless {config.data.feature_cache} holds them ...")
 
         def damaged(where: Where, picture: StoredPicture, reason: str) -> None:
             found[picture] = reason
 
-        stage.see(list(pictures), config.data.features, config.data.workers, together, damaged, say)
+        stage.see(list(pictures), config.data.feature_cache, config.data.num_workers, together, damaged, say)
     return dict(itertools.chain.from_iterable(each.items() for each in together.from_all(found)))
 
 
@@ -245,7 +245,7 @@ class _Rows:
 def division(config: Config, processes: int) -> tuple[int, int]:
     """In how many parts a process takes its share of a step's batch, and the most rows of a part."""
     share = -(-config.run.batch_size // processes)
-    at_once = min(share, config.run.device_batch_size or share)
+    at_once = min(share, config.run.micro_batch_size or share)
     return -(-share // at_once), at_once
 
 
@@ -258,7 +258,7 @@ def _examples(
 ) -> Iterator[Example]:
     for source in sources:
         options = {**_of_all(data), "seed": seed, "epoch": epoch, **source.options}
-        yield from formats.read(source.source, source.form, left_out=left_out, **options)
+        yield from formats.read(source.source, source.format, left_out=left_out, **options)
 
 
 class _LeftOut:
@@ -286,8 +286,8 @@ def _rows(examples: Iterable[Example], render: Callable[[Example], Row]) -> Rows
 
 def _mixed(config: Config) -> Examples:
     """The records of all sources as one stream."""
-    drawn = [source for source in config.data.train if source.form == DRAWN]
-    read = [source for source in config.data.train if source.form != DRAWN]
+    drawn = [source for source in config.data.train if source.format == SYNTHETIC]
+    read = [source for source in config.data.train if source.format != SYNTHETIC]
     streams: list[tuple[float, Examples]] = []
     for sources, known in ((drawn, ("easy", "examples", "noise", "stages")), (read, ("shuffle", *OPTIONS))):
         if not sources:
@@ -304,13 +304,13 @@ def _mixed(config: Config) -> Examples:
 def _streamed(config: Config, sources: Sequence[Source]) -> Examples:
     """Sources of one kind, all drawn or all read, as a stream."""
     options = sources[0].options
-    if sources[0].form == DRAWN:
+    if sources[0].format == SYNTHETIC:
         ratios = {source.source: source.ratio for source in sources}
-        made: Examples = resolve_name(STREAMS[DRAWN])(
+        made: Examples = resolve_name(STREAMS[SYNTHETIC])(
             ratios, batch_size=config.run.batch_size, seed=config.seed, **options
         )
         return made
-    files = [data_loader.Source(source.source, source.ratio, source.form) for source in sources]
+    files = [data_loader.Source(source.source, source.ratio, source.format) for source in sources]
     return data_loader.Stream(files, seed=config.seed, **{**_of_all(config.data), **options})
 
 
@@ -351,7 +351,7 @@ def texts(config: Config, most: int = 20_000) -> Iterator[str]:
 
     Raises as reading the data does.
     """
-    if not config.data.stream:
+    if not config.data.streaming:
         examples: Iterable[Example] = _examples(config.data, config.data.train, config.seed)
     else:
         first = itertools.islice(_mixed(config).scan(), most)
@@ -366,7 +366,7 @@ def _stream(config: Config, stage: Stage, **division: int) -> Streamed:
         stage.render,
         stage.collate,
         refuse_damaged=config.data.damaged_pictures == "refuse",
-        steps=config.run.steps or 0,
+        steps=config.run.max_steps or 0,
         batch_size=config.run.batch_size,
         joined=stage.joined,
         fingerprint=hashlib.sha256(repr([(s.source, s.ratio) for s in sources]).encode()).hexdigest(),

@@ -187,7 +187,7 @@ class Journal:
         from_there = f", from {named}" if named else ""
         return (
             f"{what} at step {entry.step}{from_there}: the checkpoints are from before it, and "
-            "would come to it again. Mend these records or lower optimizer.rate, and begin anew in another out."
+            "would come to it again. Mend these records or lower optimizer.lr, and begin anew in another out."
         )
 
 

@@ -384,8 +384,8 @@ def _culprits(run: Run, feed: Feed, sums: list[Tensor]) -> str:
     if all_wrong == batches > 1 and not run.standing.step:
         return "from all held-out records: the weights that it begins with are spoilt. Begin with others"
     if all_wrong == batches > 1:
-        return "from all held-out records: the weights are spoilt. Lower optimizer.rate, and begin anew in another out"
-    return f"from {named}: mend or drop these records, or lower optimizer.rate, and begin anew in another out"
+        return "from all held-out records: the weights are spoilt. Lower optimizer.lr, and begin anew in another out"
+    return f"from {named}: mend or drop these records, or lower optimizer.lr, and begin anew in another out"
 
 
 def save(run: Run) -> None:

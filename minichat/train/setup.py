@@ -139,11 +139,11 @@ def _targets(llm: nn.Module, lora: LoraConfig) -> list[str]:
     """The last parts of the names of the linear layers that are meant. Raises `SettingsError` for one that is not."""
     linear = set(map(id, linear_layers(llm)))
     known = {name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if id(module) in linear}
-    if unknown := set(lora.targets) - known:
+    if unknown := set(lora.target_modules) - known:
         raise SettingsError(
-            f"lora.targets names {some(unknown)}, but the LLM's linear layers are {', '.join(sorted(known))}."
+            f"lora.target_modules names {some(unknown)}, but the LLM's linear layers are {', '.join(sorted(known))}."
         )
-    return sorted(lora.targets or known)
+    return sorted(lora.target_modules or known)
 
 
 def _peft_config(lora: LoraConfig, targets: list[str]) -> Any:
@@ -316,7 +316,7 @@ def _as_the_bridge(bridge: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
 
 def save_memory(model: nn.Module, config: ModelConfig) -> None:
     """Gradient checkpointing and drop path; both are marked on layers, so they come before `model.train()`."""
-    wanted = (("language_model", config.checkpoint_llm), ("vision_model", config.vision_checkpoint))
+    wanted = (("language_model", config.gradient_checkpointing), ("vision_model", config.vision_gradient_checkpointing))
     for name in (name for name, checkpointed in wanted if checkpointed):
         part: Any = model.get_submodule(name)
         if not getattr(part, "supports_gradient_checkpointing", False):
@@ -324,8 +324,8 @@ def save_memory(model: nn.Module, config: ModelConfig) -> None:
         # Its name in transformers from 5.23 on, or before.
         enable = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    if config.vision_drop_path:
-        drop_path(model.get_submodule("vision_model.encoder.layers"), config.vision_drop_path)
+    if config.vision_drop_path_rate:
+        drop_path(model.get_submodule("vision_model.encoder.layers"), config.vision_drop_path_rate)
 
 
 def drop_path(layers: nn.Module, share: float) -> None:

@@ -20,7 +20,7 @@ from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
 from minichat.fileio import told
 from minichat.model.loss import Together
 from minichat.train import logging
-from minichat.train.checkpoint import BEFORE, CONFIG, CURVE, METRICS, PAGE, rate_of, seed_step, set_rate
+from minichat.train.checkpoint import BEFORE, CONFIG, CURVE, METRICS, PAGE, lr_at, seed_step, set_lr
 from minichat.train.config import FREE, Config, OptimizerConfig, check_unused
 from minichat.train.data import division, read_data
 from minichat.train.data_loader import Interruption
@@ -88,7 +88,7 @@ def verdict(standing: Standing, metrics: Sequence[Mapping[str, float]], optimize
 
 def _advice(optimizer: OptimizerConfig) -> str:
     return (
-        f"Lower optimizer.rate ({optimizer.rate:g}), or lengthen its warm-up (optimizer.warmup_steps is "
+        f"Lower optimizer.lr ({optimizer.lr:g}), or lengthen its warm-up (optimizer.warmup_steps is "
         f"{optimizer.warmup_steps})."
     )
 
@@ -97,13 +97,13 @@ def _advice(optimizer: OptimizerConfig) -> str:
 
 
 _LESS_MEMORY = {
-    "run.device_batch_size": "lower run.device_batch_size",
+    "run.micro_batch_size": "lower run.micro_batch_size",
     "run.batch_size": "lower run.batch_size",
-    "data.features": "give data.features a folder",
-    "data.max_tokens": "lower data.max_tokens",
-    "model.checkpoint_llm": "set model.checkpoint_llm to true",
+    "data.feature_cache": "give data.feature_cache a folder",
+    "data.max_length": "lower data.max_length",
+    "model.gradient_checkpointing": "set model.gradient_checkpointing to true",
     "model.quantize": "set model.quantize",
-    "model.vision_checkpoint": "set model.vision_checkpoint to true",
+    "model.vision_gradient_checkpointing": "set model.vision_gradient_checkpointing to true",
 }
 
 
@@ -132,7 +132,7 @@ def _notes(run: Run) -> list[str]:
         return []
     return [
         f"The run ends before its warm-up does (optimizer.warmup_steps is {warm:,}), so its rate never reaches "
-        f"{run.config.optimizer.rate:g} and it learns little: lower that, or train longer."
+        f"{run.config.optimizer.lr:g} and it learns little: lower that, or train longer."
     ]
 
 
@@ -182,12 +182,15 @@ def less_memory(run: Run) -> str:
     trained = {top(name) for name in config.trainable or stage.trainable}
     _, at_once = division(config, run.together.count)
     of_no_use = {
-        "run.device_batch_size": at_once == 1,
+        "run.micro_batch_size": at_once == 1,
         "run.batch_size": at_once == 1,
-        "data.features": config.data.features is not None or config.data.stream or "vision_model" in trained,
-        "model.checkpoint_llm": config.model.checkpoint_llm,
+        "data.feature_cache": config.data.feature_cache is not None
+        or config.data.streaming
+        or "vision_model" in trained,
+        "model.gradient_checkpointing": config.model.gradient_checkpointing,
         "model.quantize": config.model.quantize is not None or "language_model" in trained,
-        "model.vision_checkpoint": config.model.vision_checkpoint or "vision_model" not in trained,
+        "model.vision_gradient_checkpointing": config.model.vision_gradient_checkpointing
+        or "vision_model" not in trained,
     }
     settings = [name for name in stage.lighter if not of_no_use.get(name, False)]
     going_on, anew = ([_LESS_MEMORY[n] for n in settings if (n in FREE) == free] for free in (True, False))
@@ -364,7 +367,7 @@ def _steps(run: Run, interruption: Interruption) -> None:
         standing.began = held_out_loss(run)
     stage.model.train()
     began, since = time.monotonic() - standing.seconds, time.monotonic()
-    feed = run.data.feed.load(standing.step, config.data.workers, pinned=run.pinned)
+    feed = run.data.feed.load(standing.step, config.data.num_workers, pinned=run.pinned)
     for batches, failure in _with_failure(feed):
         here = sum(stage.count(batch) for batch in batches), sum(tokens_of(batch) for batch in batches)
         told = int(interruption.signal is not None), int(failure is not None)
@@ -400,13 +403,13 @@ def _step(run: Run, batches: Sequence[dict[str, Tensor]], items: int, tokens: in
             accelerator.backward(loss.sum())
         losses.append(loss.detach())
     together.add_gradients(run.weights.values())
-    norm = accelerator.clip_grad_norm_(run.weights.values(), config.optimizer.clip or math.inf)
-    rate = set_rate(run.optimizer, rate_of(standing.step, run.steps, config.optimizer))
+    norm = accelerator.clip_grad_norm_(run.weights.values(), config.optimizer.max_grad_norm or math.inf)
+    lr = set_lr(run.optimizer, lr_at(standing.step, run.steps, config.optimizer))
     run.whole = False
     run.optimizer.step()
     run.optimizer.zero_grad()
     standing.step += 1
-    run.journal.add(Entry(standing.step, losses, norm, rate, items, tokens))
+    run.journal.add(Entry(standing.step, losses, norm, lr, items, tokens))
     run.whole = True
 
 

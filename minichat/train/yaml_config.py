@@ -7,7 +7,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -63,15 +63,101 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def override(content: dict[str, Any], assignment: str) -> None:
-    """Put `key.sub=value` into nested dicts and lists; the value is read as YAML.
+# --- Names of settings from before the first release: read for one release more, and what they are now is told.
+#
+# Keys by their dotted names, with their parents by the new names and without the numbers of lists.
+
+
+_KEYS = {
+    "pretraining": "qformer",
+    "qformer.new.queries": "num_queries",
+    "qformer.new.contrast_width": "embed_dim",
+    "vision.contrast": "contrastive_weight",
+    "language.start": "initialize_from",
+    "language.vocabulary": "vocab_size",
+    "language.context": "context_length",
+    "language.feed_forward": "intermediate_size",
+    "model.checkpoint_llm": "gradient_checkpointing",
+    "model.vision_checkpoint": "vision_gradient_checkpointing",
+    "model.vision_drop_path": "vision_drop_path_rate",
+    "data.train.form": "format",
+    "data.validation.form": "format",
+    "data.stream": "streaming",
+    "data.max_tokens": "max_length",
+    "data.max_reply_tokens": "max_reply_length",
+    "data.features": "feature_cache",
+    "data.workers": "num_workers",
+    "optimizer.matrices": "name",
+    "optimizer.rate": "lr",
+    "optimizer.floor": "min_lr",
+    "optimizer.warmup_rate": "warmup_lr",
+    "optimizer.clip": "max_grad_norm",
+    "lora.targets": "target_modules",
+    "run.steps": "max_steps",
+    "run.device_batch_size": "micro_batch_size",
+    "report.pictures": "samples",
+}
+_VALUES = {
+    "stage": {"replies": "finetune", "pretraining": "qformer", "naming": "word_alignment"},
+    "data.train.format": {"drawn": "synthetic"},
+    "data.validation.format": {"drawn": "synthetic"},
+}
+
+
+def new_names(content: Any, told: dict[str, str], name: str = "") -> Any:
+    """The same content, a configuration or what is in it at `name`, in new names; `told` gets old → new.
+
+    Raises `SettingsError` where a setting is there by both.
+    """
+    if isinstance(content, list):
+        return [new_names(item, told, name) for item in content]
+    if not isinstance(content, dict):
+        now = _VALUES.get(name, {}).get(content) if isinstance(content, str) else None
+        if now is not None:
+            told[f"{name}: {content}"] = f"{name}: {now}"
+        return content if now is None else now
+    made = {}
+    for key, value in content.items():
+        old = _join(name, key)
+        now = _KEYS.get(old, key)
+        new = name if str(key).isdigit() else _join(name, now)
+        if now != key:
+            if now in content:
+                raise SettingsError(f"{old} is the old name of {new}, and both are given: drop {old}.")
+            told[old] = new
+        made[now] = new_names(value, told, new)
+    return made
+
+
+# --- What is given beside a file: `key.sub=value`.
+
+
+def override(content: dict[str, Any], assignments: Iterable[str], told: dict[str, str]) -> None:
+    """Put each `key.sub=value` into nested dicts and lists; the value is read as YAML, old names by the new ones.
 
     Raises `SettingsError` for what is no assignment, or leads through something that holds no keys.
     """
-    path, equals, text = assignment.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise SettingsError(f"{assignment!r} is no setting: write key.sub=value, such as optimizer.rate=1e-4.")
+    spelled: dict[tuple[str, ...], str] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise SettingsError(f"{assignment!r} is no setting: write key.sub=value, such as optimizer.lr=1e-4.")
+        value: Any = read_yaml(text, path)
+        for key in reversed(keys):
+            value = {key: value}
+        value = new_names(value, told)
+        now = []
+        for _ in keys:
+            ((key, value),) = value.items()
+            now.append(key)
+        if (before := spelled.setdefault(tuple(now), path)) != path:
+            raise SettingsError(f"{before} and {path} are names of one setting, and both are given: drop one.")
+        _put(content, now, value)
+
+
+def _put(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    path = ".".join(keys)
     place: Any = content
     for number, part in enumerate(keys):
         key: Any = part
@@ -83,12 +169,15 @@ def override(content: dict[str, Any], assignment: str) -> None:
         elif not isinstance(place, dict):
             raise SettingsError(f"{path}: {'.'.join(keys[:number])} is {place!r}, which holds no keys.")
         if number == len(keys) - 1:
-            place[key] = read_yaml(text, path)
+            place[key] = value
         elif isinstance(place, dict):
             place[key] = place.get(key)
             if place[key] is None:
                 place[key] = {}
         place = place[key]
+
+
+# --- Nested dicts → dataclasses.
 
 
 def build(kind: type[T], content: Any, name: str = "") -> T:
@@ -126,7 +215,9 @@ def _read(kind: Any, value: Any, name: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise SettingsError(f"{name} is {value!r}; it must hold keys and their values.")
-        return value
+        return {
+            key: item if members[1] is Any else _read(members[1], item, _join(name, key)) for key, item in value.items()
+        }
     if dataclasses.is_dataclass(kind):
         if isinstance(value, str) and len(required := _required(kind)) == 1:
             value = {required[0]: value}

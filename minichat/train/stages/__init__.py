@@ -33,11 +33,11 @@ Batch = dict[str, Tensor]
 OF_A_MODEL = (
     "model.name",
     "model.quantize",
-    "model.checkpoint_llm",
+    "model.gradient_checkpointing",
     "model.vision_dtype",
     "data.template",
-    "data.max_reply_tokens",
-    "data.features",
+    "data.max_reply_length",
+    "data.feature_cache",
 )
 
 
@@ -53,7 +53,7 @@ class Stage(Protocol):
 
     trainable: ClassVar[tuple[str, ...]]
     """What trains unless the configuration says otherwise."""
-    lighter: ClassVar[tuple[str, ...]] = ("run.device_batch_size",)
+    lighter: ClassVar[tuple[str, ...]] = ("run.micro_batch_size",)
     """Settings by which a step needs less memory, the best first."""
     unused: ClassVar[tuple[str, ...]] = ()
     """Settings that mean nothing to it, and are refused where they are given."""
@@ -126,11 +126,11 @@ class Stage(Protocol):
 
 #: Where each stage is; it is imported when it is asked for.
 STAGES = {
-    "replies": "minichat.train.stages.finetune:Replies",
-    "pretraining": "minichat.train.stages.qformer:Pretraining",
+    "finetune": "minichat.train.stages.finetune:Finetune",
+    "qformer": "minichat.train.stages.qformer:Pretraining",
     "vision": "minichat.toy.train_vision:Vision",
     "language": "minichat.toy.train_lm:Language",
-    "naming": "minichat.toy.train_vision:Naming",
+    "word_alignment": "minichat.toy.train_vision:WordAlignment",
 }
 
 

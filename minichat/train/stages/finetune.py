@@ -197,16 +197,16 @@ class ReplyCollator:
         return batch | {"positions": positions, "targets": targets}
 
 
-class Replies(Stage):
+class Finetune(Stage):
     """The next token of replies, as in both stages of MiniGPT-4 (arXiv:2304.10592, section 3)."""
 
     trainable: ClassVar[tuple[str, ...]] = ("projection",)
     lighter: ClassVar[tuple[str, ...]] = (
-        "run.device_batch_size",
-        "model.checkpoint_llm",
+        "run.micro_batch_size",
+        "model.gradient_checkpointing",
         "model.quantize",
-        "model.vision_checkpoint",
-        "data.max_tokens",
+        "model.vision_gradient_checkpointing",
+        "data.max_length",
     )
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -215,10 +215,10 @@ class Replies(Stage):
         self.bot: MiniChat = open_bot(config.model, trainable, device, config.lora, config.seed)
         self.model = self.bot.model
         self._processor = self.bot.processor.with_template(config.data.template)
-        limits = [limit for limit in (config.data.max_tokens, self.bot.context) if limit is not None]
+        limits = [limit for limit in (config.data.max_length, self.bot.context) if limit is not None]
         limit = min(limits, default=None)
         self.longest = limit or CONTEXT
-        render = Renderer(self._processor, max_length=limit, max_reply_tokens=config.data.max_reply_tokens)
+        render = Renderer(self._processor, max_length=limit, max_reply_tokens=config.data.max_reply_length)
         parts = self.model.config.is_encoder_decoder
         self.render: Callable[[Example], Row] = LastReply(render) if parts else render
         if not parts:
@@ -287,7 +287,7 @@ class Replies(Stage):
             self.model.config,
             rows,
             longest,
-            self._settings.checkpoint_llm,
+            self._settings.gradient_checkpointing,
             dtype=str(embedding.dtype).removeprefix("torch."),
             quantize=self._settings.quantize,
             device=embedding.device.type,

@@ -1,4 +1,4 @@
-"""The stage `pretraining`: a Q-Former learns to read pictures from pairs of a picture and a text, before any LLM."""
+"""The stage `qformer`: a Q-Former learns to read pictures from pairs of a picture and a text, before any LLM."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from minichat.prompt.processor import MiniChatImageProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.tokenizer import read_wordpiece, tokenize
 from minichat.train.checkpoint import TRAINING, seed_of_all, trained
-from minichat.train.config import Config, ModelConfig, NewQFormer, PretrainingOptions
+from minichat.train.config import Config, ModelConfig, NewQFormer, QFormerOptions
 from minichat.train.data import division
 from minichat.train.setup import precision, save_memory, top
 from minichat.train.stages import Batch, Stage, silent
@@ -47,16 +47,16 @@ def read_start(config: Config) -> Stage1:
 
     Raises `SettingsError` for a beginning that is none or two, and as reading the parts does.
     """
-    options = config.pretraining or PretrainingOptions()
+    options = config.qformer or QFormerOptions()
     named = config.model.name != ModelConfig.name
     if options.new is None and not named:
         raise SettingsError(
-            "The stage pretraining begins with nothing: give pretraining.new for a new Q-Former, or as model.name the "
+            "The stage qformer begins with nothing: give qformer.new for a new Q-Former, or as model.name the "
             "folder of a stage 1 to go on with."
         )
     if options.new is not None and named:
         raise SettingsError(
-            f"pretraining.new makes a new Q-Former, but model.name is {config.model.name!r}, to go on with: drop one."
+            f"qformer.new makes a new Q-Former, but model.name is {config.model.name!r}, to go on with: drop one."
         )
     stage1 = read_stage1(config.model.name) if options.new is None else _new(options.new, config.seed)
     stage1.model.config.objectives = options.objectives
@@ -79,7 +79,7 @@ def open_start(config: Config, device: torch.device) -> Stage1:
 
 def begun_anew(stage1: Stage1, config: Config) -> list[str]:
     """What begins as it was made although a model was named to go on with, in a sentence: its files lack it."""
-    if config.pretraining is not None and config.pretraining.new is not None:
+    if config.qformer is not None and config.qformer.new is not None:
         return []
     objectives = stage1.model.config.objectives
     parts = []
@@ -97,7 +97,7 @@ def _new(options: NewQFormer, seed: int) -> Stage1:
     config = PretrainingConfig(
         vision_config=vision_config,
         bridge_config={
-            "num_query_tokens": options.queries,
+            "num_query_tokens": options.num_queries,
             "qformer": {
                 "vocab_size": len(tokenizer),
                 **sizes,
@@ -106,7 +106,7 @@ def _new(options: NewQFormer, seed: int) -> Stage1:
                 "attention_probs_dropout_prob": options.dropout,
             },
         },
-        contrast_size=options.contrast_width,
+        contrast_size=options.embed_dim,
         temperature=options.temperature,
         decoder_start_token_id=tokenizer.bos_token_id,
     )
@@ -121,7 +121,7 @@ def _tokenizer(options: NewQFormer) -> PreTrainedTokenizerBase:
     return read_wordpiece(find_folder(name, what, patterns))
 
 
-# --- The stage `pretraining`: a Q-Former learns to read pictures from pairs of a picture and a text, before any LLM.
+# --- The stage `qformer`: a Q-Former learns to read pictures from pairs of a picture and a text, before any LLM.
 #
 # BLIP-2's first stage (arXiv:2301.12597, section 3.2; `minichat.model.qformer_pretrain`). The pairs of a step are
 # compared with each other, in all processes: so they must go through the model at once, and no gradients are
@@ -206,16 +206,16 @@ class Pretraining(Stage):
 
     trainable: ClassVar[tuple[str, ...]] = PretrainingConfig().trainable
     lighter: ClassVar[tuple[str, ...]] = (
-        "data.features",
-        "model.vision_checkpoint",
+        "data.feature_cache",
+        "model.vision_gradient_checkpointing",
         "run.batch_size",
-        "data.max_tokens",
+        "data.max_length",
     )
     unused: ClassVar[tuple[str, ...]] = (
         "model.quantize",
-        "model.checkpoint_llm",
+        "model.gradient_checkpointing",
         "data.template",
-        "data.max_reply_tokens",
+        "data.max_reply_length",
     )
     joined: ClassVar[bool] = True
 
@@ -229,7 +229,7 @@ class Pretraining(Stage):
         self.terms = self.model.config.objectives
         self._tokenizer = stage1.tokenizer
         positions = self.model.embeddings.position_embeddings.num_embeddings
-        self.longest = min(config.data.max_tokens or positions, positions)
+        self.longest = min(config.data.max_length or positions, positions)
         self.render: Callable[[Example], Row] = PairRenderer(self._tokenizer, self.longest)
         self._side = self.model.config.vision_config.image_size
         self.collate = self._collator()
@@ -359,7 +359,7 @@ def _check_division(config: Config) -> None:
     parts, at_once = division(config, count)
     if parts > 1 or batch_size % count:
         raise SettingsError(
-            f"The stage pretraining compares all pairs of a step with each other, so they go through at once: "
-            f"run.batch_size ({batch_size}) must be run.device_batch_size ({at_once}) × processes ({count}). Change "
-            "one of them, or leave run.device_batch_size out."
+            f"The stage qformer compares all pairs of a step with each other, so they go through at once: "
+            f"run.batch_size ({batch_size}) must be run.micro_batch_size ({at_once}) × processes ({count}). Change "
+            "one of them, or leave run.micro_batch_size out."
         )
