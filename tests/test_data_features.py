@@ -356,7 +356,7 @@ def test_the_command(tmp_path: Path) -> None:
         result = CliRunner().invoke(cli.app, arguments)
         assert result.exit_code == 0, result.output
         assert (result.stdout, result.stderr) == ("", f"6 different pictures are in {tmp_path / 'kept'}.\n")
-    data = DataConfig((Source(str(tmp_path / "talks.jsonl")),), features=str(tmp_path / "kept"))
+    data = DataConfig((Source(str(tmp_path / "talks.jsonl")),), feature_cache=str(tmp_path / "kept"))
     config = Config(model=ModelConfig("minichat-tiny", device="cpu"), data=data)
     stage = Finetune(config, torch.device("cpu"))
     with counting(stage.bot) as counts:

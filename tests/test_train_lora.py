@@ -153,7 +153,7 @@ def test_a_damaged_adapter_is_named(whole: Path, tmp_path: Path) -> None:
         (["model.quantize=4bit"], r"model\.quantize is '4bit', but lora"),
         (
             ["lora.target_modules=[query]"],
-            r"lora\.targets names query, but the LLM's linear layers are down_proj, gate_proj",
+            r"lora\.target_modules names query, but the LLM's linear layers are down_proj, gate_proj",
         ),
         (["lora.rank=0"], r"lora\.rank is 0"),
         (["lora.dropout=1"], r"lora\.dropout is 1"),

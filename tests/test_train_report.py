@@ -320,7 +320,7 @@ def test_the_command_trains(desk: Path, tmp_path: Path) -> None:
     ("arguments", "code", "said"),
     [
         (["nowhere.yaml"], 1, "There is no configuration"),
-        (["TRAIN", "optimizer.rat=1"], 1, "did you mean optimizer.lr?"),
+        (["TRAIN", "optimizer.mn_lr=1"], 1, "did you mean optimizer.min_lr?"),
         (["TRAIN", "--resume", "--out", "OUT"], 1, "There is no run in 'run' to resume"),
         (["TRAIN", "--nonsense"], 2, "No such option"),
         ([], 2, "Missing argument"),

@@ -287,5 +287,5 @@ def test_contrast_of_pictures_without_captions_is_none() -> None:
 
 
 def test_muon_where_no_layers_matrix_trains_is_refused() -> None:
-    with pytest.raises(SettingsError, match="matrices is muon"):
+    with pytest.raises(SettingsError, match=r"optimizer\.name is muon"):
         make_optimizer({"projection.weight": torch.nn.Parameter(torch.zeros(2, 2))}, OptimizerConfig(name="muon"))
