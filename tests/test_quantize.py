@@ -6,6 +6,7 @@ On the CPU, with bitsandbytes.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 from torch import nn
 
 import minichat
+from minichat.device import placement
 from minichat.device.placement import Placement, choose, spread
 from minichat.errors import ModelError, SettingsError
 from minichat.inference.bot import MiniChat
 from minichat.model import set_trainable
 from minichat.toy.evaluate import held_out
 from minichat.weights.convert import convert
+from minichat.weights.export import export
 from minichat.weights.projection import write_projection
 from tests import processes
 from tests.published_files import arguments, publish
@@ -285,3 +288,44 @@ def test_an_llm_that_waits_elsewhere_answers_the_same(bots: dict[str | None, Min
 def test_choices_are_plain() -> None:
     assert choose("cpu") == Placement(torch.device("cpu"), torch.float32)
     assert choose("cpu", "bfloat16", None, {"": "cpu"}).device_map == {"": "cpu"}
+
+
+# --- "auto" on a CPU: weights in bfloat16 stay so where the processor computes in it.
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("stored")
+    return {name: export("minichat-tiny", "minichat", folder / name, dtype=name) for name in ("bfloat16", "float32")}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_weights_in_bfloat16_stay_so_where_it_is_native(
+    stored: dict[str, Path], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked of the processor; never for what is stored otherwise, asked for otherwise, or built in."""
+    monkeypatch.setattr(placement, "computes_bfloat16", lambda: native)
+
+    def dtype(name: object, **options: Any) -> torch.dtype:
+        bot = minichat.load(name, device="cpu", **options)  # type: ignore[arg-type]
+        assert bot.model.projection.weight.dtype == torch.float32
+        assert bot.caption([noise_picture(1)], max_new_tokens=3)
+        return next(bot.model.language_model.parameters()).dtype
+
+    assert dtype(stored["bfloat16"]) == (torch.bfloat16 if native else torch.float32)
+    assert dtype(stored["bfloat16"], dtype="float32") == torch.float32
+    assert dtype(stored["float32"]) == torch.float32
+    assert dtype("minichat-tiny") == torch.float32
+
+
+def test_a_processor_is_asked_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the instructions nothing is measured; a processor that is no quicker in bfloat16 does not compute in it."""
+    clock = itertools.count()
+    monkeypatch.setattr(placement.time, "perf_counter", lambda: next(clock))  # every product takes as long
+    asked = placement.computes_bfloat16.__wrapped__
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    assert not asked()
+    assert next(clock) == 0
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert not asked()
+    assert next(clock) > 1

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,6 +192,31 @@ def half(device: torch.device) -> torch.dtype:
         with torch.cuda.device(device) if device.index is not None else nullcontext():
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float16 if device.type == "mps" else torch.bfloat16
+
+
+_NATIVE = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # what processors call it: x86's, then Arm's
+_QUICKER = 0.8  # of float32's time: where it is no less, what one library can do is not what another one uses
+
+
+@cache
+def computes_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively, and is the quicker for it: asked, then measured, once.
+
+    A processor may have the instructions while the library that PyTorch calls does not use them.
+    """
+    import torch
+
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if not any(capabilities.get(name) for name in _NATIVE):
+        return False
+    best: dict[torch.dtype, float] = {}
+    for _ in range(4):  # the first of each is for what is made once
+        for dtype in (torch.float32, torch.bfloat16):
+            one, other = torch.ones(128, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+            started = time.perf_counter()
+            one @ other
+            best[dtype] = min(best.get(dtype, math.inf), time.perf_counter() - started)
+    return best[torch.bfloat16] <= _QUICKER * best[torch.float32]
 
 
 def settings(network: MiniChatForConditionalGeneration, quantize: str, compute: torch.dtype) -> Any:
@@ -407,6 +435,11 @@ class Placement:
     quantize: str | None = None  # "8bit" or "4bit"
     device_map: Mapping[str, int | str] | str | None = None  # where the LLM is, if it is not on `device`
 
+    def for_bfloat16(self) -> Placement:
+        """For weights that are stored in bfloat16: on a processor that computes in it natively, they stay so."""
+        plain = self.device.type == "cpu" and self.quantize is None and self.device_map is None
+        return replace(self, dtype=half(self.device)) if plain and computes_bfloat16() else self
+
     def as_stored(self, name: str) -> bool:
         """Whether this tensor is used as it lies in its file, if it is stored in `dtype`: it may then stay mapped."""
         changed = self.quantize is not None and name.startswith("language_model.")
@@ -472,7 +505,7 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
     by_name = {name: getattr(torch, name) for name in DTYPES}
     if isinstance(dtype, str) and dtype == "auto":
-        # A CPU computes in float32 about as fast as in half precision, and exactly.
+        # Exactly; of weights in bfloat16, which a processor may compute with natively, `load` knows.
         return torch.float32 if device.type == "cpu" else half(device)
     if isinstance(dtype, torch.dtype) and dtype in by_name.values():
         return dtype

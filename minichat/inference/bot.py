@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -29,39 +29,19 @@ from minichat.weights.check_config import asked_by, building, check_parts, check
 from minichat.weights.checkpoint_io import Stream, large_apart
 from minichat.weights.hub import check_header, quiet, read_json, weight_files
 from minichat.weights.known_models import KNOWN
-from minichat.weights.llm import RECORD, RECORDED, Adapter, hashes, read_adapter, referred_llm, trained_adapter
-from minichat.weights.projection import Projection, is_projection, read_projection
+from minichat.weights.llm import (
+    Adapter,
+    adding,
+    llm_dtypes,
+    read_adapter,
+    referred_llm,
+    trained_adapter,
+)
+from minichat.weights.projection import is_projection, read_projection, verify_weights
 from minichat.weights.registry import AUTO, BUILT_IN, default_model, find, is_here
 
 if TYPE_CHECKING:
     from minichat.prompt.processor import MiniChatProcessor
-
-
-# --- `--verify`: hashes of all that the weights hold, where a fingerprint is of the first 64 KiB of each tensor.
-
-
-def verify_weights(folder: Path, projection: Projection | None = None) -> None:
-    """Hold the model in `folder` against what was recorded of it, or by a projection that was trained on it.
-
-    Raises `ModelError` where nothing was recorded, and with both values for a part that is not what it was.
-    """
-    by = folder.name if projection is None else projection.folder
-    recorded: Any
-    if projection is not None:
-        recorded = projection.hashes
-    else:
-        recorded = read_json(folder, RECORD).get(RECORDED) if (folder / RECORD).is_file() else None
-    if not isinstance(recorded, dict) or not recorded:
-        raise ModelError(
-            f"{by!r} records no hashes of all its weights, so there is nothing to verify: make it again with --verify."
-        )
-    found = hashes(folder)
-    for part, wanted in recorded.items():
-        if found.get(part) != wanted:
-            raise ModelError(
-                f"The {part} of {folder.name!r} has the SHA-256 {str(found.get(part))[:12]}, but {by!r} was made with "
-                f"{str(wanted)[:12]}: its weights have been changed."
-            )
 
 
 # --- A folder of weights → the network, every tensor accounted for.
@@ -82,7 +62,7 @@ def load_network(
     memory is short; `SettingsError` for a placement that does not fit this network.
     """
     adapters: list[Adapter] = []  # the LLM's own, then the trained one
-    stream = Stream(placement.dtype, placement.as_stored, _adding(adapters))
+    stream = Stream(placement.dtype, placement.as_stored, adding(adapters))
     try:
         with quiet(), large_apart() if placement.quantize is not None else nullcontext():
             config = read_config(folder)
@@ -120,17 +100,6 @@ def load_network(
     if placement.quantize == "4bit" and placement.device.type == "cpu":
         suit_cpu(model)
     return model
-
-
-def _adding(adapters: list[Adapter]) -> Callable[[str, Tensor], Tensor]:
-    def add(name: str, tensor: Tensor) -> Tensor:
-        own = name.removeprefix(_LLM)
-        for adapter in adapters:
-            if name != own and adapter.changes(own):
-                tensor = adapter.merged(own, tensor.float())
-        return tensor
-
-    return add
 
 
 def _generation_config(folder: Path) -> GenerationConfig | None:
@@ -430,8 +399,9 @@ def load(
             or a hub id ("owner/name"), which is taken from the local cache where there is no network. "auto": the
             built-in model, minichat-tiny.
         device: "auto" (CUDA, else MPS, else CPU) or a device of PyTorch's.
-        dtype: "auto" (CPU float32; CUDA bfloat16, or float16 where that is only emulated; MPS float16), "float32",
-            "bfloat16" or "float16". The projection is always in float32.
+        dtype: "auto", "float32", "bfloat16" or "float16". "auto": on CUDA bfloat16, or float16 where that is only
+            emulated; on MPS float16; on a CPU float32, or bfloat16 for an LLM that is stored so where the processor
+            computes in it natively (the built-in models stay in float32). The projection is always in float32.
         quantize: "8bit" or "4bit" stores the LLM's matrices so, and nothing else; it needs bitsandbytes.
         device_map: where the LLM goes if it does not fit on `device`: "auto" fills the GPUs and then the CPU, a dict
             says it for each part ("language_model.model.layers.0": 1). The vision side stays whole on `device`.
@@ -460,6 +430,9 @@ def load(
         projection.check(folder)
     if verify:
         verify_weights(folder, projection)
+    built_in = name in BUILT_IN or (projection is not None and projection.base_name() in BUILT_IN)
+    if dtype == "auto" and not built_in and llm_dtypes(folder, reference) == {torch.bfloat16}:
+        placement = placement.for_bfloat16()
     trained = trained_adapter(own, folder) if merge_adapter else None
     model = load_network(folder, placement, reference, None if trained is None else read_adapter(trained))
     if projection is not None:

@@ -31,6 +31,7 @@ from minichat.weights.known_models import KNOWN_LLMS, packaged_folder, unpacked
 # Both are read as PEFT writes them; what PEFT knows beyond that is refused by name.
 
 
+_LLM = "language_model."
 ADAPTER = "adapter"  # the folder of a trained adapter, beside a projection or in a model's folder
 CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -145,6 +146,19 @@ def trained_adapter(*folders: Path) -> Path | None:
     """The adapter that was trained with a projection, or of the model that it stands on: the first of these folders
     that has one."""
     return next((folder / ADAPTER for folder in folders if has_adapter(folder / ADAPTER)), None)
+
+
+def adding(adapters: list[Adapter]) -> Callable[[str, Tensor], Tensor]:
+    """What adds these adapters, in float32, to a tensor of a model as it is read; those of other parts stay."""
+
+    def add(name: str, tensor: Tensor) -> Tensor:
+        own = name.removeprefix(_LLM)
+        for adapter in adapters:
+            if name != own and adapter.changes(own):
+                tensor = adapter.merged(own, tensor.float())
+        return tensor
+
+    return add
 
 
 def has_adapter(folder: Path) -> bool:
@@ -427,6 +441,18 @@ def referred_llm(reference: dict[str, str], model: str) -> Llm:
             f"{found[:12]}: put the LLM back, or convert again."
         )
     return llm
+
+
+def llm_dtypes(folder: Path, reference: dict[str, str] | None) -> set[torch.dtype]:
+    """The dtypes in which the matrices of a model's LLM are stored, in its folder or where that refers to."""
+    from minichat.weights.checkpoint_io import read_checkpoint
+
+    if reference is not None:
+        stored = [checkpoint.plain(name) for name, checkpoint in referred_llm(reference, folder.name).tensors().items()]
+    else:
+        files = [read_checkpoint(folder / file) for file in weight_files(folder)]
+        stored = [file.plain(name) for file in files for name in file if name.startswith(_LLM)]
+    return {tensor.dtype for tensor in stored if tensor.dim() == 2}
 
 
 RECORD = "conversion.json"  # what a converted model was made of, in its folder

@@ -17,7 +17,7 @@ from minichat.fileio import new_folder, write_json
 from minichat.weights.checkpoint_io import of_facts
 from minichat.weights.hub import HUB_ID, check_header, read_json, weight_files
 from minichat.weights.known_models import JOINED, KNOWN
-from minichat.weights.llm import RECORDED, copy_adapter, hashes, trained_adapter
+from minichat.weights.llm import RECORD, RECORDED, copy_adapter, hashes, trained_adapter
 from minichat.weights.registry import BUILT_IN, find
 
 if TYPE_CHECKING:
@@ -257,3 +257,30 @@ def _reference(name: str, folder: Path) -> dict[str, str]:
     if not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name):
         return {"id": name}
     return {"path": str(folder.resolve())}
+
+
+# --- `--verify`: hashes of all that the weights hold, where a fingerprint is of the first 64 KiB of each tensor.
+
+
+def verify_weights(folder: Path, projection: Projection | None = None) -> None:
+    """Hold the model in `folder` against what was recorded of it, or by a projection that was trained on it.
+
+    Raises `ModelError` where nothing was recorded, and with both values for a part that is not what it was.
+    """
+    by = folder.name if projection is None else projection.folder
+    recorded: Any
+    if projection is not None:
+        recorded = projection.hashes
+    else:
+        recorded = read_json(folder, RECORD).get(RECORDED) if (folder / RECORD).is_file() else None
+    if not isinstance(recorded, dict) or not recorded:
+        raise ModelError(
+            f"{by!r} records no hashes of all its weights, so there is nothing to verify: make it again with --verify."
+        )
+    found = hashes(folder)
+    for part, wanted in recorded.items():
+        if found.get(part) != wanted:
+            raise ModelError(
+                f"The {part} of {folder.name!r} has the SHA-256 {str(found.get(part))[:12]}, but {by!r} was made with "
+                f"{str(wanted)[:12]}: its weights have been changed."
+            )
