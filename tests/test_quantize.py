@@ -319,7 +319,7 @@ def test_weights_in_bfloat16_stay_so_where_it_is_native(
 
 
 def test_a_processor_is_asked_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the instructions nothing is measured; a processor that is no quicker in bfloat16 does not compute in it."""
+    """Without the instructions nothing is measured; where bfloat16 is no quicker, it is not taken."""
     clock = itertools.count()
     monkeypatch.setattr(placement.time, "perf_counter", lambda: next(clock))  # every product takes as long
     asked = placement.computes_bfloat16.__wrapped__
