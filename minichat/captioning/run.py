@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -48,10 +50,10 @@ class Outcome:
 
 
 class Captioner:
-    """Captions batches; remembers how many pictures fit into memory.
+    """Captions pictures without end: as rows become free where the bot writes replies together, else in batches.
 
-    A batch that does not fit is halved, and so are those that follow; where the model fails, the batch's pictures are
-    tried one by one, and only the culprit has an error.
+    A batch that does not fit into memory is halved, and so are those that follow; where the model fails, the batch's
+    pictures are tried one by one, and only the culprit has an error.
     """
 
     def __init__(self, bot: MiniChat, batch_size: int, settings: dict[str, Any]) -> None:
@@ -62,8 +64,28 @@ class Captioner:
         self._bot = bot
         self._settings = settings
 
+    def outcomes(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """An outcome for each job, in order, as soon as it is there; no more jobs are taken than are worked on.
+
+        Raises `MiniChatError` for what concerns every picture alike, such as a setting.
+        """
+        chosen = GenerationSettings().updated(**self._settings)
+        jobs = iter(jobs)
+        if not getattr(self._bot, "writes_together", lambda _: False)(chosen):
+            while part := list(itertools.islice(jobs, self.batch_size)):
+                yield from self.caption(part)
+            return
+        default = _default_prompt()
+        asked = (
+            ([job.picture], default if job.prompt is None else job.prompt, _seeded(chosen, job.seed)) for job in jobs
+        )
+        for one in self._bot.captions(asked, self.batch_size):
+            if isinstance(one, Exception) and _concerns_all(one):
+                raise one
+            yield _outcome(one)
+
     def caption(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """An outcome for each job. Raises `MiniChatError` for what concerns every picture alike, such as a setting."""
+        """An outcome for each job of a batch. Raises as `outcomes` does."""
         outcomes: list[Outcome] = []
         alone = 0  # so many of the next pictures are tried one by one, to find the culprit
         while len(outcomes) < len(jobs):
@@ -92,16 +114,35 @@ class Captioner:
         prompt: Any = prompts[0] if len(set(prompts)) == 1 else prompts
         try:
             captions = self._bot.caption([job.picture for job in part], prompt=prompt, batch_size=len(part), **chosen)
-        except (ImageError, ContextError) as error:
-            return error.with_traceback(None)
-        except MiniChatError:  # a setting, the model, the prompt: it would be the same for every picture
-            raise
         except Exception as error:  # also torch's OutOfMemoryError, which is a RuntimeError
+            if _concerns_all(error):
+                raise
             return error.with_traceback(None)
         if len(captions) != len(part):
             raise RuntimeError(f"the model gave {len(captions)} captions for {len(part)} pictures")
-        outcomes += [Outcome(str(one), cut=getattr(one, "finish", "stop") == "length") for one in captions]
+        outcomes += map(_outcome, captions)
         return None
+
+
+def _outcome(caption: str | Exception) -> Outcome:
+    if isinstance(caption, Exception):
+        return Outcome(error=_failure(caption))
+    return Outcome(str(caption), cut=getattr(caption, "finish", "stop") == "length")
+
+
+def _concerns_all(error: Exception) -> bool:
+    """A setting, the model, the prompt: it would be the same for every picture."""
+    return isinstance(error, MiniChatError) and not isinstance(error, ImageError | ContextError)
+
+
+def _seeded(settings: GenerationSettings, seed: int | None) -> GenerationSettings:
+    return settings if seed is None else settings.updated(seed=seed)
+
+
+def _default_prompt() -> str:
+    from minichat.inference.bot import CAPTION_PROMPT
+
+    return CAPTION_PROMPT
 
 
 def _failure(error: Exception) -> str:
@@ -116,7 +157,8 @@ def _failure(error: Exception) -> str:
 
 
 _AT_ONCE = 500  # pictures that are noted together in the plan
-_WAITING = 64  # results that wait for a batch before they are noted without it
+_WINDOW = 8  # batches of pictures that are opened together; in each, where a caption ends the next begins
+_UNNOTED = 0.5  # seconds that a result may wait for others, to be noted with them
 _WHOLE = 2**30  # bytes of weights that are hashed whole; of more the beginning of each tensor
 
 
@@ -330,15 +372,18 @@ class Run:
             settings.pop("seed", None)
         captioner = Captioner(bot, batch_size, settings)
         side = _side_of(bot)
-        waiting = _Waiting()
-        for number, planned in enumerate(self.journal.todo(len(self.asked.prompts))):
-            if limit is not None and number >= limit:
-                break
-            for result, job in self._looked_at(planned, side, seed):
-                waiting.add(result, job)
-                if waiting.full(captioner.batch_size):
-                    yield from self._note(waiting.done(captioner))
-        yield from self._note(waiting.done(captioner))
+        todo = itertools.islice(self.journal.todo(len(self.asked.prompts)), limit)
+        items = (item for planned in todo for item in self._looked_at(planned, side, seed))
+        done: list[Result] = []
+        noted = time.monotonic()
+        while window := list(itertools.islice(items, _WINDOW * batch_size)):
+            for result in _captioned(window, captioner):
+                done.append(result)
+                if len(done) >= batch_size or time.monotonic() - noted > _UNNOTED:
+                    yield from self._note(done)
+                    done, noted = [], time.monotonic()
+            yield from self._note(done)
+            done = []
         self.output.finish(self.journal)
 
     def _looked_at(self, planned: Planned, side: int | None, seed: int | None) -> Iterator[tuple[Result, Job | None]]:
@@ -415,33 +460,15 @@ class Run:
             yield one
 
 
-class _Waiting:
-    """Results in order, some of whose captions are still to come."""
-
-    def __init__(self) -> None:
-        self._items: list[tuple[Result, Job | None]] = []
-        self._jobs = self._pixels = 0
-
-    def add(self, result: Result, job: Job | None) -> None:
-        self._items.append((result, job))
-        if job is not None:
-            self._jobs += 1
-            self._pixels += job.picture.width * job.picture.height
-
-    def full(self, batch_size: int) -> bool:
-        return self._jobs >= batch_size or self._pixels >= images.MAX_PIXELS or len(self._items) >= _WAITING
-
-    def done(self, captioner: Captioner) -> list[Result]:
-        """All of them, captioned; none waits any more."""
-        items, self._items, self._jobs, self._pixels = self._items, [], 0, 0
-        outcomes = iter(captioner.caption([job for _, job in items if job is not None]))
-        made = []
-        for result, job in items:
-            if job is not None:
-                outcome = next(outcomes)
-                result = replace(result, caption=outcome.caption, error=outcome.error, cut=outcome.cut)
-            made.append(result)
-        return made
+def _captioned(items: Sequence[tuple[Result, Job | None]], captioner: Captioner) -> Iterator[Result]:
+    """The results in order, each as soon as its caption is there."""
+    outcomes = captioner.outcomes(job for _, job in items if job is not None)
+    for result, job in items:
+        if job is None:
+            yield result
+        else:
+            outcome = next(outcomes)
+            yield replace(result, caption=outcome.caption, error=outcome.error, cut=outcome.cut)
 
 
 def weights_of(bot: Any) -> tuple[str, str]:

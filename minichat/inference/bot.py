@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -250,35 +251,54 @@ class MiniChat:
         chosen = [base.updated(max_new_tokens=most, seed=own) for most, own in zip(lengths, seeds, strict=True)]
         if not rows:
             base.updated(**{n: v for n, v in (("max_new_tokens", max_new_tokens), ("seed", seed)) if _is_one(v)})
-        if self.engine.alone is None and base.num_beams == 1:
-            return self._write_all(prompts, rows, chosen, batch_size)
+        if self.writes_together(base):
+            written = []
+            for one in self.captions(zip(rows, prompts, chosen, strict=True), batch_size):
+                if isinstance(one, Exception):
+                    raise one
+                written.append(one)
+            return written
         captions: dict[int, Caption] = {}
         for batch in _batches(chosen, batch_size):
             asked = [Conversation().user(prompts[place], rows[place]) for place in batch]
             captions |= zip(batch, self._answer_all(asked, [chosen[place] for place in batch]), strict=True)
         return [captions[place] for place in range(len(rows))]
 
-    def _write_all(
-        self,
-        prompts: Sequence[str],
-        rows: Sequence[Sequence[Source]],
-        settings: Sequence[GenerationSettings],
-        at_once: int,
-    ) -> list[Caption]:
-        """Caption after caption, `at_once` together: where one ends, the next begins."""
+    def writes_together(self, settings: GenerationSettings) -> bool:
+        """Whether the engine writes such replies, so that one that ends makes room for the next."""
+        return self.engine.alone is None and settings.num_beams == 1
 
-        def requests() -> Iterator[Request]:
-            for start in range(0, len(rows), at_once):
-                part = slice(start, start + at_once)
-                asked = [Conversation().user(text, row) for text, row in zip(prompts[part], rows[part], strict=True)]
-                yield from self._requests(asked, settings[part])
+    def captions(
+        self, asked: Iterable[tuple[Sequence[Source], str, GenerationSettings]], batch_size: int
+    ) -> Iterator[Caption | Exception]:
+        """Reply to pictures and prompts without end, `batch_size` together; each reply comes when it is over, in order.
 
-        captions = []
-        for request in self.engine.run(requests(), at_once):
-            if request.error is not None:
-                raise request.error
-            captions.append(Caption(request.reply.text, "stop" if request.reply.finished else "length"))
-        return captions
+        Of `asked` no more is taken than is needed. An error stands in the place of the caption that it keeps from being
+        written. For settings that the engine writes (`writes_together`).
+        """
+        for request in self.engine.run(self._asked(iter(asked), batch_size), batch_size):
+            reply = request.reply
+            yield request.error or Caption(reply.text, "stop" if reply.finished else "length")
+
+    def _asked(
+        self, asked: Iterator[tuple[Sequence[Source], str, GenerationSettings]], at_once: int
+    ) -> Iterator[Request]:
+        while some := list(itertools.islice(asked, at_once)):
+            conversations = [Conversation().user(prompt, row) for row, prompt, _ in some]
+            settings = [chosen for *_, chosen in some]
+            try:
+                requests = list(self._requests(conversations, settings))
+            except Exception:  # of one of them, which is found by asking for each alone
+                requests = [self._request(*each) for each in zip(conversations, settings, strict=True)]
+            yield from requests
+
+    def _request(self, conversation: Conversation, settings: GenerationSettings) -> Request:
+        try:
+            return next(self._requests([conversation], [settings]))
+        except Exception as error:
+            request = Request(Prompt([], [], None), settings, self.processor.content_tokenizer, self.stops)
+            request.end(error)
+            return request
 
     def _requests(
         self, conversations: Sequence[Conversation], settings: Sequence[GenerationSettings]

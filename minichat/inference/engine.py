@@ -226,7 +226,7 @@ class Engine:
         """Write all these replies, `at_once` together, and yield the requests in their order, each when it is over.
 
         They are drawn from the iterable as rows become free, so it may be endless. An error is the request's own
-        (`error`), and ends no other.
+        (`error`), and ends no other; one that is over already takes no row.
         """
         at_once = min(at_once or self.rows, self.rows)
         following = iter(requests)
@@ -239,7 +239,8 @@ class Engine:
                         drawn = True
                     else:
                         flying.append(request)
-                        self.submit(request)
+                        if not request.over:
+                            self.submit(request)
                 while flying and (flying[0].over or flying[0].dropped):
                     while flying[0].take():
                         pass
