@@ -102,7 +102,6 @@ class TestAgreement:
         ours = bot.model.generate(**batch, **settings)
         other = theirs.generate(**their_batch(batch, theirs), **settings)
         assert ours.tolist() == other.tolist()
-        assert len({tuple(row) for row in ours.tolist()}) == 3
 
 
 def test_features_in_the_place_of_pixels(bot: MiniChat) -> None:
@@ -156,6 +155,13 @@ def generated(bot: MiniChat, conversation: Conversation, count: int) -> list[int
     return ids[: ids.index(1)] if 1 in ids else ids
 
 
+def first_logits(bot: MiniChat, conversation: Conversation) -> torch.Tensor:
+    """Of the first token of a reply."""
+    batch = bot.processor.batch([bot.processor.render(conversation, add_generation_prompt=True)])
+    with torch.no_grad():
+        return bot.model(**batch, labels=torch.tensor([[5]])).logits
+
+
 class TestChat:
     def test_every_turn_reads_all_that_was_said(self, bot: MiniChat) -> None:
         """What a session streams is what one pass over its whole prompt gives, turn after turn, a picture in each."""
@@ -168,7 +174,8 @@ class TestChat:
             assert list(reply.ids or ()) == generated(bot, said, 8)
             assert "".join(pieces) == reply.text
             said = said.assistant(reply.text, reply.ids)
-        assert len({message.text for message in said.messages if message.role == "assistant"}) > 1
+        alone = Conversation().user("How many stars?")
+        assert not torch.allclose(first_logits(bot, said.user("And?")), first_logits(bot, alone), atol=1e-3)
 
     def test_a_picture_is_encoded_once_and_the_prompt_once_a_turn(self, bot: MiniChat) -> None:
         calls = []

@@ -52,7 +52,8 @@ def same_curve(out: Path, whole: Path) -> None:
     ours, theirs = steps_of(out), steps_of(whole)
     assert [line["items"] for line in ours] == [line["items"] for line in theirs]
     for name in ("loss", "norm"):
-        torch.testing.assert_close(*(torch.tensor([line[name] for line in lines]) for lines in (ours, theirs)), **CLOSE)
+        curves = (torch.tensor([line[name] for line in lines]) for lines in (ours, theirs))
+        torch.testing.assert_close(*curves, rtol=5e-4, atol=5e-4)  # rounding grows from step to step
     weights = [load_file(folder / "projection.safetensors")["weight"] for folder in (out, whole)]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-4)
 

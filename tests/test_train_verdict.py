@@ -63,18 +63,24 @@ def test_a_run_that_diverges_says_so_and_its_result_is_the_best(
     desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = [f"data.validation={desk / 'held_out.jsonl'}", "run.validate_every=4", "run.epochs=2"]
+    real = Finetune.loss
+
+    def each_time(factor: float) -> Any:
+        """Each batch of a validation has so many times the loss of the one before, whatever is learnt."""
+        looks: list[int] = []
+
+        def loss(self: Finetune, batch: Any) -> Any:
+            looks.extend([] if self.model.training else [1])
+            return real(self, batch) * (1 if self.model.training else factor ** len(looks))
+
+        return loss
+
+    monkeypatch.setattr(Finetune, "loss", each_time(0.5))
     told = said_by(desk, f"out={tmp_path / 'well'}", *held_out)
     assert f"The result is in {tmp_path / 'well'}." in told
     assert "worse" not in told
 
-    real, looks = Finetune.loss, []
-
-    def worse(self: Finetune, batch: Any) -> Any:
-        """Each validation finds more than the one before."""
-        looks.extend([] if self.model.training else [1])
-        return real(self, batch) * (1 if self.model.training else len(looks))
-
-    monkeypatch.setattr(Finetune, "loss", worse)
+    monkeypatch.setattr(Finetune, "loss", each_time(2))
     out = tmp_path / "fast"
     told = said_by(desk, f"out={out}", *held_out)
     assert "The result is in" not in told
