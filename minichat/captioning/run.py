@@ -69,15 +69,17 @@ class Captioner:
 
         Raises `MiniChatError` for what concerns every picture alike, such as a setting.
         """
+        from minichat.inference.bot import CAPTION_PROMPT
+
         chosen = GenerationSettings().updated(**self._settings)
         jobs = iter(jobs)
         if not getattr(self._bot, "writes_together", lambda _: False)(chosen):
             while part := list(itertools.islice(jobs, self.batch_size)):
                 yield from self.caption(part)
             return
-        default = _default_prompt()
         asked = (
-            ([job.picture], default if job.prompt is None else job.prompt, _seeded(chosen, job.seed)) for job in jobs
+            ([job.picture], CAPTION_PROMPT if job.prompt is None else job.prompt, _seeded(chosen, job.seed))
+            for job in jobs
         )
         for one in self._bot.captions(asked, self.batch_size):
             if isinstance(one, Exception) and _concerns_all(one):
@@ -137,20 +139,6 @@ def _concerns_all(error: Exception) -> bool:
 
 def _seeded(settings: GenerationSettings, seed: int | None) -> GenerationSettings:
     return settings if seed is None else settings.updated(seed=seed)
-
-
-def _default_prompt() -> str:
-    from minichat.inference.bot import CAPTION_PROMPT
-
-    return CAPTION_PROMPT
-
-
-def _failure(error: Exception) -> str:
-    if isinstance(error, MiniChatError):
-        return str(error)
-    if out_of_memory(error):
-        return "The memory does not suffice for this picture: use a smaller model, or free some memory."
-    return f"The model failed on this picture ({type(error).__name__}): report it if it happens again."
 
 
 # --- A captioning run: plan what there is to do, do it batch by batch, and note each result before anybody sees it.
