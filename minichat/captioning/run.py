@@ -141,6 +141,14 @@ def _seeded(settings: GenerationSettings, seed: int | None) -> GenerationSetting
     return settings if seed is None else settings.updated(seed=seed)
 
 
+def _failure(error: Exception) -> str:
+    if isinstance(error, MiniChatError):
+        return str(error)
+    if out_of_memory(error):
+        return "The memory does not suffice for this picture: use a smaller model, or free some memory."
+    return f"The model failed on this picture ({type(error).__name__}): report it if it happens again."
+
+
 # --- A captioning run: plan what there is to do, do it batch by batch, and note each result before anybody sees it.
 
 
