@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from minichat.errors import SettingsError
 from minichat.train.checkpoint import lr_at, lr_scales, make_optimizer, set_lr
 from minichat.train.config import (
+    STAGES,
     Config,
     DataConfig,
     ModelConfig,
@@ -50,7 +52,7 @@ SOURCES = st.builds(
 )
 CONFIGS = st.builds(
     Config,
-    stage=TEXT,
+    stage=st.sampled_from(list(STAGES)),
     out=TEXT,
     seed=st.integers(0, 2**31 - 1),
     trainable=st.lists(st.sampled_from(["projection", "bridge.query_tokens"])).map(tuple),
@@ -130,8 +132,8 @@ def test_overrides_come_after_the_file(tmp_path: Path) -> None:
         ("optimizer.max_grad_norm=0", r"optimizer\.max_grad_norm is 0\.0; it must be above 0, or none"),
         ("optimizer.warmup_steps=-1", r"optimizer\.warmup_steps is -1"),
         ("run.batch_size=0", r"run\.batch_size is 0; it must be at least 1"),
-        ("run.max_steps=5", r"run\.epochs and run\.max_steps: both are given"),
-        ("run.epochs=null", r"run\.epochs and run\.max_steps: neither is given"),
+        ("run.max_steps=5", r"run\.epochs is given, and so is run\.max_steps; give one"),
+        ("run.epochs=null", r"run\.epochs is null, and so is run\.max_steps; give one"),
         ("run.patience=2", r"run\.patience waits for a better validation loss, but data\.validation is empty"),
         ("seed=-1", r"seed is -1"),
         ("data.num_workers=1000", r"data\.num_workers is 1000"),
@@ -203,12 +205,74 @@ def test_every_field_says_what_it_means() -> None:
     """A line of text below each field, as the sections are documented."""
     source = (ROOT / "minichat" / "train" / "config.py").read_text()
     for section in (Config, ModelConfig, DataConfig, OptimizerConfig, RunConfig, ReportConfig, Source):
-        body = source.split(f"class {section.__name__}:")[1].split("\n@dataclass")[0]
+        body = source.split(f"class {section.__name__}(Checked):")[1].split("\n@dataclass")[0]
         for field in dataclasses.fields(section):
             if (section, field.name) not in {
                 (Config, name) for name in ("model", "data", "optimizer", "run", "report")
             }:
                 assert re.search(rf'\n    {field.name}: .*\n    """[A-Z].*[.]"""\n', body), field.name
+
+
+# --- all that is wrong, at once
+
+WRONG = """# a comment
+stage: dance
+data:
+  train:
+    - source: a
+      fromat: llava
+    - {ratio: -1, source: b}
+    - ratio: 2
+  workers: 1000
+optimizer: {lr: fast, min_lr: -1}
+batch_size: 4
+run:
+  max_steps: [5]
+  save_every: 0
+lora: {rank: 0}
+"""
+TOLD = [
+    "train.yaml:6: data.train.0.fromat is not known; did you mean data.train.0.format?",
+    "train.yaml:7: data.train.1.ratio is -1.0; it must be above 0.",
+    "train.yaml:8: data.train.2.source is missing: give it.",
+    "train.yaml:9: data.num_workers is 1000; it must be from 0 to 256.",
+    "train.yaml:10: optimizer.lr is 'fast'; it must be a number.",
+    "train.yaml:11: batch_size is not known; did you mean run.batch_size?",
+    "train.yaml:13: run.max_steps is [5]; it must be a whole number.",
+    "train.yaml:14: run.save_every is 0; it must be at least 1.",
+    "command line: lora.rank is -2; it must be at least 1.",
+    "command line: report.tensorboard is 1; it must be true or false.",
+    "train.yaml:2: stage is 'dance'; it must be one of finetune, qformer, vision, language, word_alignment.",
+    "command line: seed is -1; it must be from 0 to 2147483647.",
+]
+
+
+def test_all_that_is_wrong_is_told_at_once_with_its_place(tmp_path: Path) -> None:
+    """What only follows from another fault, such as `min_lr` above an `lr` that is no number, is not."""
+    with pytest.raises(SettingsError) as raised:
+        read(tmp_path, WRONG, "seed=-1", "report.tensorboard=1", "lora.rank=-2")
+    heading, *told = str(raised.value).split("\n  ")
+    assert heading == "12 settings cannot be as they are:"
+    assert sorted(told) == sorted(TOLD)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("data: {train: x}\nrun:\n  epochs: 0", "train.yaml:3: run.epochs"),
+        ("data:\n  train: {source: x,\n    ratio: 0}", "train.yaml:3: data.train.0.ratio"),
+        ("seed: 1", "train.yaml: data.train is []"),
+        ("seed: 1\ndata: {}", "train.yaml:2: data.train is []"),
+        ("data: {train: x}\nmodel:\n  1: 2", "train.yaml:3: model.1 is not known"),
+        ("x: &o {lr: 0}\noptimizer: *o", "train.yaml:1: optimizer.lr is 0"),
+        ("data: {train: x}\noptimizer:\n  <<: {lr: 0}", "train.yaml:3: optimizer.lr is 0"),
+        ("data: {train: x}\noptimizer: {min_lr: 0,\n  rate: -1}", "train.yaml:3: optimizer.lr is -1"),
+    ],
+)
+def test_a_fault_is_told_with_its_line(text: str, place: str, tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning) if "rate:" in text else nullcontext(), pytest.raises(SettingsError) as raised:
+        read(tmp_path, text)
+    assert place in str(raised.value)
 
 
 # --- names from before the first release

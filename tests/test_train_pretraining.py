@@ -333,7 +333,7 @@ class TestBeginnings:
             (["model.name=somewhere"], "makes a new Q-Former, but model.name is 'somewhere'"),
             (["qformer.new.bert=words"], "names bert, which has its own tokenizer"),
             (["qformer.new.tokenizer=null"], "has no word pieces: name bert, or"),
-            (["qformer.new.heads=3"], "heads is 3, which does not divide the width 16"),
+            (["qformer.new.heads=3"], r"qformer.new.width is 16, which heads \(3\) does not divide"),
             (["qformer.objectives=[itx]"], r"objectives is \['itx'\]; it must be some of itc, itm, itg"),
             (["qformer.new.num_queries=0"], "num_queries is 0; it must be at least 1"),
             (["qformer.new.vision_heads=2"], "vision_heads is of an EVA file"),

@@ -5,15 +5,24 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from minichat.errors import SettingsError
 from minichat.fileio import open_file
-from minichat.train.yaml_config import build, need, new_names, override, read_yaml
+from minichat.train.yaml_config import (
+    Checked,
+    ConfigError,
+    Problem,
+    build,
+    need,
+    new_names,
+    override,
+    read_yaml,
+)
 
 # --- What a Q-Former's pre-training is told: which objectives, and what a new Q-Former begins with.
 
@@ -22,7 +31,7 @@ OBJECTIVES = ("itc", "itm", "itg")
 
 
 @dataclass(frozen=True)
-class NewQFormer:
+class NewQFormer(Checked):
     """A Q-Former that is made rather than read: its sizes, and the weights that it begins with."""
 
     vision: str
@@ -52,29 +61,27 @@ class NewQFormer:
     vision_heads: int | None = None
     """Attention heads of an EVA file whose width is not the published one."""
 
-    def __post_init__(self) -> None:
-        where = "qformer.new"
-        need(bool(self.vision), f"{where}.vision", self.vision, "a file or a folder")
+    def problems(self) -> Iterator[Problem]:
+        yield from need(bool(self.vision), "vision", self.vision, "a file or a folder")
         for name in ("layers", "width", "heads", "image_size", "vision_heads"):
             value = getattr(self, name)
-            need(value is None or value > 0, f"{where}.{name}", value, "at least 1")
+            yield from need(value is None or value > 0, name, value, "at least 1")
         for name in ("num_queries", "cross_attention_frequency", "embed_dim"):
-            need(getattr(self, name) > 0, f"{where}.{name}", getattr(self, name), "at least 1")
-        need(0 <= self.dropout < 1, f"{where}.dropout", self.dropout, "from 0 to below 1")
-        need(0.001 <= self.temperature <= 0.5, f"{where}.temperature", self.temperature, "from 0.001 to 0.5")
+            yield from need(getattr(self, name) > 0, name, getattr(self, name), "at least 1")
+        yield from need(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        yield from need(0.001 <= self.temperature <= 0.5, "temperature", self.temperature, "from 0.001 to 0.5")
         given = [name for name in ("tokenizer", "layers", "width", "heads") if getattr(self, name) is not None]
         if self.bert is not None and given:
-            raise SettingsError(f"{where} names bert, which has its own {given[0]}: drop one of the two.")
+            yield Problem("", f"names bert, which has its own {given[0]}: drop one of the two.")
         if self.bert is None and self.tokenizer is None:
-            raise SettingsError(
-                f"{where} has no word pieces: name bert, or as tokenizer a folder with a vocab.txt "
-                "(minichat data vocabulary makes one of your texts)."
+            yield Problem(
+                "",
+                "has no word pieces: name bert, or as tokenizer a folder with a vocab.txt (minichat data vocabulary "
+                "makes one of your texts).",
             )
-        if self.bert is None and self.sizes["hidden_size"] % self.sizes["num_attention_heads"]:
-            raise SettingsError(
-                f"{where}.heads is {self.sizes['num_attention_heads']}, which does not divide the width "
-                f"{self.sizes['hidden_size']}."
-            )
+        if self.bert is None and (self.width or 1) > 0 and (self.heads or 1) > 0:
+            sizes = self.sizes
+            yield from divides("width", sizes["hidden_size"], "heads", sizes["num_attention_heads"])
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -89,7 +96,7 @@ class NewQFormer:
 
 
 @dataclass(frozen=True)
-class QFormerOptions:
+class QFormerOptions(Checked):
     """BLIP-2's first stage. Without `new` it goes on with the stage-1 folder that `model.name` names."""
 
     new: NewQFormer | None = None
@@ -99,17 +106,17 @@ class QFormerOptions:
     label_smoothing: float = 0.1
     """Of contrast and generation."""
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[Problem]:
         known = bool(self.objectives) and set(self.objectives) <= set(OBJECTIVES)
-        need(known, "qformer.objectives", list(self.objectives), f"some of {', '.join(OBJECTIVES)}")
-        need(0 <= self.label_smoothing < 1, "qformer.label_smoothing", self.label_smoothing, "from 0 to below 1")
+        yield from need(known, "objectives", list(self.objectives), f"some of {', '.join(OBJECTIVES)}")
+        yield from need(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "from 0 to below 1")
 
 
 # --- What a configuration says of a part that is trained from nothing: its sizes.
 
 
 @dataclass(frozen=True)
-class NewVision:
+class NewVision(Checked):
     """A vision encoder: a ViT as EVA's, smaller."""
 
     image_size: int = 96
@@ -125,13 +132,13 @@ class NewVision:
     contrastive_weight: float = 0.1
     """Of the contrastive loss of pictures and captions, beside what each patch must tell."""
 
-    def __post_init__(self) -> None:
-        check_sizes("vision", self, ("image_size", "patch_size", "width", "layers", "heads"), "contrastive_weight")
-        divides("vision.image_size", self.image_size, "vision.patch_size", self.patch_size)
+    def problems(self) -> Iterator[Problem]:
+        yield from check_sizes(self, ("image_size", "patch_size", "width", "layers", "heads"), "contrastive_weight")
+        yield from divides("image_size", self.image_size, "patch_size", self.patch_size)
 
 
 @dataclass(frozen=True)
-class NewLanguage:
+class NewLanguage(Checked):
     """A language model: a LLaMA, smaller, and its tokenizer."""
 
     initialize_from: str | None = None
@@ -155,24 +162,23 @@ class NewLanguage:
     noise: float = 0.3
     """Of what stands for a picture, over the size of a word's vector: image tokens will not be exact either."""
 
-    def __post_init__(self) -> None:
-        check_sizes(
-            "language", self, ("vocab_size", "context_length", "width", "intermediate_size", "layers", "heads"), "noise"
-        )
+    def problems(self) -> Iterator[Problem]:
+        counts = ("vocab_size", "context_length", "width", "intermediate_size", "layers", "heads")
+        yield from check_sizes(self, counts, "noise")
 
 
-def check_sizes(section: str, sizes: NewVision | NewLanguage, counts: Sequence[str], share: str) -> None:
-    """Raise `SettingsError` for a count below 1, a share below 0, and heads that cannot share the width."""
+def check_sizes(sizes: NewVision | NewLanguage, counts: Sequence[str], share: str) -> Iterator[Problem]:
+    """Of counts below 1, a share below 0, and heads that cannot share the width."""
     for name in counts:
-        need(getattr(sizes, name) > 0, f"{section}.{name}", getattr(sizes, name), "at least 1")
-    need(getattr(sizes, share) >= 0, f"{section}.{share}", getattr(sizes, share), "0 or more")
-    divides(f"{section}.width", sizes.width, f"{section}.heads", sizes.heads)
+        yield from need(getattr(sizes, name) > 0, name, getattr(sizes, name), "at least 1")
+    yield from need(getattr(sizes, share) >= 0, share, getattr(sizes, share), "0 or more")
+    yield from divides("width", sizes.width, "heads", sizes.heads)
 
 
-def divides(name: str, whole: int, part_name: str, part: int) -> None:
-    """Raise `SettingsError` unless `part` divides `whole`."""
-    if whole % part:
-        raise SettingsError(f"{name} is {whole}, which {part_name} ({part}) does not divide: make it a multiple.")
+def divides(name: str, whole: int, part_name: str, part: int) -> Iterator[Problem]:
+    """Of a `part` that does not divide `whole`."""
+    if min(whole, part) > 0 and whole % part:
+        yield Problem(name, f"is {whole}, which {part_name} ({part}) does not divide: make it a multiple.")
 
 
 # --- What a training run is told: one YAML file for each stage and model, with `key.sub=value` overrides.
@@ -183,9 +189,18 @@ def divides(name: str, whole: int, part_name: str, part: int) -> None:
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+#: Where each stage is; it is imported when it is asked for.
+STAGES = {
+    "finetune": "minichat.train.stages.finetune:Finetune",
+    "qformer": "minichat.train.stages.qformer:Pretraining",
+    "vision": "minichat.toy.train_vision:Vision",
+    "language": "minichat.toy.train_lm:Language",
+    "word_alignment": "minichat.toy.train_vision:WordAlignment",
+}
+
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """The model that is trained, and how it is held in memory."""
 
     name: str = "minichat-tiny"
@@ -205,18 +220,14 @@ class ModelConfig:
     vision_gradient_checkpointing: bool = False
     """Gradient checkpointing of the vision encoder; only where it trains."""
 
-    def __post_init__(self) -> None:
-        need(bool(self.name), "model.name", self.name, "a model")
-        need(
-            0 <= self.vision_drop_path_rate < 1,
-            "model.vision_drop_path_rate",
-            self.vision_drop_path_rate,
-            "from 0 to below 1",
-        )
+    def problems(self) -> Iterator[Problem]:
+        yield from need(bool(self.name), "name", self.name, "a model")
+        rate = self.vision_drop_path_rate
+        yield from need(0 <= rate < 1, "vision_drop_path_rate", rate, "from 0 to below 1")
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Checked):
     """A data set."""
 
     source: str
@@ -228,13 +239,13 @@ class Source:
     options: dict[str, Any] = field(default_factory=dict)
     """What the format's reader takes, such as the names of columns."""
 
-    def __post_init__(self) -> None:
-        need(bool(self.source), "data: source", self.source, "a file or a folder")
-        need(0 < self.ratio < math.inf, "data: ratio", self.ratio, "above 0")
+    def problems(self) -> Iterator[Problem]:
+        yield from need(bool(self.source), "source", self.source, "a file or a folder")
+        yield from need(0 < self.ratio < math.inf, "ratio", self.ratio, "above 0")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """What it learns from, and how that is spelled."""
 
     train: tuple[Source, ...] = ()
@@ -260,15 +271,15 @@ class DataConfig:
     num_workers: int = 0
     """Processes that prepare batches ahead; 0: the program itself does."""
 
-    def __post_init__(self) -> None:
-        need(self.max_length is None or self.max_length > 1, "data.max_length", self.max_length, "at least 2")
+    def problems(self) -> Iterator[Problem]:
+        yield from need(self.max_length is None or self.max_length > 1, "max_length", self.max_length, "at least 2")
         limit = self.max_reply_length
-        need(limit is None or limit > 0, "data.max_reply_length", limit, "at least 1")
-        need(0 <= self.num_workers <= 256, "data.num_workers", self.num_workers, "from 0 to 256")
+        yield from need(limit is None or limit > 0, "max_reply_length", limit, "at least 1")
+        yield from need(0 <= self.num_workers <= 256, "num_workers", self.num_workers, "from 0 to 256")
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW or Muon, and a cosine schedule with a linear warm-up."""
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -292,23 +303,23 @@ class OptimizerConfig:
     max_grad_norm: float | None = 1.0
     """A longer gradient is scaled down to this norm; none: as it is."""
 
-    def __post_init__(self) -> None:
-        need(0 < self.lr < math.inf, "optimizer.lr", self.lr, "above 0")
+    def problems(self) -> Iterator[Problem]:
+        yield from need(0 < self.lr < math.inf, "lr", self.lr, "above 0")
         for part, lr in self.lr_by_part.items():
-            need(0 < lr < math.inf, f"optimizer.lr_by_part.{part}", lr, "above 0")
+            yield from need(0 < lr < math.inf, f"lr_by_part.{part}", lr, "above 0")
         for name in ("min_lr", "warmup_lr"):
-            value = getattr(self, name)
-            need(0 <= value <= self.lr, f"optimizer.{name}", value, f"from 0 to optimizer.lr ({self.lr})")
-        need(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
-        need(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
+            value, wanted = getattr(self, name), f"from 0 to optimizer.lr ({self.lr})"
+            yield from need(0 <= value <= self.lr, name, value, wanted, "optimizer.lr")
+        yield from need(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+        yield from need(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "0 or more")
         for name in ("beta1", "beta2"):
-            need(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "from 0 to below 1")
+            yield from need(0 <= getattr(self, name) < 1, name, getattr(self, name), "from 0 to below 1")
         norm = self.max_grad_norm
-        need(norm is None or 0 < norm < math.inf, "optimizer.max_grad_norm", norm, "above 0, or none")
+        yield from need(norm is None or 0 < norm < math.inf, "max_grad_norm", norm, "above 0, or none")
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Checked):
     """Two small matrices that train beside each frozen one of the LLM (LoRA, arXiv:2106.09685), by PEFT."""
 
     rank: int = 16
@@ -320,14 +331,14 @@ class LoraConfig:
     target_modules: tuple[str, ...] = ()
     """Names of the LLM's linear layers, such as q_proj; none: all but its output layer."""
 
-    def __post_init__(self) -> None:
-        need(self.rank > 0, "lora.rank", self.rank, "at least 1")
-        need(0 < self.alpha < math.inf, "lora.alpha", self.alpha, "above 0")
-        need(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
+    def problems(self) -> Iterator[Problem]:
+        yield from need(self.rank > 0, "rank", self.rank, "at least 1")
+        yield from need(0 < self.alpha < math.inf, "alpha", self.alpha, "above 0")
+        yield from need(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Checked):
     """How long, and in what portions."""
 
     epochs: int | None = None
@@ -345,25 +356,18 @@ class RunConfig:
     save_every: int = 500
     """Steps between checkpoints."""
 
-    def __post_init__(self) -> None:
+    def problems(self) -> Iterator[Problem]:
         if (self.epochs is None) == (self.max_steps is None):
-            given = "neither is given" if self.epochs is None else "both are given"
-            raise SettingsError(f"run.epochs and run.max_steps: {given}; give one of the two, and null for the other.")
-        for name in (
-            "epochs",
-            "max_steps",
-            "batch_size",
-            "micro_batch_size",
-            "validate_every",
-            "patience",
-            "save_every",
-        ):
+            given = "is null, and so is" if self.epochs is None else "is given, and so is"
+            text = f"{given} run.max_steps; give one of the two, and null for the other."
+            yield Problem("epochs", text, ("run.max_steps",))
+        for name in (one.name for one in fields(self)):
             value = getattr(self, name)
-            need(value is None or value > 0, f"run.{name}", value, "at least 1")
+            yield from need(value is None or value > 0, name, value, "at least 1")
 
 
 @dataclass(frozen=True)
-class ReportConfig:
+class ReportConfig(Checked):
     """What is told of it."""
 
     log_every: int = 10
@@ -379,14 +383,14 @@ class ReportConfig:
     project: str = "minichat"
     """What they are filed under there."""
 
-    def __post_init__(self) -> None:
-        need(self.log_every > 0, "report.log_every", self.log_every, "at least 1")
-        need(0 <= self.samples <= 1000, "report.samples", self.samples, "from 0 to 1000")
-        need(self.max_new_tokens > 0, "report.max_new_tokens", self.max_new_tokens, "at least 1")
+    def problems(self) -> Iterator[Problem]:
+        yield from need(self.log_every > 0, "log_every", self.log_every, "at least 1")
+        yield from need(0 <= self.samples <= 1000, "samples", self.samples, "from 0 to 1000")
+        yield from need(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "at least 1")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """A training run."""
 
     stage: str = "finetune"
@@ -413,60 +417,60 @@ class Config:
     run: RunConfig = field(default_factory=lambda: RunConfig(epochs=1))
     report: ReportConfig = field(default_factory=ReportConfig)
 
-    def __post_init__(self) -> None:
-        need(bool(self.out), "out", self.out, "a folder")
-        need(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2147483647")
-        need(bool(self.data.train), "data.train", list(self.data.train), "a list of data sets")
-        if self.model.quantize and any(part.split(".")[0] == "language_model" for part in self.trainable):
-            raise SettingsError(
-                f"model.quantize is {self.model.quantize!r}, but trainable names the language_model: "
-                "what is quantized cannot train."
-            )
-        if self.lora is not None:
-            self._check_lora()
+    def problems(self) -> Iterator[Problem]:
+        yield from need(self.stage in STAGES, "stage", self.stage, f"one of {', '.join(STAGES)}")
+        yield from need(bool(self.out), "out", self.out, "a folder")
+        yield from need(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2147483647")
+        yield from need(bool(self.data.train), "data.train", list(self.data.train), "a list of data sets")
         for name in ("qformer", "vision", "language"):
             if getattr(self, name) is not None and self.stage != name:
-                raise SettingsError(f"{name} is for the stage {name}, but stage is {self.stage!r}: drop it.")
+                yield Problem(name, f"is for the stage {name}, but stage is {self.stage!r}: drop it.", ("stage",))
+        parts = {part: part.split(".")[0] for part in self.trainable}
+        yield from self._of_the_llm("language_model" in parts.values())
         seen = ("vision_model",) if self.stage == "qformer" else ("vision_model", "bridge")
-        trained_sight = [part for part in self.trainable if part.split(".")[0] in seen]
-        if self.data.feature_cache and trained_sight:
-            raise SettingsError(
-                f"data.feature_cache keeps what the frozen parts see, but trainable names {trained_sight[0]}: drop one."
-            )
+        trained = [part for part, top in parts.items() if top in seen]
+        if self.data.feature_cache and trained:
+            text = f"keeps what the frozen parts see, but trainable names {trained[0]}: drop one."
+            yield Problem("data.feature_cache", text, ("trainable", "stage"))
         if self.data.feature_cache and self.data.streaming:
-            raise SettingsError(
-                "data.feature_cache is made of all pictures before the run begins, and data.streaming does not list "
-                "them: drop one."
-            )
-        if not any(part.split(".")[0] == "vision_model" for part in self.trainable):
+            text = "is made of all pictures before the run begins, and data.streaming does not list them: drop one."
+            yield Problem("data.feature_cache", text, ("data.streaming",))
+        if "vision_model" not in parts.values():
             for name in ("vision_drop_path_rate", "vision_gradient_checkpointing"):
                 if getattr(self.model, name):
-                    raise SettingsError(f"model.{name} is for a vision_model that trains, but trainable has none.")
+                    text = "is for a vision_model that trains, but trainable has none."
+                    yield Problem(f"model.{name}", text, ("trainable",))
         if self.data.streaming and self.run.max_steps is None:
-            raise SettingsError("data.streaming has no end, so an epoch has none: give run.max_steps, not run.epochs.")
+            text = "has no end, so an epoch has none: give run.max_steps, not run.epochs."
+            yield Problem("data.streaming", text, ("run.max_steps", "run.epochs"))
         if self.run.patience and not self.data.validation:
-            raise SettingsError("run.patience waits for a better validation loss, but data.validation is empty.")
+            text = "waits for a better validation loss, but data.validation is empty."
+            yield Problem("run.patience", text, ("data.validation",))
 
-    def _check_lora(self) -> None:
+    def _of_the_llm(self, trains: bool) -> Iterator[Problem]:
+        """What cannot be beside a language model of which a part trains, or an adapter."""
+        quantized = f"is {self.model.quantize!r}, but"
+        if self.model.quantize and trains:
+            text = f"{quantized} trainable names the language_model: what is quantized cannot train."
+            yield Problem("model.quantize", text, ("trainable",))
+        if self.lora is None:
+            return
         if self.stage != "finetune":
-            raise SettingsError(f"lora is for the stage finetune, but stage is {self.stage!r}: drop it.")
-        if any(part.split(".")[0] == "language_model" for part in self.trainable):
-            raise SettingsError(
-                "lora trains beside a frozen language_model, but trainable names it: drop one of the two."
-            )
+            yield Problem("lora", f"is for the stage finetune, but stage is {self.stage!r}: drop it.", ("stage",))
+        if trains:
+            text = "trains beside a frozen language_model, but trainable names it: drop one of the two."
+            yield Problem("lora", text, ("trainable",))
         if self.model.quantize:
-            raise SettingsError(
-                f"model.quantize is {self.model.quantize!r}, but lora trains beside matrices that are not quantized: "
-                "drop one of the two."
-            )
+            text = f"{quantized} lora trains beside matrices that are not quantized: drop one of the two."
+            yield Problem("model.quantize", text)
 
 
 def check_unused(config: Config, names: Iterable[str]) -> None:
-    """Raise `SettingsError` where one of these settings is not as it is when nothing is said of it."""
+    """Raise `ConfigError` where any of these settings is not as it is when nothing is said of it."""
     usual = Config(data=DataConfig(train=config.data.train))
-    for name in names:
-        if attrgetter(name)(config) != attrgetter(name)(usual):
-            raise SettingsError(f"{name} means nothing to the stage {config.stage}: drop it.")
+    given = [name for name in names if attrgetter(name)(config) != attrgetter(name)(usual)]
+    if given:
+        raise ConfigError([Problem(name, f"means nothing to the stage {config.stage}: drop it.") for name in given])
 
 
 #: What may differ between a run and its resumption: no result depends on it, save for rounding and for what a process
@@ -517,11 +521,10 @@ def read_config(
     told: dict[str, str] = {}
     content = new_names(content, told)
     override(content, overrides, told)
-    config = build(Config, content)
     if told:
         news = ", ".join(f"{old} is now {new}" for old, new in told.items())
         say(f"{file.name}: old names, which the next release does not read: {news}.")
-    return config
+    return build(Config, content, file.name)
 
 
 def difference(run: Any, asked: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -1,4 +1,4 @@
-"""YAML → frozen dataclasses, and back. What is unknown or of the wrong type is an error that names the field."""
+"""YAML → frozen dataclasses, and back. All that is wrong is told at once, each with its place."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
@@ -17,8 +17,31 @@ from minichat.errors import SettingsError, sentence
 T = TypeVar("T")
 
 
+# --- YAML → nested dicts that know where their keys stand, and back.
+
+
+class Section(dict[Any, Any]):
+    """A mapping that was read. `places`: where each of its keys stands, by its text; `place`: where it begins."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+        self.places: dict[str, str] = {}
+
+
 class _Reader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number, as people mean it (in YAML 1.1 it is a word), and a key stands once."""
+
+    where = ""
+
+    def place(self, node: yaml.Node) -> str:
+        return self.where if self.where == GIVEN else f"{self.where}:{node.start_mark.line + 1}"
+
+    def section(self, node: yaml.MappingNode) -> Iterator[Section]:
+        made = Section(self.place(node))
+        yield made  # a reference to it may stand within it
+        made.update(self.construct_mapping(node))
+        made.places = {str(self.construct_object(key)): self.place(key) for key, _ in node.value}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
@@ -32,17 +55,28 @@ _Reader.add_implicit_resolver(
 )
 
 
+_Reader.add_constructor("tag:yaml.org,2002:map", _Reader.section)
+
+#: The place of what no file holds.
+GIVEN = "command line"
+
+
 def read_yaml(text: str, where: str) -> Any:
-    """What a text of YAML holds. Raises `SettingsError`, naming the line, where it is none; `where` begins it."""
+    """What a text of YAML holds; mappings are `Section`s. `where`: the file's name, or `GIVEN`.
+
+    Raises `SettingsError`, naming the line, where it is no YAML.
+    """
     try:
-        return yaml.load(text, _Reader)  # a SafeLoader
+        loader = _Reader(text)
+        loader.where = where
+        return loader.get_single_data()
     except RecursionError:
         raise SettingsError(f"{where} is nested too deeply to be read: it should hold keys and their values.") from None
     except ValueError as error:  # a date that there is not, or a number of thousands of digits
         raise SettingsError(f"{where} holds a value that cannot be read ({sentence(error)}): correct it.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f"{where}:{mark.line + 1}" if mark else where
+        line = f"{where}:{mark.line + 1}" if mark and where != GIVEN else where
         raise SettingsError(f"{line} is no YAML ({getattr(error, 'problem', None) or error}): correct it.") from None
 
 
@@ -107,25 +141,26 @@ _VALUES = {
 def new_names(content: Any, told: dict[str, str], name: str = "") -> Any:
     """The same content, a configuration or what is in it at `name`, in new names; `told` gets old → new.
 
-    Raises `SettingsError` where a setting is there by both.
+    Where a setting is there by both, the old one is left, and `build` refuses it.
     """
     if isinstance(content, list):
         return [new_names(item, told, name) for item in content]
     if not isinstance(content, dict):
-        now = _VALUES.get(name, {}).get(content) if isinstance(content, str) else None
-        if now is not None:
-            told[f"{name}: {content}"] = f"{name}: {now}"
-        return content if now is None else now
-    made = {}
+        value = _VALUES.get(name, {}).get(content) if isinstance(content, str) else None
+        if value is not None:
+            told[f"{name}: {content}"] = f"{name}: {value}"
+        return content if value is None else value
+    made = Section(getattr(content, "place", ""))
+    places = getattr(content, "places", {})
     for key, value in content.items():
         old = _join(name, key)
-        now = _KEYS.get(old, key)
+        now: Any = _KEYS.get(old, key)
+        now = key if now in content else now
         new = name if str(key).isdigit() else _join(name, now)
         if now != key:
-            if now in content:
-                raise SettingsError(f"{old} is the old name of {new}, and both are given: drop {old}.")
             told[old] = new
         made[now] = new_names(value, told, new)
+        made.places[str(now)] = places.get(str(key), made.place)
     return made
 
 
@@ -137,13 +172,13 @@ def override(content: dict[str, Any], assignments: Iterable[str], told: dict[str
 
     Raises `SettingsError` for what is no assignment, or leads through something that holds no keys.
     """
-    spelled: dict[tuple[str, ...], str] = {}
+    spelled: dict[tuple[Any, ...], str] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise SettingsError(f"{assignment!r} is no setting: write key.sub=value, such as optimizer.lr=1e-4.")
-        value: Any = read_yaml(text, path)
+        value: Any = _given(text, path)
         for key in reversed(keys):
             value = {key: value}
         value = new_names(value, told)
@@ -154,6 +189,13 @@ def override(content: dict[str, Any], assignments: Iterable[str], told: dict[str
         if (before := spelled.setdefault(tuple(now), path)) != path:
             raise SettingsError(f"{before} and {path} are names of one setting, and both are given: drop one.")
         _put(content, now, value)
+
+
+def _given(text: str, path: str) -> Any:
+    try:
+        return read_yaml(text, GIVEN)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from None
 
 
 def _put(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -168,71 +210,188 @@ def _put(content: dict[str, Any], keys: Sequence[str], value: Any) -> None:
             key = int(part)
         elif not isinstance(place, dict):
             raise SettingsError(f"{path}: {'.'.join(keys[:number])} is {place!r}, which holds no keys.")
+        if isinstance(place, Section) and (number == len(keys) - 1 or place.get(key) is None):
+            place.places[key] = GIVEN
         if number == len(keys) - 1:
             place[key] = value
         elif isinstance(place, dict):
             place[key] = place.get(key)
             if place[key] is None:
-                place[key] = {}
+                place[key] = Section(GIVEN)
         place = place[key]
 
 
-# --- Nested dicts → dataclasses.
+# --- Nested dicts → dataclasses, and all that is wrong with them.
 
 
-def build(kind: type[T], content: Any, name: str = "") -> T:
+class Problem(NamedTuple):
+    """What is wrong with a setting."""
+
+    name: str
+    """The setting, as seen from the dataclass that checks it; none: that one as a whole."""
+    text: str
+    """The rest of a sentence that begins with the name."""
+    others: tuple[str, ...] = ()
+    """Other settings that it hangs on: where one of those is wrong itself, this is not told."""
+
+
+class ConfigError(SettingsError):
+    """Settings that cannot be: one sentence, or a line for each with its place."""
+
+    def __init__(self, problems: Sequence[Problem], place: Callable[[str], str] = lambda name: "") -> None:
+        self.problems = list(problems)
+        places = [f"{at}: " if (at := place(problem.name)) else "" for problem in problems]
+        told = [f"{at}{p.name or 'The configuration'} {p.text}" for at, p in zip(places, problems, strict=True)]
+        many = f"{len(told)} settings cannot be as they are:"
+        super().__init__(told[0] if len(told) == 1 else "\n  ".join([many, *told]))
+
+
+class Checked:
+    """A dataclass that tells all that is wrong with it, and cannot be made where anything is."""
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError`."""
+        if found := list(self.problems()):
+            raise ConfigError(found)
+
+    def problems(self) -> Iterator[Problem]:
+        """None, unless a dataclass has something to check."""
+        return iter(())
+
+
+def need(held: bool, name: str, value: object, wanted: str, *others: str) -> Iterator[Problem]:
+    """The problem with the setting `name` where `held` is false."""
+    if not held:
+        yield Problem(name, f"is {value!r}; it must be {wanted}.", others)
+
+
+def build(kind: type[T], content: Any, file: str = "") -> T:
     """Make the dataclass `kind` of nested dicts; fields that are not given keep their defaults.
 
     A list of one may be given as that one alone, and a dataclass with one required field as that field's text.
-    Raises `SettingsError` for an unknown key, naming the nearest known one, and for a value of the wrong type.
+    Raises `ConfigError` with every unknown key, naming the nearest known one, every value of the wrong type, and all
+    that the dataclasses find; each with its place, which is `file` where `content` knows no better.
     """
-    if not isinstance(content, Mapping):
-        raise SettingsError(f"{name or 'The configuration'} is {content!r}; it must hold keys and their values.")
-    hints = typing.get_type_hints(kind)
-    for key in content:
-        if key not in hints:
-            raise SettingsError(f"{_join(name, key)} is not known; {_nearest(str(key), hints, name)}")
-    given = {str(key): _read(hints[key], value, _join(name, key)) for key, value in content.items()}
-    if missing := [field for field in _required(kind) if field not in given]:
-        raise SettingsError(f"{_join(name, missing[0])} is missing: give it.")
-    return kind(**given)
+    builder = _Builder(kind)
+    made: T = builder.make(kind, content, "")
+    if builder.problems:
+        raise ConfigError(builder.problems, lambda name: _place(content, name, file))
+    return made
 
 
-def _read(kind: Any, value: Any, name: str) -> Any:
-    origin, members = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and types.NoneType in members:
+def _place(content: Any, name: str, file: str) -> str:
+    """Where a setting stands, or what it would be in."""
+    place = file
+    for part in name.split("."):
+        if isinstance(content, list):
+            content = content[int(part)] if part.isdigit() and int(part) < len(content) else None
+            place = getattr(content, "place", place)
+        elif isinstance(content, Section) and part in content.places:
+            place, content = content.places[part], content.get(part)
+        elif not part.isdigit():  # a list of one may stand without its brackets
+            break
+    return place
+
+
+class _Builder:
+    """Makes dataclasses and goes on after what is wrong, so that all of it is found."""
+
+    def __init__(self, kind: type[Any]) -> None:
+        self.problems: list[Problem] = []
+        self._wrong: list[str] = []  # names of what cannot be judged any more
+        self._known = list(_keys(kind, ""))
+
+    def make(self, kind: type[Any], content: Any, name: str) -> Any:
+        """An instance, unchecked where something is wrong with it; None where a field of it is missing."""
+        if not isinstance(content, Mapping):
+            self._note(name, f"is {content!r}; it must hold keys and their values.")
             return None
-        (kind,) = (member for member in members if member is not types.NoneType)
-        return _read(kind, value, name)
-    if origin is typing.Literal:
-        if value not in members or isinstance(value, bool):
-            raise SettingsError(f"{name} is {value!r}; it must be one of {', '.join(map(str, members))}.")
+        hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
+        values: dict[str, Any] = {}
+        for key, value in content.items():
+            if key not in hints:
+                self._unknown(str(key), hints, name)
+                continue
+            before = len(self.problems)
+            read = self._read(hints[key], value, _join(name, key))
+            if len(self.problems) == before or dataclasses.is_dataclass(read):
+                values[key] = read
+        for field in (field for field in fields if field.name not in values):
+            if field.default is not dataclasses.MISSING:
+                values[field.name] = field.default
+            elif field.default_factory is not dataclasses.MISSING:
+                values[field.name] = field.default_factory()
+            elif field.name not in content:
+                self._note(_join(name, field.name), "is missing: give it.")
+        if len(values) < len(fields):
+            return None
+        made = object.__new__(kind)  # without its own checks, which would end at the first that has something to tell
+        vars(made).update(values)
+        for problem in made.problems():
+            names = [_join(name, problem.name), *problem.others]
+            if not any(_touch(one, wrong) for one in names for wrong in self._wrong):
+                self._note(names[0], problem.text)
+        return made
+
+    def _read(self, kind: Any, value: Any, name: str) -> Any:
+        origin, members = typing.get_origin(kind), typing.get_args(kind)
+        if origin in (types.UnionType, typing.Union):
+            if value is None and types.NoneType in members:
+                return None
+            (kind,) = (member for member in members if member is not types.NoneType)
+            return self._read(kind, value, name)
+        if origin is typing.Literal:
+            if value not in members or isinstance(value, bool):
+                self._note(name, f"is {value!r}; it must be one of {', '.join(map(str, members))}.")
+            return value
+        if origin is tuple:
+            items = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+            return tuple(self._read(members[0], item, _join(name, number)) for number, item in enumerate(items))
+        if origin is dict:
+            if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+                self._note(name, f"is {value!r}; it must hold keys and their values.")
+                return value
+            whole = members[1] is Any
+            return {key: plain(v) if whole else self._read(members[1], v, _join(name, key)) for key, v in value.items()}
+        if dataclasses.is_dataclass(kind):
+            if isinstance(value, str) and len(required := _required(kind)) == 1:
+                value = {required[0]: value}
+            return self.make(typing.cast("type[Any]", kind), value, name)
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is not kind:
+            self._note(name, f"is {value!r}; it must be {_WORDS[kind]}.")
         return value
-    if origin is tuple:
-        items = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        return tuple(_read(members[0], item, f"{name}.{number}") for number, item in enumerate(items))
-    if origin is dict:
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise SettingsError(f"{name} is {value!r}; it must hold keys and their values.")
-        return {
-            key: item if members[1] is Any else _read(members[1], item, _join(name, key)) for key, item in value.items()
-        }
-    if dataclasses.is_dataclass(kind):
-        if isinstance(value, str) and len(required := _required(kind)) == 1:
-            value = {required[0]: value}
-        return build(typing.cast("type[Any]", kind), value, name)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise SettingsError(f"{name} is {value!r}; it must be {_WORDS[kind]}.")
-    return value
+
+    def _note(self, name: str, text: str) -> None:
+        self.problems.append(Problem(name, text))
+        self._wrong.append(name)
+
+    def _unknown(self, key: str, known: Mapping[str, Any], name: str) -> None:
+        """A key that there is not; what was meant by it is not judged either."""
+        if new := _KEYS.get(".".join(part for part in _join(name, key).split(".") if not part.isdigit())):
+            self._note(_join(name, key), f"is the old name of {_join(name, new)}, and both are given: drop it.")
+            return
+        elsewhere = [other for other in self._known if other.rpartition(".")[2] == key]
+        close = [_join(name, other) for other in difflib.get_close_matches(key, known, n=1, cutoff=0.5)]
+        meant = (elsewhere or close)[:1]
+        hint = f"did you mean {meant[0]}?" if meant else f"known here are {', '.join(known)}."
+        self._note(_join(name, key), f"is not known; {hint}")
+        self._wrong += meant
 
 
-def need(held: bool, name: str, value: object, wanted: str) -> None:
-    """Raise `SettingsError` for the field `name` where `held` is false."""
-    if not held:
-        raise SettingsError(f"{name} is {value!r}; it must be {wanted}.")
+def _keys(kind: Any, name: str) -> Iterator[str]:
+    """The dotted names of all settings that are no list's."""
+    for key, hint in typing.get_type_hints(kind).items():
+        yield _join(name, key)
+        for inner in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(inner):
+                yield from _keys(inner, _join(name, key))
+
+
+def _touch(name: str, other: str) -> bool:
+    """Whether one of the two settings is the other or in it."""
+    return f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -244,9 +403,4 @@ def _required(kind: Any) -> list[str]:
 
 
 def _join(name: str, key: object) -> str:
-    return f"{name}.{key}" if name else str(key)
-
-
-def _nearest(key: str, known: Mapping[str, Any], name: str) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"did you mean {_join(name, close[0])}?" if close else f"known here are {', '.join(known)}."
+    return ".".join(str(part) for part in (name, key) if part != "")

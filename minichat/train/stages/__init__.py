@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from minichat.errors import SettingsError
+from minichat.train.config import STAGES, Config
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from minichat.data.dataset import Row
     from minichat.data.example import Example, StoredPicture, Where
     from minichat.model.loss import Together
-    from minichat.train.config import Config
 
     Seen = tuple[Where, StoredPicture]
     Told = Callable[[Where, StoredPicture, str], None]
@@ -124,19 +123,7 @@ class Stage(Protocol):
 # processes and all the parts in which its gradient is accumulated.
 
 
-#: Where each stage is; it is imported when it is asked for.
-STAGES = {
-    "finetune": "minichat.train.stages.finetune:Finetune",
-    "qformer": "minichat.train.stages.qformer:Pretraining",
-    "vision": "minichat.toy.train_vision:Vision",
-    "language": "minichat.toy.train_lm:Language",
-    "word_alignment": "minichat.toy.train_vision:WordAlignment",
-}
-
-
 def stage_of(name: str) -> type[Stage]:
-    """The stage of this name. Raises `SettingsError` for one that does not exist."""
-    if name not in STAGES:
-        raise SettingsError(f"stage is {name!r}; it must be one of {', '.join(STAGES)}.")
+    """The stage of a configuration."""
     stage: type[Stage] = resolve_name(STAGES[name])
     return stage
