@@ -229,7 +229,7 @@ def test_settings_that_would_change_nothing_or_the_loss_are_refused(tmp_path: Pa
 
 
 def test_sizes_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"vision.width is 25.*vision.heads \(2\)"):
+    with pytest.raises(SettingsError, match=r"vision.width is 25.*heads \(2\)"):
         config("0a_vision", tmp_path, "vision.width=25")
     with pytest.raises(SettingsError, match="language is for the stage language"):
         config("0a_vision", tmp_path, "language.width=24")
