@@ -99,11 +99,11 @@ $(ROAD)/stage1/config.json: $(ROAD)/1b_search/config.json
 $(ROAD)/2_begin/config.json: $(ROAD)/0i_language/config.json $(ROAD)/1_qformer/config.json
 	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0i_language --template minigpt-v2 --merge --out $(@D)
 
-$(ROAD)/2a_naming/config.json: $(ROAD)/2_begin/config.json
-	$(TRAIN) $(STAGES)/2a_naming.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin
+$(ROAD)/2a_word_alignment/config.json: $(ROAD)/2_begin/config.json
+	$(TRAIN) $(STAGES)/2a_word_alignment.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin
 
-$(ROAD)/2b_generative/config.json: $(ROAD)/2a_naming/config.json
-	$(TRAIN) $(STAGES)/2b_generative.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2a_naming
+$(ROAD)/2b_generative/config.json: $(ROAD)/2a_word_alignment/config.json
+	$(TRAIN) $(STAGES)/2b_generative.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2a_word_alignment
 
 $(ROAD)/3_alignment/minichat.json: $(ROAD)/2b_generative/config.json
 	$(TRAIN) $(STAGES)/3_alignment.yaml out=$(@D) $(call smoke,10) model.name=$(ROAD)/2b_generative
@@ -128,11 +128,11 @@ $(SMALL)/questions.txt: train_configs/small/plain_questions.txt | $(INSTALLED)
 $(SMALL)/plain.jsonl: $(SMALL)/questions.txt
 	$(BIN)/minichat data answers $< --model minichat-small-base --max-new-tokens 96 --batch-size 32 --out $@
 
-$(SMALL)/1_naming/minichat.json: $(SMALL)/plain.jsonl
-	$(TRAIN) train_configs/small/1_naming.yaml out=$(@D) $(call smoke,20)
+$(SMALL)/1_word_alignment/minichat.json: $(SMALL)/plain.jsonl
+	$(TRAIN) train_configs/small/1_word_alignment.yaml out=$(@D) $(call smoke,20)
 
-$(SMALL)/2_talk/minichat.json: $(SMALL)/1_naming/minichat.json $(SMALL)/plain.jsonl
-	$(TRAIN) train_configs/small/2_talk.yaml out=$(@D) model.name=$(SMALL)/1_naming \
+$(SMALL)/2_talk/minichat.json: $(SMALL)/1_word_alignment/minichat.json $(SMALL)/plain.jsonl
+	$(TRAIN) train_configs/small/2_talk.yaml out=$(@D) model.name=$(SMALL)/1_word_alignment \
 		data.train.1.source=$(SMALL)/plain.jsonl $(call smoke,2)
 
 $(SMALL)/model/minichat.json: $(SMALL)/2_talk/minichat.json

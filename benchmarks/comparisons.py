@@ -1,4 +1,4 @@
-"""The comparisons of BLIP-2 and MiniGPT-4, on drawn scenes: `python -m benchmarks.comparisons NAME`.
+"""The comparisons of BLIP-2 and MiniGPT-4, on synthetic scenes: `python -m benchmarks.comparisons NAME`.
 
 docs/COMPARISONS.md says what each asks. Each trains its arms with the road's own configurations and the same steps,
 seed and data, and writes NAME.json, NAME.md and NAME.png. What is finished is not done again; what was cut off goes on.
@@ -37,7 +37,7 @@ from minichat.errors import MiniChatError, SettingsError
 from minichat.fileio import write_json
 from minichat.train.config import read_config
 
-RATE_ANEW = "optimizer.lr=2e-3"  # the road's own rates are for what has learnt before and need not go far
+RATE_ANEW = "optimizer.lr=2e-3"  # the road's own rates are for what has learned before and need not go far
 SHARES = (10, 30, 50, 100)  # per cent of the alignment data
 PORTIONS = (4, 2, 1)  # a quarter of the steps, a half, all
 OBJECTIVES = {
@@ -101,11 +101,11 @@ def stage1(road: Path, out: Path, steps: int, count: int) -> Comparison:
 def objectives(road: Path, out: Path, steps: int, count: int) -> Comparison:
     """Stage 1 with all objectives and with one left out, measured by retrieval."""
     arms, rows = [], []
-    for name, learnt in OBJECTIVES.items():
-        model = out / "-".join(learnt) / "model"
-        chosen = f"qformer.objectives=[{', '.join(learnt)}]"
+    for name, learned in OBJECTIVES.items():
+        model = out / "-".join(learned) / "model"
+        chosen = f"qformer.objectives=[{', '.join(learned)}]"
         train = training("1_qformer", model, steps, chosen, *_stage1_parts(road))
-        matches = "itm" in learnt
+        matches = "itm" in learned
         arms.append(
             Arm(name, (train, exam("retrieval", model, count, "--no-blank", *(() if matches else ("--rerank", "0")))))
         )

@@ -29,7 +29,7 @@ import minichat
 from benchmarks.random_model import SIZES, write_random_model
 from minichat.inference.bot import CAPTION_PROMPT, MiniChat
 from minichat.inference.engine import Engine, Request
-from minichat.inference.generate import Memory, Prompt, generate_rows, stream
+from minichat.inference.generate import KVCache, Prompt, generate_rows, stream
 from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation
 
@@ -68,7 +68,7 @@ def one_by_one(bot: MiniChat, asked: list[Prompt], lengths: list[int]) -> Callab
     def work() -> None:
         for prompt, length in zip(asked, lengths, strict=True):
             reply = ReplyText(bot.processor.content_tokenizer, NO_STOPS)
-            for _ in stream(bot.model, prompt, Memory(), GenerationSettings(max_new_tokens=length), reply):
+            for _ in stream(bot.model, prompt, KVCache(), GenerationSettings(max_new_tokens=length), reply):
                 pass
 
     return work

@@ -3,7 +3,7 @@
 Random weights in real sizes: EVA-CLIP's ViT-g, BLIP-2's Q-Former and a LLaMA of 1.1 billion parameters, in bfloat16 on
 the CPU; the projection, in float32, trains. The plain loop does what the original's training loop does: it encodes
 every picture, takes samples in random order, pads to the longest, passes the whole prompt through the LLM, and computes
-all logits in float32. The same samples are learnt by all loops, in turns, and their losses are compared.
+all logits in float32. The same samples are learned by all loops, in turns, and their losses are compared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.random_model import SIZES, write_random_model
 from minichat.data import formats
 from minichat.data.dataset import Collator, Row, Rows, padding, plan
-from minichat.model.loss import Together
+from minichat.model.loss import ProcessGroup
 from minichat.train.checkpoint import make_optimizer, trained
 from minichat.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, Source
 from minichat.train.stages.finetune import Finetune
@@ -70,7 +70,7 @@ class Loop:
     step: Callable[[list[Row]], float]  # does one, and returns the sum of its tokens' losses
     seconds: list[list[float]] = field(default_factory=list)  # of each batch, time after time
     busy: list[list[float]] = field(default_factory=list)  # of the processors, likewise
-    loss: float = 0.0  # the mean over all tokens, before anything was learnt
+    loss: float = 0.0  # the mean over all tokens, before anything was learned
     flops: int = 0  # of all batches
     memory: int = 0  # bytes, at most
 
@@ -256,7 +256,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
     began = time.perf_counter()
     pictures = [(row.where, picture) for row in some for picture in row.pictures]
     with tempfile.TemporaryDirectory() as features:
-        stage.see(pictures, features, 0, Together(0, 1), lambda where, picture, reason: None)
+        stage.see(pictures, features, 0, ProcessGroup(0, 1), lambda where, picture, reason: None)
         encoding = (time.perf_counter() - began) / len(pictures)
         loops = [
             Loop("plain", theirs, plain_step(stage, Collator(stage._processor), optimizer)),

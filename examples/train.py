@@ -1,4 +1,4 @@
-"""Fine-tune the projection on a few drawn scenes, in the open: `python examples/train.py runs/example`
+"""Fine-tune the projection on a few synthetic scenes, in the open: `python examples/train.py runs/example`
 
 `minichat train` does this with your own data, checkpoints, validation and a learning-rate schedule.
 """
@@ -20,7 +20,7 @@ BASE = "minichat-tiny"
 
 def main(arguments: list[str] | None = None) -> list[float]:
     """Train, save the projection as a folder that `minichat.load` opens, and return the loss of each step."""
-    parser = argparse.ArgumentParser(description="Teach the projection to list what a drawn scene holds.")
+    parser = argparse.ArgumentParser(description="Teach the projection to list what a synthetic scene holds.")
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--steps", type=int, default=40)

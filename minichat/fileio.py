@@ -182,7 +182,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 @contextmanager
-def told(name: str, error: type[MiniChatError]) -> Iterator[None]:
+def disk_errors(name: str, error: type[MiniChatError]) -> Iterator[None]:
     """Raise `error`, in a sentence, where the disk does not take the file `name` in the block."""
     try:
         yield

@@ -130,7 +130,7 @@ def test_a_person_talks_about_a_picture(served, browser):
     """Upload a drawn scene, ask two questions, see streamed and sensible replies, stop one, undo, click an example."""
     page = open_page(browser, served.url)
     seen = watch(page)
-    page.get_by_text("trained only on drawn scenes").wait_for()
+    page.get_by_text("trained only on synthetic scenes").wait_for()
     page.evaluate(
         """() => { window.lengths = []; new MutationObserver(() => {
             const all = document.querySelectorAll('#mc-chat [data-testid=bot]');

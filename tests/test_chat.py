@@ -671,7 +671,7 @@ def test_a_caption_says_whether_it_was_cut_off(bot: MiniChat) -> None:
 
 
 def test_a_caption_may_be_asked_for_without_a_word(bot: MiniChat) -> None:
-    """As what learnt from pictures and texts alone is to be asked."""
+    """As what learned from pictures and texts alone is to be asked."""
     image = noise_picture(1)
     (caption,) = bot.caption([image], "", max_new_tokens=8)
     assert caption == bot.chat(max_new_tokens=8).ask("", [image])

@@ -37,13 +37,13 @@ def test_epochs_and_seeds_differ() -> None:
 
 @given(LENGTHS, SIZES, st.integers(1, 4), st.integers(1, 4))
 def test_processes_share_the_same_batches(lengths: list[int], size: int, processes: int, accumulation: int) -> None:
-    """Each row is learnt from once, whoever does it, and every process does as many passes."""
+    """Each row is learned from once, whoever does it, and every process does as many passes."""
     for batch in plan(lengths, batch_size=size, seed=0, epoch=0):
         mine = [shares(batch, accumulation=accumulation, rank=rank, processes=processes) for rank in range(processes)]
         assert {len(parts) for parts in mine} == {accumulation}
         assert all(share.rows for parts in mine for share in parts)
-        learnt = [row for parts in mine for share in parts if share.learn for row in share.rows]
-        assert sorted(learnt) == sorted(batch)
+        learned = [row for parts in mine for share in parts if share.learn for row in share.rows]
+        assert sorted(learned) == sorted(batch)
 
 
 @given(LENGTHS, st.integers(1, 4), st.integers(1, 4))
@@ -130,7 +130,7 @@ def test_padding_changes_no_loss(bot: MiniChat, rows: Rows) -> None:
 def test_muted_rows_add_nothing(bot: MiniChat, rows: Rows) -> None:
     model = bot.model
     model.zero_grad()
-    loss = model(**Collator(bot.processor)([rows[0].muted()]), num_items_in_batch=3, skip_logits=True).loss
+    loss = model(**Collator(bot.processor)([rows[0].masked()]), num_items_in_batch=3, skip_logits=True).loss
     loss.backward()
     assert loss.item() == 0
     assert not model.projection.weight.grad.any()

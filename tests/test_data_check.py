@@ -80,7 +80,7 @@ def test_what_is_wrong_is_all_reported_with_its_line(home: Path, processor: Mini
         "train.jsonl:4: the picture 'broken.png' cannot be used: it is not a picture that can be opened: save it as "
         "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC (the content counts, not the ending).",
         "train.jsonl:4: the picture 'absent.png' is missing: put it there, or correct its path.",
-        "train.jsonl:5: turn 2, a reply, is empty: write what is to be learnt, or remove the record.",
+        "train.jsonl:5: turn 2, a reply, is empty: write what is to be supervised, or remove the record.",
         "train.jsonl:6: turn 1, the system text, is empty: write one, or leave the turn out.",
         "train.jsonl:7: the record has N tokens, and the model reads N: shorten it, or divide it.",
         "train.jsonl:8: this is not valid JSON (Expecting property name enclosed in double quotes, column 2): mend it, "
@@ -168,8 +168,8 @@ def test_what_is_marked_is_what_is_learnt(template: str, processor: MiniChatProc
     for example in [*examples(DATA / "talk_messages.jsonl"), *examples(DATA / "messages.jsonl")]:
         shown = sample(example, processor)
         rendered = processor.render(example.conversation())
-        assert (shown.tokens, shown.learnt) == (len(rendered.ids), sum(rendered.loss_mask))
-        marked = "".join(piece.text.strip() for piece in shown.pieces if piece.learnt)
+        assert (shown.tokens, shown.supervised) == (len(rendered.ids), sum(rendered.loss_mask))
+        marked = "".join(piece.text.strip() for piece in shown.pieces if piece.supervised)
         end = {"vicuna-v0": "###", "vicuna-v0-train": "###", "plain": ""}.get(template, "</s>")
         assert marked == "".join(reply + end for reply in example.replies)
         assert [piece.picture for piece in shown.pieces if piece.picture is not None] == list(
@@ -219,7 +219,7 @@ def test_the_page_holds_what_it_shows_and_runs_nothing(home: Path, processor: Mi
     assert page.count("data:image/jpeg;base64,") == 1
     assert "http" not in page.replace("http-equiv", "")
     assert "&lt;b&gt;.png&#x27; is missing" in page
-    assert re.search(r'<span class="learnt"> ?Fine\.</span><span class="learnt">&lt;/s&gt;</span>', page)
+    assert re.search(r'<span class="supervised"> ?Fine\.</span><span class="supervised">&lt;/s&gt;</span>', page)
 
 
 # --- the command line

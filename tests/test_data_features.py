@@ -22,7 +22,7 @@ from minichat.data.example import Example, Member, StoredPicture, Turn, Where
 from minichat.data.feature_cache import FeatureCache, Origin, encode
 from minichat.errors import DataError, SettingsError
 from minichat.inference.bot import MiniChat
-from minichat.model.loss import Together
+from minichat.model.loss import ProcessGroup
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
 from minichat.train.data import read_data
 from minichat.train.stages.finetune import Finetune
@@ -315,7 +315,7 @@ def killed_often(bot: MiniChat, pictures, tmp_path: Path, times: int) -> None:
     hits = 0
     for number in itertools.count():
         folder = tmp_path / f"{number}"
-        feature_cache.begin(folder, Origin.of(bot.model, bot.processor))
+        feature_cache.init_folder(folder, Origin.of(bot.model, bot.processor))
         hits += kill_while_encoding(bot, pictures, folder, draw.uniform(0, 2 * whole))
         check_goes_on(bot, pictures, folder)
         if hits == times:
@@ -360,7 +360,7 @@ def test_the_command(tmp_path: Path) -> None:
     config = Config(model=ModelConfig("minichat-tiny", device="cpu"), data=data)
     stage = Finetune(config, torch.device("cpu"))
     with counting(stage.bot) as counts:
-        read_data(config, stage, Together(0, 1), print)
+        read_data(config, stage, ProcessGroup(0, 1), print)
     assert counts["pictures"] == 0
     result = CliRunner().invoke(cli.app, [*arguments, "--dtype", "bfloat16"])
     assert result.exit_code == 1

@@ -23,7 +23,7 @@ from minichat.data.formats import FORMS, examples, read
 from minichat.data.formats.tables import PICTURE, QUESTION, TEXT
 from minichat.errors import DataError, SettingsError
 from minichat.evaluate.datasets import Files
-from minichat.toy.dataset import DrawnPicture
+from minichat.toy.dataset import SyntheticPicture
 from minichat.train.config import read_config
 from minichat.train.data_loader import Source, Stream
 from tests.found_data import ASKED, BASE64, BLUE, RED, file, folder_with_pictures, said, told
@@ -48,7 +48,7 @@ TALK = [
 ]
 ROLES = [{"role": "user", "content": "<image>\nHow many stars are there?"}, {"role": "assistant", "content": "One."}]
 
-#: A record, and what is learnt from it.
+#: A record, and what is learned from it.
 RECORDS: dict[str, tuple[dict[str, Any], list[tuple[str, ...]]]] = {
     "ms-swift": ({"query": "<image>How many stars are there?", "response": "One.", "images": ["a.png"]}, ASKED),
     "ms-swift with all": (
@@ -529,7 +529,7 @@ def test_pictures_without_a_name_are_shared_evenly() -> None:
     cells = [StoredPicture("a picture", Cell(Path("x.parquet"), number, "image", (), 900)) for number in range(400)]
     counts = Counter(share(picture, 4) for picture in cells)
     assert all(60 < counts[number] < 140 for number in range(4))
-    drawn = [DrawnPicture("drawn", seed=number) for number in range(400)]
+    drawn = [SyntheticPicture("drawn", seed=number) for number in range(400)]
     counts = Counter(share(picture, 4) for picture in drawn)
     assert all(60 < counts[number] < 140 for number in range(4))
 

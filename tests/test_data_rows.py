@@ -1,4 +1,4 @@
-"""Rows: what is learnt is the replies' tokens and their end, and a reply that was cut has no end."""
+"""Rows: what is learned is the replies' tokens and their end, and a reply that was cut has no end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bot(request: pytest.FixtureRequest) -> MiniChat:
 
 
 def replies(bot: MiniChat, row) -> list[str]:
-    """The texts that are learnt, one for each stretch of labels."""
+    """The texts that are learned, one for each stretch of labels."""
     texts, run = [], []
     for label in [*row.labels.tolist(), IGNORED]:
         if label != IGNORED:
@@ -55,10 +55,10 @@ def end_ids(bot: MiniChat, name: str) -> list[int]:
     """The ids with which a reply that ends in a full stop ends."""
     row = Renderer(bot.processor)(example(("Which?", "A cat.")))
     words = bot.processor.content_tokenizer.encode("A cat.")
-    learnt = row.labels[row.labels != IGNORED].tolist()
-    assert learnt[: len(words)] == words
-    assert len(learnt) > len(words), name
-    return learnt[len(words) :]
+    learned = row.labels[row.labels != IGNORED].tolist()
+    assert learned[: len(words)] == words
+    assert len(learned) > len(words), name
+    return learned[len(words) :]
 
 
 @given(TEMPLATE_NAMES, st.integers(1, 140), st.booleans())

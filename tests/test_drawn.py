@@ -21,7 +21,7 @@ from minichat.toy.captions import (
     reading,
     words_of,
 )
-from minichat.toy.dataset import KINDS, DrawnPicture, DrawnStream
+from minichat.toy.dataset import KINDS, SyntheticPicture, SyntheticStream
 from minichat.toy.dialogues import ORDINALS
 from minichat.toy.train_lm import train_tokenizer, word_ids
 from minichat.toy.world import MAX_THINGS, Scene, random_scene, reading_order
@@ -30,18 +30,18 @@ from minichat.train.data_loader import Part
 ALL = dict.fromkeys(KINDS, 1.0)
 
 
-def first(stream: DrawnStream, count: int, **options: object) -> list[object]:
+def first(stream: SyntheticStream, count: int, **options: object) -> list[object]:
     return list(itertools.islice(stream.scan(**options), count))  # type: ignore[arg-type]
 
 
 def test_a_stream_is_entered_anywhere() -> None:
-    stream = DrawnStream(ALL, batch_size=4, seed=3)
-    assert first(stream, 60)[37:] == first(DrawnStream(ALL, batch_size=4, seed=3), 23, skip=37)
-    assert first(stream, 5) != first(DrawnStream(ALL, batch_size=4, seed=4), 5)
+    stream = SyntheticStream(ALL, batch_size=4, seed=3)
+    assert first(stream, 60)[37:] == first(SyntheticStream(ALL, batch_size=4, seed=3), 23, skip=37)
+    assert first(stream, 5) != first(SyntheticStream(ALL, batch_size=4, seed=4), 5)
 
 
 def test_of_so_many_examples_each_comes_as_often() -> None:
-    every, few = DrawnStream(ALL, batch_size=4, seed=3), DrawnStream(ALL, batch_size=4, seed=3, examples=16)
+    every, few = SyntheticStream(ALL, batch_size=4, seed=3), SyntheticStream(ALL, batch_size=4, seed=3, examples=16)
     wanted = [every.example(index) for index in range(16)]
     assert [few.example(16 + index) for index in range(16)] == wanted
     pool = 8 * 4  # in which the order is mixed
@@ -50,20 +50,20 @@ def test_of_so_many_examples_each_comes_as_often() -> None:
     assert first(few, 20, skip=13) == drawn[13:33]
     for wrong in (0, -1, 2.5):
         with pytest.raises(SettingsError, match="examples is"):
-            DrawnStream(ALL, batch_size=4, examples=wrong)  # type: ignore[arg-type]
+            SyntheticStream(ALL, batch_size=4, examples=wrong)  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match="easy is 'many'"):
-        DrawnStream(ALL, batch_size=4, easy="many")  # type: ignore[arg-type]
+        SyntheticStream(ALL, batch_size=4, easy="many")  # type: ignore[arg-type]
 
 
 def test_parts_share_the_stream() -> None:
-    stream = DrawnStream(ALL, batch_size=4)
+    stream = SyntheticStream(ALL, batch_size=4)
     whole = first(stream, 40)
     assert [first(stream, 20, part=Part(rank, 2)) for rank in (0, 1)] == [whole[0::2], whole[1::2]]
     assert first(stream, 7, part=Part(1, 2), skip=13) == whole[27::2]
 
 
 def test_no_example_is_lost_by_sorting() -> None:
-    stream = DrawnStream(ALL, batch_size=3, seed=1)
+    stream = SyntheticStream(ALL, batch_size=3, seed=1)
     drawn = [stream.example(index) for index in range(24)]
     read = first(stream, 24)
     assert sorted(read, key=lambda e: e.where.record) == drawn  # type: ignore[attr-defined]
@@ -71,7 +71,7 @@ def test_no_example_is_lost_by_sorting() -> None:
 
 @pytest.mark.parametrize("kind", ["questions", "hard dialogues", "hard pairs", "hard tellings"])
 def test_easy_scenes_come_first(kind: str) -> None:
-    stream = DrawnStream({kind: 1}, batch_size=4, easy=16)
+    stream = SyntheticStream({kind: 1}, batch_size=4, easy=16)
     counts = [len(p.scene.things) for i in range(80) for p in stream.example(i).pictures]  # type: ignore[attr-defined]
     assert max(counts[:16]) <= 3 < max(counts[16:])
 
@@ -86,7 +86,7 @@ def test_easy_scenes_come_first(kind: str) -> None:
 )
 def test_a_hard_kind_asks_more_often_what_is_hard(kind: str, hard: str) -> None:
     def share(kind: str) -> float:
-        stream = DrawnStream({kind: 1}, batch_size=4, seed=6)
+        stream = SyntheticStream({kind: 1}, batch_size=4, seed=6)
         asked = [turn.text for i in range(150) for turn in stream.example(i).turns if turn.role == "user"]
         return sum(re.search(hard, text, re.IGNORECASE) is not None for text in asked) / len(asked)
 
@@ -98,7 +98,7 @@ def test_hard_tellings_tell_of_many_things_that_are_alike() -> None:
         pairs = [pair for scene in scenes for pair in itertools.combinations(scene.things, 2)]
         return sum(a.colour == b.colour or a.shape == b.shape for a, b in pairs)
 
-    stream, rng = DrawnStream({"hard tellings": 1}, batch_size=4), random.Random(0)
+    stream, rng = SyntheticStream({"hard tellings": 1}, batch_size=4), random.Random(0)
     hard = [p.scene for i in range(200) for p in stream.example(i).pictures]  # type: ignore[attr-defined]
     counts = [len(scene.things) for scene in hard]
     assert min(counts) >= 3 and max(counts) == MAX_THINGS
@@ -106,15 +106,15 @@ def test_hard_tellings_tell_of_many_things_that_are_alike() -> None:
 
 
 def test_a_drawn_picture_is_always_the_same_picture() -> None:
-    for example in first(DrawnStream(ALL, batch_size=4, seed=5), 20):
+    for example in first(SyntheticStream(ALL, batch_size=4, seed=5), 20):
         for picture in example.pictures:  # type: ignore[attr-defined]
-            again = DrawnPicture(picture.name, b"", picture.scene, picture.seed)
+            again = SyntheticPicture(picture.name, b"", picture.scene, picture.seed)
             assert picture.read() == again.read() and picture.key() == again.key()
 
 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"'photographs'.*questions"):
-        DrawnStream({"photographs": 1.0}, batch_size=2)
+        SyntheticStream({"photographs": 1.0}, batch_size=2)
 
 
 def test_things_are_named_in_the_order_of_the_cells_they_are_in() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from minichat.errors import PromptError
 from minichat.inference.bot import MiniChat
 from minichat.inference.engine import Engine, Request, why_alone
-from minichat.inference.generate import Memory, Prompt, logits_processors, stream
+from minichat.inference.generate import KVCache, Prompt, logits_processors, stream
 from minichat.inference.kv_cache import KeyValuePool, PrefixTree, shared
 from minichat.inference.sampling import GenerationSettings, ReplyText, Sampler, Stops, noise_generator
 from minichat.prompt.conversation import Conversation
@@ -66,7 +66,7 @@ def alone(bot: MiniChat, prompt: Prompt, **changes: Any) -> list[int]:
     """The ids of the loop for one reply."""
     reply = ReplyText(bot.processor.content_tokenizer, bot.stops)
     changes = {"max_new_tokens": 8, **changes}
-    list(stream(bot.model, prompt, Memory(), GenerationSettings(**changes), reply))
+    list(stream(bot.model, prompt, KVCache(), GenerationSettings(**changes), reply))
     return reply.generated
 
 
@@ -83,7 +83,7 @@ def idle(engine: Engine) -> None:
     """Nothing is left of what was asked."""
     assert (engine._all, engine._running, engine._reading) == ([], [], [])
     assert engine._pool.nbytes == 0
-    assert not engine.turnstile.taken
+    assert not engine.step_lock.taken
 
 
 def margin(bot: MiniChat, prompt: Prompt, ids: list[int]) -> Tensor:
@@ -535,7 +535,7 @@ def test_ctrl_c_at_any_line_leaves_the_others_whole(bot: MiniChat) -> None:
         requests = [request_of(bot, prompt, max_new_tokens=3) for prompt in prompts]
         engine.submit(requests[0])
         interrupted = interrupted_at(line, lambda e=engine, r=requests[1]: list(e.stream(r)), Engine, "_begin_anew")
-        with engine.turnstile:  # a place that was left behind is given back
+        with engine.step_lock:  # a place that was left behind is given back
             while engine._all:
                 engine.step()
         assert (requests[0].over, requests[0].ids) == (True, wanted[0])

@@ -7,7 +7,7 @@ import errno
 import pytest
 import torch
 
-from minichat.device.memory import memory_told, out_of_memory
+from minichat.device.memory import memory_errors, out_of_memory
 from minichat.errors import SettingsError
 
 YES = [
@@ -37,14 +37,14 @@ NO = [
 @pytest.mark.parametrize("error", YES, ids=str)
 def test_what_ran_out_of_memory(error: BaseException) -> None:
     assert out_of_memory(error)
-    with pytest.raises(SettingsError, match="lower it"), memory_told(lambda: SettingsError("Too many: lower it.")):
+    with pytest.raises(SettingsError, match="lower it"), memory_errors(lambda: SettingsError("Too many: lower it.")):
         raise error
 
 
 @pytest.mark.parametrize("error", NO, ids=repr)
 def test_what_did_not(error: BaseException) -> None:
     assert not out_of_memory(error)
-    with pytest.raises(type(error)) as caught, memory_told(lambda: SettingsError("Too many: lower it.")):
+    with pytest.raises(type(error)) as caught, memory_errors(lambda: SettingsError("Too many: lower it.")):
         raise error
     assert caught.value is error
 

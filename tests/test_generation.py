@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from minichat.errors import SettingsError
 from minichat.inference.bot import MiniChat
-from minichat.inference.generate import Memory, Prompt, Turnstile, generate_rows, logits_processors, stream
+from minichat.inference.generate import KVCache, Prompt, StepLock, generate_rows, logits_processors, stream
 from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.tokenizer import FastTokenizer, SentencePieceTokenizer
@@ -285,9 +285,9 @@ def prompt_of(bot: MiniChat, *turns: tuple[str, int]) -> Prompt:
     return Prompt(rendered.ids, keys, features)
 
 
-def run(bot: MiniChat, prompt: Prompt, memory: Memory, **changes: Any) -> ReplyText:
+def run(bot: MiniChat, prompt: Prompt, cache: KVCache, **changes: Any) -> ReplyText:
     reply = ReplyText(bot.processor.content_tokenizer, bot.stops)
-    pieces = list(stream(bot.model, prompt, memory, GenerationSettings(**changes), reply))
+    pieces = list(stream(bot.model, prompt, cache, GenerationSettings(**changes), reply))
     assert "".join(pieces) == reply.text
     return reply
 
@@ -296,16 +296,16 @@ def run(bot: MiniChat, prompt: Prompt, memory: Memory, **changes: Any) -> ReplyT
 def test_cached_is_uncached(kind: str) -> None:
     bot = tiny_bot(kind=kind)
     prompt = prompt_of(bot, ("What is it?", 1), ("And these?", 2), ("Which is larger?", 0))
-    memory = Memory()
-    said = run(bot, prompt, memory, max_new_tokens=12).generated
-    assert len(memory.keys) == len(prompt.ids) + len(said) - 1  # the last id is not read
+    cache = KVCache()
+    said = run(bot, prompt, cache, max_new_tokens=12).generated
+    assert len(cache.keys) == len(prompt.ids) + len(said) - 1  # the last id is not read
     ids = torch.tensor([[*prompt.ids, *said]])
     with torch.no_grad():
         logits = bot.model(input_ids=ids, image_features=prompt.features, use_cache=False).logits[0]
     assert said == logits[len(prompt.ids) - 1 : -1].argmax(-1).tolist()
     # What the cache says of the next id is what a pass over everything says.
     with torch.inference_mode():
-        cached = memory.read(bot.model, bot.model.get_input_embeddings()(ids[:, -1:]), said[-1:])
+        cached = cache.read(bot.model, bot.model.get_input_embeddings()(ids[:, -1:]), said[-1:])
     torch.testing.assert_close(cached[0], logits[-1], rtol=0, atol=1e-4)
 
 
@@ -400,10 +400,10 @@ def test_an_image_slot_is_never_generated() -> None:
 def test_memory_keeps_what_still_holds() -> None:
     bot = tiny_bot()
     prompt = prompt_of(bot, ("What is it?", 1), ("And these?", 2))
-    memory = Memory()
-    first = run(bot, prompt, memory, max_new_tokens=5)
+    cache = KVCache()
+    first = run(bot, prompt, cache, max_new_tokens=5)
     with counting(bot) as counts:
-        again = run(bot, prompt, memory, max_new_tokens=5)
+        again = run(bot, prompt, cache, max_new_tokens=5)
     assert again.generated == first.generated
     # Of the prompt only its last token is read again, of the reply all but its last.
     assert counts["tokens"] == len(first.generated) > 1
@@ -417,19 +417,19 @@ def test_memory_keeps_what_still_holds() -> None:
         ([399, 398], 0),
         ([], 0),
     ]:
-        run(bot, prompt, memory, max_new_tokens=1)
-        assert memory.keep(wanted) == kept == len(memory.keys)
-        assert (memory.cache.get_seq_length() if memory.cache else 0) == kept
+        run(bot, prompt, cache, max_new_tokens=1)
+        assert cache.keep(wanted) == kept == len(cache.keys)
+        assert (cache.past.get_seq_length() if cache.past else 0) == kept
 
 
 def test_a_cropped_cache_is_as_good_as_new() -> None:
     bot = tiny_bot()
     short = prompt_of(bot, ("What is it?", 1))
     long = prompt_of(bot, ("What is it?", 1), ("And these?", 2))
-    used, new = Memory(), Memory()
+    used, new = KVCache(), KVCache()
     run(bot, long, used, max_new_tokens=9)
     assert run(bot, short, used, max_new_tokens=9).generated == run(bot, short, new, max_new_tokens=9).generated
-    for old, fresh in zip(used.cache.layers, new.cache.layers, strict=True):  # type: ignore[union-attr]
+    for old, fresh in zip(used.past.layers, new.past.layers, strict=True):  # type: ignore[union-attr]
         torch.testing.assert_close(old.keys, fresh.keys, rtol=0, atol=1e-4)
         torch.testing.assert_close(old.values, fresh.values, rtol=0, atol=1e-4)
 
@@ -450,7 +450,7 @@ def test_a_cache_that_cannot_be_cropped_is_dropped() -> None:
 def test_nothing_half_read_is_kept() -> None:
     """An error between two layers leaves one with more in its cache than the other."""
     bot = tiny_bot()
-    prompt, memory = prompt_of(bot, ("What is it?", 1)), Memory()
+    prompt, cache = prompt_of(bot, ("What is it?", 1)), KVCache()
     calls = itertools.count(1)
 
     def fail(module: Any, args: Any) -> None:
@@ -459,22 +459,22 @@ def test_nothing_half_read_is_kept() -> None:
 
     hook = bot.model.language_model.model.layers[1].register_forward_pre_hook(fail)
     with pytest.raises(ValueError, match="boom"):
-        run(bot, prompt, memory, max_new_tokens=5)
+        run(bot, prompt, cache, max_new_tokens=5)
     hook.remove()
-    assert (memory.keys, memory.cache) == ([], None)
+    assert (cache.keys, cache.past) == ([], None)
     assert (
-        run(bot, prompt, memory, max_new_tokens=5).generated == run(bot, prompt, Memory(), max_new_tokens=5).generated
+        run(bot, prompt, cache, max_new_tokens=5).generated == run(bot, prompt, KVCache(), max_new_tokens=5).generated
     )
 
 
 def test_cancelled_between_two_steps() -> None:
     bot = tiny_bot()
     words = spell(bot, "The picture shows a red circle.")
-    prompt, memory = prompt_of(bot, ("What is it?", 1)), Memory()
+    prompt, cache = prompt_of(bot, ("What is it?", 1)), KVCache()
     stop = threading.Event()
     reply = ReplyText(bot.processor.content_tokenizer, bot.stops)
     with saying(bot, words) as read:
-        pieces = stream(bot.model, prompt, memory, GenerationSettings(), reply, cancelled=stop.is_set)
+        pieces = stream(bot.model, prompt, cache, GenerationSettings(), reply, cancelled=stop.is_set)
         next(pieces)
         stop.set()
         assert list(pieces) == []
@@ -485,103 +485,103 @@ def test_cancelled_between_two_steps() -> None:
 
 
 def test_the_turnstile_admits_one_at_a_time_in_order() -> None:
-    turnstile = Turnstile()
+    step_lock = StepLock()
     inside, most, order = 0, 0, []
     waiting = [threading.Event() for _ in range(6)]
 
     def pass_through(number: int) -> None:
         nonlocal inside, most
         waiting[number].set()
-        with turnstile:
+        with step_lock:
             inside += 1
             most = max(most, inside)
             order.append(number)
             inside -= 1
 
     threads = []
-    with turnstile:
+    with step_lock:
         for number in range(6):
             threads.append(threading.Thread(target=pass_through, args=[number]))
             threads[-1].start()
             waiting[number].wait(5)
-            while len(turnstile._queue) <= number + 1:  # this thread, and those who wait
+            while len(step_lock._queue) <= number + 1:  # this thread, and those who wait
                 pass
     for thread in threads:
         thread.join(5)
     assert (most, order) == (1, list(range(6)))
-    with turnstile:  # it is free again
+    with step_lock:  # it is free again
         pass
 
 
 def test_who_comes_back_at_once_does_not_overtake() -> None:
-    turnstile, entered = Turnstile(), threading.Event()
+    step_lock, entered = StepLock(), threading.Event()
 
     def enter() -> None:
-        with turnstile:
+        with step_lock:
             entered.set()
 
     for _ in range(20):
         entered.clear()
         thread = threading.Thread(target=enter)
-        with turnstile:
+        with step_lock:
             thread.start()
-            while len(turnstile._queue) < 2:
+            while len(step_lock._queue) < 2:
                 pass
-        with turnstile:
+        with step_lock:
             assert entered.is_set()
         thread.join(5)
 
 
 def test_an_error_or_an_interrupt_frees_the_turnstile() -> None:
-    turnstile = Turnstile()
-    with pytest.raises(RuntimeError), turnstile:
+    step_lock = StepLock()
+    with pytest.raises(RuntimeError), step_lock:
         raise RuntimeError
-    with turnstile:
-        turnstile.let_others_pass()  # nobody waits
+    with step_lock:
+        step_lock.let_others_pass()  # nobody waits
     entered = threading.Event()
 
     def enter() -> None:
-        with turnstile:
+        with step_lock:
             entered.set()
 
-    turnstile.__enter__()
+    step_lock.__enter__()
     thread = threading.Thread(target=enter)
     thread.start()
-    while len(turnstile._queue) < 2:
+    while len(step_lock._queue) < 2:
         pass
-    turnstile.let_others_pass()  # lets the other through and comes back
+    step_lock.let_others_pass()  # lets the other through and comes back
     assert entered.is_set()
-    turnstile.__exit__(None, None, None)
+    step_lock.__exit__(None, None, None)
     thread.join(5)
-    with turnstile:
+    with step_lock:
         pass
 
 
 def test_ctrl_c_where_others_are_let_pass_admits_nobody_else() -> None:
     """The interrupted thread gave its place away: leaving the block must not open the gate once more."""
-    turnstile, order, let_go = Turnstile(), list[str](), threading.Event()
+    step_lock, order, let_go = StepLock(), list[str](), threading.Event()
 
     def first() -> None:
-        with turnstile:
+        with step_lock:
             order.append("first in")
-            while len(turnstile._queue) < 3:  # this one, the second, and the main thread that waits behind it
+            while len(step_lock._queue) < 3:  # this one, the second, and the main thread that waits behind it
                 pass
             signal.raise_signal(signal.SIGINT)  # Python hands signals to the main thread
             assert let_go.wait(5)
             order.append("first out")
 
     def second() -> None:
-        with turnstile:
+        with step_lock:
             order.append("second in")
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
-    with pytest.raises(KeyboardInterrupt), turnstile:
+    with pytest.raises(KeyboardInterrupt), step_lock:
         for number, thread in enumerate(threads):
             thread.start()
-            while len(turnstile._queue) < number + 2:
+            while len(step_lock._queue) < number + 2:
                 pass
-        turnstile.let_others_pass()
-    assert len(turnstile._queue) == 2  # the second still waits for the first
+        step_lock.let_others_pass()
+    assert len(step_lock._queue) == 2  # the second still waits for the first
     order.append("interrupted")
     let_go.set()
     for thread in threads:
@@ -599,27 +599,27 @@ def test_ctrl_c_at_any_line_neither_admits_two_nor_locks_anyone_out(monkeypatch:
         most = max(most, inside)
         inside -= 1
 
-    def pass_through(turnstile: Turnstile) -> None:
-        with turnstile:
+    def pass_through(step_lock: StepLock) -> None:
+        with step_lock:
             stay()
 
-    def let_pass(turnstile: Turnstile, other: threading.Thread) -> None:
-        with turnstile:
+    def let_pass(step_lock: StepLock, other: threading.Thread) -> None:
+        with step_lock:
             other.start()
-            while len(turnstile._queue) < 2:
+            while len(step_lock._queue) < 2:
                 pass
-            turnstile.let_others_pass()
+            step_lock.let_others_pass()
             stay()
 
     for line in itertools.count():
-        turnstile = Turnstile()
-        other = threading.Thread(target=pass_through, args=[turnstile], daemon=True)
-        interrupted = interrupted_at(line, lambda t=turnstile, o=other: let_pass(t, o), Turnstile)
-        pass_through(turnstile)  # its own next step
+        step_lock = StepLock()
+        other = threading.Thread(target=pass_through, args=[step_lock], daemon=True)
+        interrupted = interrupted_at(line, lambda t=step_lock, o=other: let_pass(t, o), StepLock)
+        pass_through(step_lock)  # its own next step
         if other.ident is not None:
             other.join(5)
             assert not other.is_alive()
-        assert not turnstile._queue
+        assert not step_lock._queue
         if not interrupted:
             break
     assert most == 1

@@ -156,14 +156,14 @@ def test_activations_are_what_autograd_keeps(text, dtype):
 def test_the_optimizer_is_a_gradient_and_two_moments():
     network = tiny_network()
     set_trainable(network)
-    learnt = [weight for weight in network.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(learnt)
+    learned = [weight for weight in network.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(learned)
     ids = torch.tensor([row(1, "picture", 5, 6)])
     pictures = torch.zeros(1, 3, 56, 56)
     network(input_ids=ids, pixel_values=pictures, labels=torch.where(ids < 50, ids, -100)).loss.backward()
     optimizer.step()
     moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
-    held = sum(t.nbytes for t in [*moments, *(weight.grad for weight in learnt)])
+    held = sum(t.nbytes for t in [*moments, *(weight.grad for weight in learned)])
     assert training_needs(network.config, 1, 4, False).optimizer == held
 
 

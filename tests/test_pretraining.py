@@ -273,7 +273,7 @@ def test_words_are_predicted_with_their_own_embedding() -> None:
 
 
 def test_it_learns() -> None:
-    """A few pairs, learnt by heart: each of the three losses falls far below what knowing nothing costs.
+    """A few pairs, learned by heart: each of the three losses falls far below what knowing nothing costs.
 
     That is ln 4 to find one of four by contrast, ln 2 to match, and the logarithm of the vocabulary's size to write.
     Label smoothing alone keeps contrast at 0.35 and writing at 0.63. No single pair has to be right: which one a short
@@ -290,7 +290,7 @@ def test_it_learns() -> None:
         losses = model.train()(**batch, seed=step)
         optimizer.zero_grad()
         losses.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # without it, matching is learnt or not, as it rounds
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # without it, matching is learned or not, as it rounds
         optimizer.step()
         slower.step()
     model.eval()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from minichat.data.dataset import Collator, Rows
-from minichat.model.loss import Together
+from minichat.model.loss import ProcessGroup
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
@@ -91,15 +91,15 @@ class TestMiniGPT4:
         embeds, mask = case.expected[f"{kind}.inputs_embeds"], case.expected[f"{kind}.attention_mask"]
         targets = case.expected[f"{kind}.answer_targets"]
         for number, row in enumerate(map(stage.render, examples(case, kind))):
-            # Ours end with the last id that is learnt; theirs go on to the limit, or to the end of the last question.
+            # Ours end with the last id that is learned; theirs go on to the limit, or to the end of the last question.
             length = len(row.ids) - 1
             assert length <= int(mask[number].sum())
             batch = Collator(case.bot.processor)([row])
             ours = case.bot.model.embed(batch["input_ids"], batch["pixel_values"])  # (1, 1 + length, H)
             assert row.ids[0] == case.bot.processor.content_tokenizer.bos_id
             close(ours[0, 1:], embeds[number, :length])
-            learnt = row.labels.tolist()[int((row.labels != IGNORED).argmax()) :]
-            assert learnt + [IGNORED] * (targets.shape[1] - len(learnt)) == targets[number].tolist()
+            learned = row.labels.tolist()[int((row.labels != IGNORED).argmax()) :]
+            assert learned + [IGNORED] * (targets.shape[1] - len(learned)) == targets[number].tolist()
 
     @pytest.mark.parametrize("kept", [False, True])
     @pytest.mark.parametrize("kind", ["caption", "conversation"])
@@ -110,7 +110,7 @@ class TestMiniGPT4:
         rows = Rows(map(stage.render, examples(case, kind)))
         collate = stage.collate
         if kept:
-            stage.see(list(rows.pictures()), str(tmp_path / "features"), 0, Together(0, 1))
+            stage.see(list(rows.pictures()), str(tmp_path / "features"), 0, ProcessGroup(0, 1))
         stage.model.train()
         stage.model.zero_grad()
         batch = stage.collate(list(rows))

@@ -146,7 +146,7 @@ def test_yes_and_no_are_even_in_every_wording_and_for_every_word(asked: list[tup
 
 
 def test_words_alone_do_not_tell_yes_from_no(asked: list[tuple[str, str, str, str]]) -> None:
-    """Naive Bayes over words and wordings, learnt on four fifths of the questions, is no better than a coin."""
+    """Naive Bayes over words and wordings, learned on four fifths of the questions, is no better than a coin."""
     closed = [
         (answer, {worded, *(f"{kind} {word}" for word in text.split())})
         for kind, answer, text, worded in asked

@@ -11,7 +11,7 @@ import pytest
 from test_scenes_speech import is_true
 
 from minichat.errors import SettingsError
-from minichat.toy.dataset import DrawnStream
+from minichat.toy.dataset import SyntheticStream
 from minichat.toy.dialogues import NEED, Turn
 from minichat.toy.off_distribution import OUTSIDE
 from minichat.toy.pairs import random_pair
@@ -213,7 +213,7 @@ def test_a_lesson_shows_its_pictures_and_follows_from_its_seed(name: str) -> Non
 
 def test_a_curriculum_changes_what_is_drawn_on_its_way() -> None:
     stages = [{"until": 32, "kinds": {"asked": 1}}, {"kinds": {"talks": 1, "albums": 1}}]
-    stream = DrawnStream({"curriculum": 1}, batch_size=2, stages=stages, noise=0)
+    stream = SyntheticStream({"curriculum": 1}, batch_size=2, stages=stages, noise=0)
     kinds = [str(stream.example(index).where) for index in range(64)]
     assert all("drawn asked" in kind for kind in kinds[:32])
     assert all("drawn talks" in kind or "drawn albums" in kind for kind in kinds[32:])
@@ -234,7 +234,7 @@ def test_a_curriculum_changes_what_is_drawn_on_its_way() -> None:
 )  # fmt: skip
 def test_a_curriculum_that_cannot_be_is_refused(stages: object, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
-        DrawnStream({"curriculum": 1}, batch_size=2, stages=stages)  # type: ignore[arg-type]
+        SyntheticStream({"curriculum": 1}, batch_size=2, stages=stages)  # type: ignore[arg-type]
 
 
 def test_moves_are_those_that_exist() -> None:

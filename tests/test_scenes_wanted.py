@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minichat.toy.captions import Wanted, nearly, wanted
-from minichat.toy.dataset import DrawnPicture, DrawnStream
+from minichat.toy.dataset import SyntheticPicture, SyntheticStream
 from minichat.toy.world import Background, Scene, Thing, random_scene
 
 WHITE = Background("plain", ("white",))
@@ -63,10 +63,10 @@ def test_the_background_counts_where_it_is_said() -> None:
 
 def test_a_stream_shows_the_two_side_by_side() -> None:
     """Mostly in one batch, where each is the other's hard negative."""
-    stream = DrawnStream({"searched": 1}, batch_size=8)
+    stream = SyntheticStream({"searched": 1}, batch_size=8)
     for index in range(0, 40, 2):
         first, second = (stream.example(index + one) for one in (0, 1))
-        scenes = [p.scene for e in (first, second) for p in e.pictures if isinstance(p, DrawnPicture)]
+        scenes = [p.scene for e in (first, second) for p in e.pictures if isinstance(p, SyntheticPicture)]
         assert scenes[0] != scenes[1]
         assert first.replies != second.replies
         assert scenes[0] and scenes[1] and scenes[0].background == scenes[1].background

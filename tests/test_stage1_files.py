@@ -24,7 +24,16 @@ from minichat.prompt.tokenizer import read_wordpiece, tokenize
 from minichat.weights import key_map
 from minichat.weights.convert import convert
 from minichat.weights.key_map import BLIP2_STAGE1
-from minichat.weights.qformer import BESIDE, begin, read_bert, read_blip2, read_stage1, read_vit, shapes, write_stage1
+from minichat.weights.qformer import (
+    BESIDE,
+    init_stage1,
+    read_bert,
+    read_blip2,
+    read_stage1,
+    read_vit,
+    shapes,
+    write_stage1,
+)
 from tests.conftest import ROOT, reference_folders
 from tests.published_files import their_names, vision_file
 from tests.tiny import noise_picture, tiny_bot, tokenizer_model
@@ -276,7 +285,7 @@ class TestBeginning:
             contrast_size=8,
         )
         words = read_wordpiece(tmp_path / "bert")
-        stage1 = begin(config, words, bert=tensors)
+        stage1 = init_stage1(config, words, bert=tensors)
         model = stage1.model
         texts = tokenize(words, TEXTS)
         with torch.no_grad():
@@ -302,7 +311,7 @@ class TestBeginning:
         files = publish(tmp_path, model)
         config, tensors = read_vit(files["vit"], heads=2)
         assert config["num_hidden_layers"] == 2
-        stage1 = begin(model.config, read_wordpiece(files["tokenizer"]), vision=tensors)
+        stage1 = init_stage1(model.config, read_wordpiece(files["tokenizer"]), vision=tensors)
         assert torch.equal(stage1.model.encode_patches(pixels()), model.encode_patches(pixels()))
         assert not any(name.startswith("vision_model.") for name in stage1.made)
         assert "bridge.query_tokens" in stage1.made
@@ -310,7 +319,7 @@ class TestBeginning:
     def test_random_but_repeatable(self, tmp_path: Path) -> None:
         words, config = read_wordpiece(vocabulary(tmp_path)), random_model().config
         state = torch.get_rng_state()
-        models = [begin(config, words, seed=seed).model for seed in (1, 1, 2)]
+        models = [init_stage1(config, words, seed=seed).model for seed in (1, 1, 2)]
         assert torch.equal(torch.get_rng_state(), state)
         equal(models[0], models[1])
         assert not torch.equal(models[0].bridge.query_tokens, models[2].bridge.query_tokens)
@@ -320,11 +329,11 @@ class TestBeginning:
         words, config = read_wordpiece(vocabulary(tmp_path)), random_model().config
         wrong = {"embeddings.class_embedding": torch.zeros(1, 1, 17)}
         with pytest.raises(ModelError, match=r"class_embedding has the shape \(1, 1, 17\).* needs \(1, 1, 16\)"):
-            begin(config, words, vision=wrong)
+            init_stage1(config, words, vision=wrong)
         with pytest.raises(ModelError, match=r"vision_model\.surprise has no place"):
-            begin(config, words, vision={"surprise": torch.zeros(1)})
+            init_stage1(config, words, vision={"surprise": torch.zeros(1)})
         with pytest.raises(ModelError, match=r"has 15 word pieces, but qformer\.vocab_size is 14"):
-            begin(tiny_pretraining(qformer={"vocab_size": 14}).config, words)
+            init_stage1(tiny_pretraining(qformer={"vocab_size": 14}).config, words)
 
     def test_a_folder_that_is_no_bert(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))

@@ -1,4 +1,4 @@
-"""`minichat.train.data`: a picture that cannot be opened is found before anything is learnt, and ends no run."""
+"""`minichat.train.data`: a picture that cannot be opened is found before anything is learned, and ends no run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 
 from minichat.data.example import StoredPicture, Where
 from minichat.errors import DataError
-from minichat.model.loss import Together
+from minichat.model.loss import ProcessGroup
 from minichat.train import data as damage
 from minichat.train.data import find_damaged
 from minichat.train.trainer import train
 from tests.training import config_of, losses, make_desk, run, write_tar
 
-ONE = Together(0, 1)
+ONE = ProcessGroup(0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_each_process_looks_at_its_share(tmp_path: Path, opened: list[str]) -> N
     (tmp_path / "7.png").write_bytes(b"no picture")
     found = []
     for rank in range(3):
-        together = Together(0, 1)
+        together = ProcessGroup(0, 1)
         together.rank, together.count = rank, 3
         found += list(find_damaged(pictures, together, print))
     assert sorted(opened) == sorted(picture.name for _, picture in pictures)

@@ -15,7 +15,7 @@ import torch
 
 from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
-from minichat.model.loss import Together
+from minichat.model.loss import ProcessGroup
 from minichat.prompt.render import IGNORED
 from minichat.train.data import Data, division, read_data
 from minichat.train.stages.finetune import Finetune
@@ -42,7 +42,7 @@ def stream_of(desk: Path, *more: str) -> list[str]:
 def data_of(desk: Path, *settings: str, rank: int = 0, count: int = 1) -> tuple[Finetune, Data]:
     config = config_of(desk, *settings)
     stage = Finetune(config, torch.device("cpu"))
-    together = Together(0, 1)
+    together = ProcessGroup(0, 1)
     together.rank, together.count = rank, count
     together.from_all = lambda value: [value]  # type: ignore[method-assign]
     return stage, read_data(config, stage, together, lambda text: None)
@@ -66,27 +66,27 @@ def test_a_share_is_taken_in_parts(
 @pytest.mark.parametrize("length", [["run.epochs=3"], ["run.epochs=null", "run.max_steps=13"]])
 def test_each_row_comes_once_in_an_epoch(length: list[str], desk: Path) -> None:
     _, data = data_of(desk, "run.batch_size=5", *length)
-    assert (data.of_an_epoch, data.feed.steps) == (4, 12 if "epochs=3" in length[0] else 13)
+    assert (data.of_an_epoch, data.loader.steps) == (4, 12 if "epochs=3" in length[0] else 13)
     for epoch in range(3):
-        seen = [place for step in range(4) for part in data.feed.where(4 * epoch + step) for place in part]
+        seen = [place for step in range(4) for part in data.loader.where(4 * epoch + step) for place in part]
         assert len(set(seen)) == len(seen) == 18
-    first, second = ([data.feed.where(4 * epoch + step) for step in range(4)] for epoch in range(2))
+    first, second = ([data.loader.where(4 * epoch + step) for step in range(4)] for epoch in range(2))
     assert first != second
 
 
-def learnt(batches: list[Any]) -> int:
-    """The sum of the ids that are learnt."""
+def supervised(batches: list[Any]) -> int:
+    """The sum of the ids that are learned."""
     return sum(int(batch["targets"][batch["targets"] != IGNORED].sum()) for batch in batches)
 
 
 def test_processes_and_parts_divide_the_same_batches(desk: Path) -> None:
     _, alone = data_of(desk, "run.batch_size=6")
     shared = [data_of(desk, "run.batch_size=6", "run.micro_batch_size=2", rank=rank, count=2)[1] for rank in range(2)]
-    for step in range(alone.feed.steps):
-        places = [place for data in shared for part in data.feed.where(step) for place in part]
-        assert sorted(places) == sorted(alone.feed.where(step)[0])
-    ids = [learnt(batches) for batches in alone.feed.load()]
-    ours = [[learnt(batches) for batches in data.feed.load()] for data in shared]
+    for step in range(alone.loader.steps):
+        places = [place for data in shared for part in data.loader.where(step) for place in part]
+        assert sorted(places) == sorted(alone.loader.where(step)[0])
+    ids = [supervised(batches) for batches in alone.loader.load()]
+    ours = [[supervised(batches) for batches in data.loader.load()] for data in shared]
     assert ids == [sum(some) for some in zip(*ours, strict=True)]
 
 
@@ -96,15 +96,15 @@ def test_instructions_are_drawn_anew_in_each_epoch(desk: Path, tmp_path: Path) -
     (tmp_path / "asked.txt").write_text("What?\nWhich?\nHow many?\nAnd so?\n")
     source = f"{{source: {tmp_path}/pairs.csv, options: {{instructions: {tmp_path}/asked.txt}}}}"
     _, data = data_of(desk, f"data.train={source}", "run.epochs=3")
-    ids = [[row.ids.tolist() for row in data.feed.epoch(number).rows] for number in (0, 1, 0)]
+    ids = [[row.ids.tolist() for row in data.loader.epoch(number).rows] for number in (0, 1, 0)]
     assert ids[0] != ids[1]
     assert ids[0] == ids[2]
     _, data = data_of(desk)
-    assert data.feed.epoch(0).rows is data.feed.epoch(1).rows
+    assert data.loader.epoch(0).rows is data.loader.epoch(1).rows
 
 
 def test_the_facts_tell_another_data_set(desk: Path, tmp_path: Path) -> None:
-    facts = [data_of(desk)[1].feed.facts() for _ in range(2)]
+    facts = [data_of(desk)[1].loader.facts() for _ in range(2)]
     assert facts[0] == facts[1]
     assert facts[0]["samples"] == 18
     assert facts[0]["supervised_tokens"] < facts[0]["tokens"]
@@ -112,11 +112,11 @@ def test_the_facts_tell_another_data_set(desk: Path, tmp_path: Path) -> None:
         talks = (desk / "talks.jsonl").read_text()
         changed = desk / "changed.jsonl"
         changed.write_text(talks.replace(old, new))
-        assert (data_of(desk, f"data.train={changed}")[1].feed.facts() != facts[0]) == (old in talks)
+        assert (data_of(desk, f"data.train={changed}")[1].loader.facts() != facts[0]) == (old in talks)
 
 
 def test_the_cut_samples_are_counted(desk: Path) -> None:
-    whole, cut = (data_of(desk, *more)[1].feed.facts() for more in ([], ["data.max_reply_length=4"]))
+    whole, cut = (data_of(desk, *more)[1].loader.facts() for more in ([], ["data.max_reply_length=4"]))
     assert whole["samples_cut"] == 0
     assert cut["samples_cut"] == 18
     assert cut["supervised_tokens"] == 4 * 18
@@ -135,13 +135,13 @@ def test_the_template_it_is_trained_with(desk: Path) -> None:
         image_token_id=stage.bot.processor.image_token_id,
     )
     ids = other.render(example.conversation()).ids
-    assert any(row.ids.tolist() == ids for row in data.feed.epoch(0).rows)
+    assert any(row.ids.tolist() == ids for row in data.loader.epoch(0).rows)
 
 
 def test_the_largest_batch_is_known(desk: Path) -> None:
     _, data = data_of(desk, "run.batch_size=5")
-    sizes = [batches[0]["input_ids"].numel() for batches in data.feed.load()]
-    assert sizes[data.feed.heaviest(0)] == max(sizes[: data.of_an_epoch])
+    sizes = [batches[0]["input_ids"].numel() for batches in data.loader.load()]
+    assert sizes[data.loader.heaviest(0)] == max(sizes[: data.of_an_epoch])
 
 
 # --- what carries them
@@ -162,10 +162,10 @@ def test_batches_are_pinned_where_that_is_asked_for_alone(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    feed = data_of(desk, *(stream_of(desk) if stream else []))[1].feed
-    (batch,) = next(feed.load())
+    loader = data_of(desk, *(stream_of(desk) if stream else []))[1].loader
+    (batch,) = next(loader.load())
     assert not pinned
-    (batch,) = next(feed.load(pinned=True))
+    (batch,) = next(loader.load(pinned=True))
     assert {id(tensor) for tensor in batch.values()} <= {id(tensor) for tensor in pinned}
 
 
@@ -175,7 +175,7 @@ def test_batches_are_pinned_where_that_is_asked_for_alone(
 def read_stream(desk: Path, rank: int = 0, count: int = 1, workers: int = 0, start: int = 0, **more: Any) -> list[Any]:
     settings = [f"{name.replace('_', '.', 1)}={value}" for name, value in more.items()]
     _, data = data_of(desk, *stream_of(desk, *settings), rank=rank, count=count)
-    return list(data.feed.load(start, workers))
+    return list(data.loader.load(start, workers))
 
 
 def tokens(steps: list[Any]) -> list[list[list[int]]]:
@@ -203,9 +203,9 @@ def test_a_stream_is_the_same_for_any_number_of_processes_parts_and_workers(desk
 
 def test_a_stream_mixes_by_ratio_and_leaves_out_what_is_wrong(desk: Path) -> None:
     _, data = data_of(desk, *stream_of(desk, "run.max_steps=200"))
-    places = Counter(place.split("/")[-1][:3] for step in range(200) for place in data.feed.where(step)[0])
+    places = Counter(place.split("/")[-1][:3] for step in range(200) for place in data.loader.where(step)[0])
     assert 2.3 < places["web"] / places["oth"] < 3.9
-    sizes = Counter(sum(len(b["input_ids"]) for b in batches) for batches in data.feed.load())
+    sizes = Counter(sum(len(b["input_ids"]) for b in batches) for batches in data.loader.load())
     assert sum(sizes.values()) == 200
     assert set(sizes) > {3, 4}  # a picture that is none is left out, and its batch is smaller
 
@@ -269,7 +269,7 @@ def test_a_step_of_which_nothing_can_be_read_is_named(desk: Path, tmp_path: Path
         source = f"{{source: {tmp_path / name}.tar, options: {{shuffle: 1}}}}"
         more = [f"data.train={source}", "run.batch_size=2", f"out={tmp_path / name}"]
         places = ", ".join(f"{tmp_path}/{name}.tar:{2 * step - 1 + row}" for row in range(2))
-        with pytest.raises(DataError, match=f"Nothing can be learnt at step {step}: {places}"):
+        with pytest.raises(DataError, match=f"Nothing can be learned at step {step}: {places}"):
             run(desk, *stream_of(desk), *more)
 
 
@@ -312,21 +312,21 @@ def test_tables_are_streamed(desk: Path, tmp_path: Path) -> None:
         write_table(tmp_path / f"train-{shard:05d}-of-00002.parquet", range(10 * shard, 10 * shard + 10))
     source = f"data.train={{source: {tmp_path}, options: {{shuffle: 5}}}}"
     settings = stream_of(desk, source, "data.several_captions=random")
-    whole = tokens(list(data_of(desk, *settings)[1].feed.load()))
+    whole = tokens(list(data_of(desk, *settings)[1].loader.load()))
     assert all(len(step) == 4 for step in whole)
-    assert tokens(list(data_of(desk, *settings)[1].feed.load(0, 2))) == whole
-    assert tokens(list(data_of(desk, *settings)[1].feed.load(7))) == whole[7:]
-    shared = [tokens(list(data_of(desk, *settings, rank=rank, count=2)[1].feed.load())) for rank in range(2)]
+    assert tokens(list(data_of(desk, *settings)[1].loader.load(0, 2))) == whole
+    assert tokens(list(data_of(desk, *settings)[1].loader.load(7))) == whole[7:]
+    shared = [tokens(list(data_of(desk, *settings, rank=rank, count=2)[1].loader.load())) for rank in range(2)]
     assert [sorted(a + b) for a, b in zip(*shared, strict=True)] == whole
     for workers in (0, 2):  # a worker's error is a sentence, too
         with pytest.raises(DataError, match=r"has 2 texts, and a stream takes one") as raised:
-            list(data_of(desk, *stream_of(desk, source))[1].feed.load(0, workers))
+            list(data_of(desk, *stream_of(desk, source))[1].loader.load(0, workers))
         assert "Traceback" not in str(raised.value)
 
 
 def test_lines_are_streamed(desk: Path) -> None:
     _, data = data_of(desk, *stream_of(desk, f"data.train={{source: {desk}/talks.jsonl}}"))
-    steps = list(data.feed.load())
+    steps = list(data.loader.load())
     assert len(steps) == 12
     assert all(len(batch["input_ids"]) == 4 for batches in steps for batch in batches)
 
@@ -337,7 +337,7 @@ def test_one_of_several_captions_is_drawn_in_each_epoch(desk: Path, tmp_path: Pa
     for several in ("each", "first", "random"):
         settings = [f"data.train={tmp_path}/x.parquet", f"data.several_captions={several}", "run.epochs=3"]
         _, data = data_of(desk, *settings)
-        samples[several] = [[row.ids.tolist() for row in data.feed.epoch(number).rows] for number in (0, 1, 0)]
+        samples[several] = [[row.ids.tolist() for row in data.loader.epoch(number).rows] for number in (0, 1, 0)]
     assert [len(epoch) for epoch in (samples[several][0] for several in samples)] == [16, 8, 8]
     assert samples["first"][0] == samples["first"][1] == samples["each"][0][::2]
     first, second, again = samples["random"]
@@ -352,9 +352,9 @@ def test_keys_that_nothing_reads_are_refused_unless_they_are_ignored(desk: Path,
     with pytest.raises(DataError, match=r"x\.csv:2: nothing reads the key 'hint'"):
         data_of(desk, f"data.train={tmp_path}/x.csv")
     _, data = data_of(desk, f"data.train={tmp_path}/x.csv", "data.unknown_keys=ignore")
-    assert data.feed.facts()["samples"] == 1
+    assert data.loader.facts()["samples"] == 1
     with pytest.raises(DataError, match="nothing reads the key 'hint'"):
-        list(data_of(desk, *stream_of(desk, f"data.train={{source: {tmp_path}/x.csv}}"))[1].feed.load())
+        list(data_of(desk, *stream_of(desk, f"data.train={{source: {tmp_path}/x.csv}}"))[1].loader.load())
 
 
 def test_rows_that_hold_an_error_are_left_out_and_said(desk: Path, tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_rows_that_hold_an_error_are_left_out_and_said(desk: Path, tmp_path: Pat
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said: list[str] = []
     config = config_of(desk, f"data.train={tmp_path}/x.jsonl")
-    data = read_data(config, Finetune(config, torch.device("cpu")), Together(0, 1), said.append)
-    assert data.feed.facts()["samples"] == 1
+    data = read_data(config, Finetune(config, torch.device("cpu")), ProcessGroup(0, 1), said.append)
+    assert data.loader.facts()["samples"] == 1
     (line,) = said
     assert re.fullmatch(r"Left out: .*x\.jsonl:2: the row holds an error .*: 'It is damaged\.'\. \(and 2 more\)", line)

@@ -42,7 +42,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
     def introduced(run: Run) -> None:
         found.append({name: weight.detach().clone() for name, weight in run.weights.items()})
 
-    monkeypatch.setattr("minichat.train.trainer.introduce", introduced)
+    monkeypatch.setattr("minichat.train.trainer.summarize", introduced)
     return found
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import minichat
 from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
-from minichat.model.loss import Together
+from minichat.model.loss import ProcessGroup
 from minichat.train import logging
 from minichat.train.logging import Journal, read_metrics
 from minichat.train.stages.finetune import Finetune, ReplyCollator
@@ -240,7 +240,7 @@ def test_figures_that_the_disk_does_not_take_are_in_the_checkpoint(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no such device")
 def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "metrics.jsonl", Together(0, 1), lambda figures, step: None)
+    journal = Journal(tmp_path / "metrics.jsonl", ProcessGroup(0, 1), lambda figures, step: None)
     journal.write({"step": 1, "validation_loss": 1.0})
     (tmp_path / "metrics.jsonl").rename(tmp_path / "kept")
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import minichat
 from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
-from minichat.model.loss import Together
+from minichat.model.loss import ProcessGroup
 from minichat.train.checkpoint import lr_at, seed_step
 from minichat.train.data import read_data
 from minichat.train.stages.finetune import Finetune
@@ -31,7 +31,7 @@ from tests.processes import ended, started
 from tests.training import config_of, losses, make_desk, run, steps_of, write_talks
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = Together(0, 1)
+ALONE = ProcessGroup(0, 1)
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -66,7 +66,7 @@ def test_a_step_is_the_models_own_mean_over_all_supervised_tokens(desk: Path) ->
     config = config_of(desk, "run.micro_batch_size=3")
     stage = Finetune(config, torch.device("cpu"))
     data = read_data(config, stage, ALONE, print)
-    batches = next(data.feed.load())
+    batches = next(data.loader.load())
     assert len(batches) == 2
     items = sum(stage.count(batch) for batch in batches)
     loss = sum((stage.loss(batch) / items for batch in batches), torch.zeros(()))
@@ -78,7 +78,7 @@ def test_a_step_is_the_models_own_mean_over_all_supervised_tokens(desk: Path) ->
         stage.bot.processor.render(example.conversation()) for example in formats.read(str(desk / "talks.jsonl"))
     ]
     batch = stage.bot.processor.batch(
-        [rendered[number] for number in data.feed.epoch(0).batches[0]], padding_side="right", labels=True
+        [rendered[number] for number in data.loader.epoch(0).batches[0]], padding_side="right", labels=True
     )
     theirs = stage.model(**batch).loss
     theirs.backward()
@@ -338,7 +338,7 @@ def test_a_loss_that_is_no_number_stops_the_run_by_file_and_line(
     with pytest.raises(ModelError) as caught:
         run(desk, *given)
     config = config_of(desk)
-    rows = read_data(config, Finetune(config, torch.device("cpu")), ALONE, print).feed
+    rows = read_data(config, Finetune(config, torch.device("cpu")), ALONE, print).loader
     assert "at step 6" in str(caught.value)
     if where == "loss":
         assert all(place in str(caught.value) for place in rows.where(5)[0])

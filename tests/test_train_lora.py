@@ -48,8 +48,8 @@ def logits(folder: Path | str, **options: object) -> torch.Tensor:
 
 
 def test_the_adapter_and_the_projection_train_and_nothing_else(desk: Path, whole: Path) -> None:
-    learnt = {name for name in checkpoints(whole)[6] if not name.startswith("optimizer.")}
-    assert learnt == {"projection.weight", "projection.bias"} | {
+    learned = {name for name in checkpoints(whole)[6] if not name.startswith("optimizer.")}
+    assert learned == {"projection.weight", "projection.bias"} | {
         f"language_model.model.layers.{layer}.{part}.lora_{factor}.default.weight"
         for layer in range(2)
         for part in ("self_attn.q_proj", "mlp.down_proj")

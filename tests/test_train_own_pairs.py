@@ -65,13 +65,13 @@ def test_from_the_published_checkpoint_to_captions(desk: Path) -> None:
     invoke(split)
     invoke(first)
     runs = Path("runs/qformer")
-    start, learnt = read_stage1(str(runs / "blip2")).model, read_stage1(str(runs / "stage1")).model
-    assert torch.equal(start.vision_model.embeddings.class_embedding, learnt.vision_model.embeddings.class_embedding)
-    assert not torch.equal(start.bridge.query_tokens, learnt.bridge.query_tokens)
+    start, learned = read_stage1(str(runs / "blip2")).model, read_stage1(str(runs / "stage1")).model
+    assert torch.equal(start.vision_model.embeddings.class_embedding, learned.vision_model.embeddings.class_embedding)
+    assert not torch.equal(start.bridge.query_tokens, learned.bridge.query_tokens)
     assert "R@1" in invoke(retrieve).stdout
     invoke(before)
     stage2 = minichat.load(runs / "begin", device="cpu").model
-    assert torch.equal(stage2.bridge.query_tokens, learnt.bridge.query_tokens)
+    assert torch.equal(stage2.bridge.query_tokens, learned.bridge.query_tokens)
     invoke(second)
     for stage in ("stage1", "stage2"):
         assert [line["step"] for line in read_metrics(runs / stage / "metrics.jsonl") if "loss" in line] == [1, 2]
@@ -79,7 +79,7 @@ def test_from_the_published_checkpoint_to_captions(desk: Path) -> None:
     assert all(name in table for name in ("BLEU-4", "ROUGE-L", "CIDEr-D"))
     bot = minichat.load(runs / "stage2", device="cpu")
     trained = bot.model
-    assert not torch.equal(trained.bridge.query_tokens, learnt.bridge.query_tokens)
+    assert not torch.equal(trained.bridge.query_tokens, learned.bridge.query_tokens)
     assert torch.equal(trained.vision_model.embeddings.class_embedding, start.vision_model.embeddings.class_embedding)
     assert isinstance(bot.chat(max_new_tokens=3).ask("What is it?", noise_picture()), str)
 

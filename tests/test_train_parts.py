@@ -24,7 +24,7 @@ HERE = Where("talks.jsonl", 1)
 
 
 def row_of(parts: list[tuple[int, bool]]) -> Row:
-    """Runs of ids, learnt or not."""
+    """Runs of ids, learned or not."""
     learn = np.repeat([wanted for _, wanted in parts], [count for count, _ in parts])
     ids = np.arange(10, 10 + len(learn), dtype=np.int32)
     return Row(ids, np.where(learn, ids, np.int32(IGNORED)), (), HERE)
@@ -32,7 +32,7 @@ def row_of(parts: list[tuple[int, bool]]) -> Row:
 
 @given(st.lists(st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=4), min_size=1, max_size=4))
 def test_nothing_is_lost(talks: list[list[tuple[int, bool]]]) -> None:
-    """Prompt and reply are the row, cut before the last ids that are learnt; nothing else is learnt."""
+    """Prompt and reply are the row, cut before the last ids that are learned; nothing else is learned."""
     rows = [row_of([*parts, (2, True)]) for parts in talks]
     last = [LastReply(lambda _, row=row: row)(None) for row in rows]
     prompts, replies = parted(last)
@@ -46,7 +46,7 @@ def test_nothing_is_lost(talks: list[list[tuple[int, bool]]]) -> None:
 
 
 def test_a_row_that_learns_nothing() -> None:
-    prompts, replies = parted([row_of([(3, True)]).muted()])
+    prompts, replies = parted([row_of([(3, True)]).masked()])
     assert len(prompts[0].ids) == 3
     assert replies.tolist() == [[IGNORED]]
 

@@ -89,14 +89,14 @@ def test_the_first_learnt_id_is_still_predicted() -> None:
     set_trainable(bot.model)
     prefix = Prefix(bot.model, bot.processor)
     (row,) = some_rows(bot, (1,))
-    early = row.muted()
+    early = row.masked()
     early.labels[10:] = row.ids[10:]
     assert shared(prefix.ids, [row]) == len(prefix.ids)
     assert shared(prefix.ids, [row, early]) == 9
-    assert shared(prefix.ids, [row.muted()]) == len(prefix.ids)
+    assert shared(prefix.ids, [row.masked()]) == len(prefix.ids)
     other = some_rows(tiny_bot("vicuna-v1.1"), (1,))[0]
     assert shared(prefix.ids, [row, other]) == 0
-    short = row.muted()
+    short = row.masked()
     object.__setattr__(short, "ids", row.ids[:12])
     assert shared(prefix.ids, [row, short]) == 12
     assert (early.labels != IGNORED).argmax() == 10

@@ -17,7 +17,7 @@ from transformers import Blip2ForImageTextRetrieval
 
 from minichat.data.dataset import shares
 from minichat.errors import DataError, MiniChatError, SettingsError
-from minichat.model.loss import Together
+from minichat.model.loss import ProcessGroup
 from minichat.train.checkpoint import seed_of_all, seed_step
 from minichat.train.config import check_unused
 from minichat.train.data import read_data
@@ -55,7 +55,7 @@ def validations(out: Path) -> list[float]:
 
 def first_batch(stage: Pretraining, desk: Path, *settings: str) -> dict[str, Tensor]:
     """The first that is whole."""
-    load = read_data(config_of(desk, *settings), stage, Together(0, 1), print).feed.load()
+    load = read_data(config_of(desk, *settings), stage, ProcessGroup(0, 1), print).loader.load()
     return next(batch for (batch,) in load if stage.count(batch) == 8)
 
 
@@ -81,10 +81,10 @@ class TestAStep:
         assert list(stage.terms) == objectives.split(", ")
         for name, loss in zip(stage.terms, found, strict=True):
             torch.testing.assert_close(loss, 8 * theirs[name], **CLOSE)
-        learnt = {name.split(".")[0] for name, weight in stage.model.named_parameters() if weight.requires_grad}
+        learned = {name.split(".")[0] for name, weight in stage.model.named_parameters() if weight.requires_grad}
         heads = {"vision_projection", "text_projection", "temp"} if "itc" in objectives else set()
         heads |= {"itm_head"} if "itm" in objectives else set()
-        assert learnt == {"bridge", "embeddings", *heads, *(["cls"] if "itg" in objectives else [])}
+        assert learned == {"bridge", "embeddings", *heads, *(["cls"] if "itg" in objectives else [])}
 
     def test_its_negatives_are_drawn_anew_and_those_of_a_validation_are_not(self, desk: Path) -> None:
         stage = Pretraining(config_of(desk, "qformer.objectives=[itm]"), CPU)
@@ -133,16 +133,16 @@ def test_a_pair_meets_others_of_any_length(desk: Path, tmp_path: Path) -> None:
     """All negatives are in the batch: those of like length must not be the only ones, nor again and again the same."""
     write_pairs(tmp_path / "many.csv", 60)  # a third of the texts are long
     config = config_of(desk, f"data.train={tmp_path / 'many.csv'}", f"data.validation={tmp_path / 'many.csv'}")
-    data = read_data(config, Pretraining(config, CPU), Together(0, 1), print)
-    for feed in (data.feed, data.held_out):
-        epoch = feed.epoch(0)
+    data = read_data(config, Pretraining(config, CPU), ProcessGroup(0, 1), print)
+    for loader in (data.loader, data.held_out):
+        epoch = loader.epoch(0)
         alike = [batch for batch in epoch.batches if len(set(epoch.rows.lengths[batch].tolist())) == 1]
         assert len(alike) <= len(epoch.batches) // 2
 
 
 def test_a_stream_without_a_text_ends_with_a_sentence(desk: Path, tmp_path: Path) -> None:
     write_tar(tmp_path / "web.tar", range(24), wordless=range(24))
-    with pytest.raises(DataError, match="Nothing can be learnt at step 1"):
+    with pytest.raises(DataError, match="Nothing can be learned at step 1"):
         run(desk, f"out={tmp_path / 'run'}", *streamed(tmp_path / "web.tar"))
 
 
@@ -192,10 +192,10 @@ class TestProcesses:
 
     def test_a_row_that_keeps_step_is_no_pair(self, desk: Path) -> None:
         stage = Pretraining(config_of(desk), CPU)
-        rows = read_data(config_of(desk), stage, Together(0, 1), print).feed.rows
+        rows = read_data(config_of(desk), stage, ProcessGroup(0, 1), print).loader.rows
         (share,) = shares([3], rank=1, processes=2)
         assert not share.learn
-        assert stage.count(stage.collate([rows[place].muted() for place in share.rows])) == 0
+        assert stage.count(stage.collate([rows[place].masked() for place in share.rows])) == 0
 
     @pytest.mark.parametrize(
         ("settings", "advice"),
@@ -359,7 +359,7 @@ class TestPairs:
     def test_captions_of_one_picture_know_each_other(self, desk: Path) -> None:
         """By the picture's content: a copy under another name is the same picture."""
         stage = Pretraining(config_of(desk), CPU)
-        rows = read_data(config_of(desk), stage, Together(0, 1), print).feed.rows
+        rows = read_data(config_of(desk), stage, ProcessGroup(0, 1), print).loader.rows
         ids = stage.collate([rows[place] for place in range(6)])["image_ids"].tolist()
         assert ids[0::2] == ids[1::2]
         assert len(set(ids)) == 3
@@ -368,7 +368,7 @@ class TestPairs:
 
     def test_a_long_text_is_cut_and_keeps_its_end(self, desk: Path) -> None:
         stage = Pretraining(config_of(desk, "data.max_length=6"), CPU)
-        rows = read_data(config_of(desk), stage, Together(0, 1), print).feed.rows
+        rows = read_data(config_of(desk), stage, ProcessGroup(0, 1), print).loader.rows
         row = rows[0]
         assert len(row.ids) == 6
         words = stage._tokenizer.convert_ids_to_tokens(row.ids.tolist())
@@ -384,7 +384,7 @@ class TestPairs:
         (desk / "talk.jsonl").write_text(json.dumps({"messages": said}) + "\n")
         stage = Pretraining(config_of(desk), CPU)
         with pytest.raises(DataError, match=rf"talk.jsonl:1: .* here are {len(content)} pictures and 1 replies"):
-            read_data(config_of(desk, f"data.train={desk / 'talk.jsonl'}"), stage, Together(0, 1), print)
+            read_data(config_of(desk, f"data.train={desk / 'talk.jsonl'}"), stage, ProcessGroup(0, 1), print)
 
     def test_kept_patches_give_the_same_curve(
         self, desk: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -404,9 +404,9 @@ class TestResult:
         """The weights of the best validation loss, in a folder that transformers reads, too."""
         found = read_stage1(str(whole))
         assert found.made == ()
-        state, learnt = found.model.state_dict(), load_file(whole / "checkpoints" / "best.safetensors")
-        assert learnt
-        assert all(torch.equal(state[name], tensor) for name, tensor in learnt.items())
+        state, learned = found.model.state_dict(), load_file(whole / "checkpoints" / "best.safetensors")
+        assert learned
+        assert all(torch.equal(state[name], tensor) for name, tensor in learned.items())
         facts = json.loads((whole / "training.json").read_text())["training"]
         assert facts["config"]["stage"] == "qformer"
         _, account = Blip2ForImageTextRetrieval.from_pretrained(whole, output_loading_info=True)
@@ -420,10 +420,10 @@ class TestResult:
         assert torch.equal(left[name], lent[name])
 
     def test_says_which_text_it_finds(self, desk: Path) -> None:
-        """Of the texts that are shown: by contrast where that is learnt, else by matching."""
+        """Of the texts that are shown: by contrast where that is learned, else by matching."""
         settings = [f"data.validation={desk / 'pairs.csv'}", "report.samples=6"]
         stage = Pretraining(config_of(desk, *settings), CPU)
-        shown = read_data(config_of(desk, *settings), stage, Together(0, 1), print).shown[:6]
+        shown = read_data(config_of(desk, *settings), stage, ProcessGroup(0, 1), print).shown[:6]
         texts = [example.replies[-1] for example in shown]
         model, batch = stage.model.eval(), stage.collate([stage.render(example) for example in shown])
         words = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -439,13 +439,13 @@ class TestResult:
 
     @pytest.mark.long
     def test_finds_its_own_texts(self, desk: Path, tmp_path: Path) -> None:
-        """Pictures learnt by heart; the page shows what was found before and after."""
+        """Pictures learned by heart; the page shows what was found before and after."""
         write_pairs(tmp_path / "few.csv", 4)
         data = [f"data.train={tmp_path / 'few.csv'}", f"data.validation={tmp_path / 'few.csv'}", "report.samples=4"]
         more = ["optimizer.lr=3e-3", "run.epochs=150", "run.validate_every=150", "qformer.new.width=32"]
         run(desk, f"out={tmp_path / 'run'}", *data, *more)
         config = config_of(desk, *data, "qformer=null", f"model.name={tmp_path / 'run'}")
         stage = Pretraining(config, CPU)
-        shown = read_data(config, stage, Together(0, 1), print).shown
+        shown = read_data(config, stage, ProcessGroup(0, 1), print).shown
         assert sum(found == caption(number) for number, found in enumerate(stage.answer(shown))) >= 3
         assert (tmp_path / "run" / "report.html").read_text().count("<tr><td>") == 4

@@ -24,7 +24,7 @@ import minichat
 from minichat import cli
 from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import ModelError, SettingsError
-from minichat.model.loss import Together
+from minichat.model.loss import ProcessGroup
 from minichat.train import logging
 from minichat.train.config import read_config
 from minichat.train.logging import Entry, Journal, read_metrics
@@ -108,7 +108,7 @@ def entry(step: int, *losses: float, norm: float = 1.0) -> Entry:
 def journal(path: Path, **options: Any) -> tuple[Journal, list[Any]]:
     tracked: list[Any] = []
     return Journal(
-        path, Together(0, 1), lambda figures, step: tracked.append((step, dict(figures))), **options
+        path, ProcessGroup(0, 1), lambda figures, step: tracked.append((step, dict(figures))), **options
     ), tracked
 
 

@@ -20,10 +20,10 @@ from minichat.errors import DataError, SettingsError
 from minichat.prompt.processor import MODEL_FILE
 from minichat.prompt.tokenizer import write_vocabulary
 from minichat.toy import train_lm, train_vision
-from minichat.toy.dataset import DrawnStream
+from minichat.toy.dataset import SyntheticStream
 from minichat.toy.dialogues import ORDINALS
 from minichat.toy.train_lm import Language, train_tokenizer
-from minichat.toy.train_vision import Sight, Vision, labels
+from minichat.toy.train_vision import Vision, VisionNetwork, labels
 from minichat.train.checkpoint import make_optimizer
 from minichat.train.config import Config, NewVision, OptimizerConfig, Source, read_config
 from minichat.train.data import _mixed, texts
@@ -136,7 +136,7 @@ def test_the_loss_is_a_sum_over_what_is_counted(tmp_path: Path, name: str) -> No
     )
     stage: Any = (Vision if name == "0a_vision" else Language)(settings, CPU)
     stage.model.eval()
-    stream = DrawnStream({"questions": 1, "outside": 1} if name == "0b_language" else {"captions": 1}, batch_size=4)
+    stream = SyntheticStream({"questions": 1, "outside": 1} if name == "0b_language" else {"captions": 1}, batch_size=4)
     rows = [stage.render(stream.example(index)) for index in range(6)]
     batches = [stage.collate(some) for some in (rows, rows[:2], rows[2:])]
     whole, *halves = (stage.loss(batch).item() for batch in batches)
@@ -148,7 +148,7 @@ def test_the_language_model_learns_what_is_described_not_what_is_drawn(tmp_path:
     """With other words in the places of a picture the loss is another; its pixels are never looked at."""
     stage = Language(config("0b_language", tmp_path, "language.noise=0"), CPU)
     stage.model.eval()
-    stream = DrawnStream({"readings": 1}, batch_size=1)
+    stream = SyntheticStream({"readings": 1}, batch_size=1)
     batch, another = (stage.collate([stage.render(stream.example(index))]) for index in (0, 1))
     assert "pixel_values" not in batch
     other = batch | {"words": another["words"]}
@@ -159,7 +159,7 @@ def test_of_two_pictures_half_the_time_each_place_tells_which_it_is_in(tmp_path:
     """With one word more, and all else as it is; of one picture, never."""
     stage = Language(config("0b_language", tmp_path), CPU)
     first, second = (stage._words[ordinal] for ordinal in ORDINALS)
-    stream = DrawnStream({"pairs": 1}, batch_size=1)
+    stream = SyntheticStream({"pairs": 1}, batch_size=1)
     marked = 0
     for index in range(60):
         words = stage.collate([stage.render(stream.example(index))])["words"].flatten(0, 1).tolist()
@@ -168,7 +168,7 @@ def test_of_two_pictures_half_the_time_each_place_tells_which_it_is_in(tmp_path:
             marked += 1
             assert numbers == [{first}] * 32 + [{second}] * 32
     assert 15 < marked < 45
-    alone = stage.collate([stage.render(DrawnStream({"questions": 1}, batch_size=1).example(i)) for i in range(20)])
+    alone = stage.collate([stage.render(SyntheticStream({"questions": 1}, batch_size=1).example(i)) for i in range(20)])
     assert not (alone["words"] == first).any()
 
 
@@ -180,7 +180,7 @@ def test_a_language_model_trains_what_is_asked_for(tmp_path: Path, parts: tuple[
 
 
 def test_patches_tell_what_they_show() -> None:
-    stream = DrawnStream({"captions": 1}, batch_size=1, seed=2)
+    stream = SyntheticStream({"captions": 1}, batch_size=1, seed=2)
     scene = stream.example(3).pictures[0].scene  # type: ignore[attr-defined]
     told = labels(scene, 12)
     for thing in scene.things:
@@ -280,10 +280,10 @@ def test_muon_where_layers_matrices_alone_train() -> None:
 
 def test_contrast_of_pictures_without_captions_is_none() -> None:
     """A batch may show no drawn shapes at all."""
-    sight = Sight(NewVision(image_size=32, patch_size=8, width=24, layers=1, heads=2))
-    states = sight.states(torch.rand(2, 3, 32, 32))
+    network = VisionNetwork(NewVision(image_size=32, patch_size=8, width=24, layers=1, heads=2))
+    states = network.states(torch.rand(2, 3, 32, 32))
     nothing = torch.zeros(2, 1, dtype=torch.int64)
-    assert float(sight.contrast(states, nothing, nothing.bool())) == 0
+    assert float(network.contrast(states, nothing, nothing.bool())) == 0
 
 
 def test_muon_where_no_layers_matrix_trains_is_refused() -> None:

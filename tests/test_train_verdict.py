@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from minichat.train.config import OptimizerConfig
-from minichat.train.run import Standing
+from minichat.train.run import TrainingState
 from minichat.train.stages.finetune import Finetune
 from minichat.train.trainer import verdict
 from tests.training import make_desk, said_by, same
@@ -23,8 +23,8 @@ def lines(*losses: float) -> list[dict[str, float]]:
     return [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
 
 
-def standing(began: float | None, best: float, last: float) -> Standing:
-    return Standing(step=30, began=began, best=best, best_step=10, last=last)
+def state(began: float | None, best: float, last: float) -> TrainingState:
+    return TrainingState(step=30, began=began, best=best, best_step=10, last=last)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def standing(began: float | None, best: float, last: float) -> Standing:
 )  # fmt: skip
 def test_of_held_out_losses(losses: tuple[float, float, float], told: str | None) -> None:
     """They count, and not the training losses."""
-    said = verdict(standing(*losses), lines(*([1.0] * 20 + [9.0] * 20)), RATE)
+    said = verdict(state(*losses), lines(*([1.0] * 20 + [9.0] * 20)), RATE)
     if told is None:
         assert said is None
     else:
@@ -45,7 +45,7 @@ def test_of_held_out_losses(losses: tuple[float, float, float], told: str | None
 
 
 def test_of_training_losses() -> None:
-    alone = Standing(step=40)
+    alone = TrainingState(step=40)
     assert verdict(alone, lines(*[2.0] * 20, *[9.0] * 20), RATE).startswith(
         "Training made it worse: the loss was 2 at first and is 9 at the end."
     )

@@ -233,7 +233,7 @@ def opened(saved: str) -> tuple[Any, Any, dict[str, torch.Tensor]]:
 
 
 def check_trained(model: Any, before: dict[str, torch.Tensor], losses: list[float]) -> None:
-    """The projection has moved, nothing else has, and the same batch is learnt better."""
+    """The projection has moved, nothing else has, and the same batch is learned better."""
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), before[name])}
     assert moved == {"projection.weight", "projection.bias"}
     assert losses[-1] < losses[0]

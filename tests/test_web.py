@@ -827,8 +827,8 @@ def test_only_the_built_in_model_is_said_to_know_drawings_alone():
     def shown(name: str) -> str:
         return json.dumps(build_app(FakeBot(name)).get_config_file(), default=str)
 
-    assert "trained only on drawn scenes" in shown("minichat-tiny")
-    assert "trained only on drawn scenes" not in shown("minigpt4-vicuna-7b")
+    assert "trained only on synthetic scenes" in shown("minichat-tiny")
+    assert "trained only on synthetic scenes" not in shown("minigpt4-vicuna-7b")
     assert "<script>x" not in shown("<script>x")
 
 

@@ -22,9 +22,9 @@ from benchmarks.figures.paper import FROZEN, INK, WIDTH, Missing, picture, say, 
 from benchmarks.figures.world import SHOWN
 from minichat.images import to_pixels
 from minichat.toy.captions import LEVELS
-from minichat.toy.dataset import DrawnPicture
+from minichat.toy.dataset import SyntheticPicture
 from minichat.toy.evaluate import held_out_scene
-from minichat.toy.train_vision import SightHeads, labels
+from minichat.toy.train_vision import AuxiliaryHeads, labels
 from minichat.toy.world import COLOURS, POLYGONS, RGB, SHAPES, SIZES, random_scene
 from minichat.toy.world import draw as draw_scene
 from minichat.weights.qformer import read_vision
@@ -47,7 +47,7 @@ class Eyes:
         self._vit.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
         self.side = self.config.image_size // self.config.patch_size
         torch.manual_seed(0)
-        self.heads = SightHeads(self.config.hidden_size)
+        self.heads = AuxiliaryHeads(self.config.hidden_size)
 
     @torch.no_grad()
     def states(self, image: Image.Image) -> Tensor:
@@ -58,7 +58,7 @@ class Eyes:
     def learn(self, pictures: int = PICTURES, steps: int = STEPS) -> None:
         """Train the heads, and nothing else."""
         scenes = [random_scene(random.Random(f"heads {number}")) for number in range(pictures)]
-        states = torch.cat([self.states(DrawnPicture("", b"", s, n).open()) for n, s in enumerate(scenes)])
+        states = torch.cat([self.states(SyntheticPicture("", b"", s, n).open()) for n, s in enumerate(scenes)])
         told = [labels(scene, self.side) for scene in scenes]
         truth = {name: torch.from_numpy(np.stack([each[name] for each in told])) for name in told[0]}
         optimizer = torch.optim.Adam(self.heads.parameters(), lr=1e-2)

@@ -1,4 +1,4 @@
-"""The drawn world: a scene and its description at 32 places, and a sheet of the ways in which pictures are drawn."""
+"""The synthetic world: a scene and its description at 32 places, and a sheet of the ways in which pictures look."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ Named = tuple[str, Image.Image]
 
 
 def draw_worlds() -> Any:
-    """Rows of pictures: what is learnt from, and what is only measured with."""
+    """Rows of pictures: what is learned from, and what is only measured with."""
     rows = [
-        ("The drawn world, as training draws it: sharp or soft, clean or rough", _trained()),
+        ("The synthetic world, as training draws it: sharp or soft, clean or rough", _trained()),
         ("One scene, in several drawings by the same program", _drawings()),
         ("That scene by another program: for measuring only", _redrawn()),
-        ("Not of the drawn world: kinds that training shows", _foreign(off_distribution.KINDS)),
-        ("Not of the drawn world: other kinds, for measuring only", _foreign(off_distribution.HELD_OUT_KINDS)),
+        ("Not of the synthetic world: kinds that training shows", _foreign(off_distribution.KINDS)),
+        ("Not of the synthetic world: other kinds, for measuring only", _foreign(off_distribution.HELD_OUT_KINDS)),
     ]
     step = WIDTH / _ACROSS
     high = step + 0.46

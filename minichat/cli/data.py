@@ -327,7 +327,7 @@ def scenes(
     size: Annotated[int, typer.Option(help="Side of the pictures, in pixels.")] = 96,
     style: Annotated[Talk, typer.Option("--style", help="Of the conversations.")] = Talk.dialogues,
 ) -> None:
-    """Write drawn scenes and conversations about them, as JSONL of messages with a folder of pictures."""
+    """Write synthetic scenes and conversations about them, as JSONL of messages with a folder of pictures."""
     from minichat.toy import dataset
 
     dataset.write(out, count, seed=seed, size=size, style=style.value)

@@ -127,7 +127,7 @@ def evaluate(
     device: Device = "auto",
     dtype: Precision = Dtype.auto,
 ) -> None:
-    """Measure a model, on held-out drawn scenes or on your own files; the table goes to stdout."""
+    """Measure a model, on held-out synthetic scenes or on your own files; the table goes to stdout."""
     if (task is None) == (compare is None):
         raise typer.BadParameter("name a task, or two folders with --compare.")
     if compare is not None:

@@ -1,4 +1,4 @@
-"""A data set before anything is trained on it: what is wrong with it, how long its samples are, what is learnt."""
+"""A data set before anything is trained on it: what is wrong with it, how long its samples are, what is supervised."""
 
 from __future__ import annotations
 
@@ -261,28 +261,28 @@ def _identity(example: Example, keys: list[str]) -> bytes:
 
 THUMBNAIL = 160  # the longer side of a picture on the page, in pixels
 
-_LEARNT, _CONTROL, _PICTURE, _PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[36m", "\x1b[0m"
+_SUPERVISED, _CONTROL, _PICTURE, _PLAIN = "\x1b[1;32m", "\x1b[2m", "\x1b[36m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Neighbouring ids of one kind: words, a control id, or the slots of one picture; `learnt`: they are supervised."""
+    """Neighbouring ids of one kind: words, a control id, or the slots of one picture."""
 
     text: str
-    learnt: bool = False
+    supervised: bool = False
     control: bool = False
     picture: int | None = None  # its number among the sample's pictures, from 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A record, spelled for a model: T ids, of which some are learnt."""
+    """A record, spelled for a model: T ids, of which some are supervised."""
 
     where: Where
     pieces: tuple[Piece, ...]
     pictures: tuple[StoredPicture, ...]
     tokens: int
-    learnt: int
+    supervised: int
 
 
 def sample(example: Example, processor: MiniChatProcessor) -> Sample:
@@ -301,9 +301,9 @@ def sample(example: Example, processor: MiniChatProcessor) -> Sample:
 
 
 def to_terminal(samples: Iterable[Sample], colour: bool) -> Iterator[str]:
-    """Each sample as text. Without colour, what is learnt stands in ⟦ ⟧."""
+    """Each sample as text. Without colour, what is supervised stands in ⟦ ⟧."""
     for one in samples:
-        lines = [f"── {_visible(str(one.where))}: {one.tokens:,} tokens, {one.learnt:,} learnt "]
+        lines = [f"── {_visible(str(one.where))}: {one.tokens:,} tokens, {one.supervised:,} supervised "]
         lines[0] += "─" * max(0, 80 - len(lines[0]))
         lines.append("".join(_painted(piece, one, colour) for piece in one.pieces))
         yield "\n".join(lines) + "\n"
@@ -319,24 +319,24 @@ def _pieces(rendered: Rendered, processor: MiniChatProcessor) -> Iterator[Piece]
     controls = processor.controls
     slots, n = 0, processor.num_image_tokens
     words: list[int] = []
-    learnt: list[bool] = []
+    supervised: list[bool] = []
     for token, learn in zip(rendered.ids, rendered.loss_mask, strict=True):
         if token not in controls and token != processor.image_token_id:
             words.append(token)
-            learnt.append(learn)
+            supervised.append(learn)
             continue
-        yield from _words(words, learnt, processor)
-        words, learnt = [], []
+        yield from _words(words, supervised, processor)
+        words, supervised = [], []
         if token in controls:
             yield Piece(controls[token], learn, control=True)
         else:
             slots += 1
             if slots % n == 0:
                 yield Piece(f"{n} slots", learn, picture=slots // n - 1)
-    yield from _words(words, learnt, processor)
+    yield from _words(words, supervised, processor)
 
 
-def _words(ids: list[int], learnt: list[bool], processor: MiniChatProcessor) -> Iterator[Piece]:
+def _words(ids: list[int], supervised: list[bool], processor: MiniChatProcessor) -> Iterator[Piece]:
     """Words between two other things, cut where learning begins or ends.
 
     Each cut is found in the text of all of them, since a tokenizer drops the space at the beginning of what it decodes.
@@ -344,9 +344,9 @@ def _words(ids: list[int], learnt: list[bool], processor: MiniChatProcessor) -> 
     decode = processor.content_tokenizer.decode
     done = 0
     for place in range(1, len(ids) + 1):
-        if place == len(ids) or learnt[place] != learnt[place - 1]:
+        if place == len(ids) or supervised[place] != supervised[place - 1]:
             text = decode(ids[:place])
-            yield Piece(text[done:], learnt[place - 1])
+            yield Piece(text[done:], supervised[place - 1])
             done = len(text)
 
 
@@ -355,8 +355,16 @@ def _painted(piece: Piece, one: Sample, colour: bool) -> str:
     if piece.picture is not None:
         text = f"[picture {piece.picture + 1}: {_visible(one.pictures[piece.picture].name)}, {piece.text}]"
     if not colour:
-        return f"⟦{text}⟧" if piece.learnt else text
-    paint = _LEARNT if piece.learnt else _PICTURE if piece.picture is not None else _CONTROL if piece.control else ""
+        return f"⟦{text}⟧" if piece.supervised else text
+    paint = (
+        _SUPERVISED
+        if piece.supervised
+        else _PICTURE
+        if piece.picture is not None
+        else _CONTROL
+        if piece.control
+        else ""
+    )
     return f"{paint}{text}{_PLAIN}" if paint else text
 
 
@@ -371,7 +379,7 @@ def _section(one: Sample) -> str:
         caption = html.escape(f"{number}: {picture.name}")
         shown.append(f"<figure>{_thumbnail(picture)}<figcaption>{caption}</figcaption></figure>")
     words = "".join(_span(piece) for piece in one.pieces)
-    title = html.escape(f"{one.where}: {one.tokens:,} tokens, {one.learnt:,} learnt")
+    title = html.escape(f"{one.where}: {one.tokens:,} tokens, {one.supervised:,} supervised")
     return f"<section><h2>{title}</h2><div>{''.join(shown)}</div><p>{words}</p></section>"
 
 
@@ -379,7 +387,7 @@ def _span(piece: Piece) -> str:
     text = html.escape(_visible(piece.text))
     if piece.picture is not None:
         return f'<span class="picture">[picture {piece.picture + 1}, {text}]</span>'
-    kind = "learnt" if piece.learnt else "control" if piece.control else ""
+    kind = "supervised" if piece.supervised else "control" if piece.control else ""
     return f'<span class="{kind}">{text}</span>' if kind else text
 
 
@@ -408,7 +416,7 @@ h2 {{ font-size: 1rem; font-weight: 600; }}
 p {{ white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace; font-size: .9rem; }}
 figure {{ display: inline-block; margin: 0 1rem .5rem 0; vertical-align: top; }}
 figcaption {{ font-size: .8rem; color: #595959; overflow-wrap: anywhere; max-width: 160px; }}
-.learnt {{ background: #b8e6c1; color: #06310f; }}
+.supervised {{ background: #b8e6c1; color: #06310f; }}
 .control {{ color: #767676; }}
 .picture {{ color: #0b5a8a; }}
 .wrong {{ color: #a11; max-width: 20rem; }}
@@ -416,14 +424,14 @@ figcaption {{ font-size: .8rem; color: #595959; overflow-wrap: anywhere; max-wid
   body {{ color: #eee; background: #181818; }}
   section {{ border-color: #444; }}
   figcaption {{ color: #aaa; }}
-  .learnt {{ background: #14532d; color: #dcfce7; }}
+  .supervised {{ background: #14532d; color: #dcfce7; }}
   .control {{ color: #8f8f8f; }}
   .picture {{ color: #7cc4f0; }}
   .wrong {{ color: #ff8f8f; }}
 }}
 </style>
 <h1>What the model is to learn</h1>
-<p>Learnt is what is <span class="learnt">marked</span>; all else is what it is told.</p>
+<p>The <span class="supervised">marked</span> words are supervised; all others are given to the model.</p>
 {samples}
 </html>
 """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from minichat.prompt.processor import MiniChatProcessor
 
 
-# --- Tokenised examples: rendered once, kept small, with their replies' ids marked as what is learnt.
+# --- Tokenised examples: rendered once, kept small, with their replies' ids marked as supervised.
 #
 # Lengths are in ids, an image slot counting as one. Half a million conversations of 150 ids take about 0.5 GB.
 
@@ -38,17 +38,17 @@ class Row:
     """One example as the model is to see it."""
 
     ids: Ids  # (T,)
-    labels: Ids  # (T,): the ids where they are learnt, −100 elsewhere
+    labels: Ids  # (T,): the ids where they are supervised, −100 elsewhere
     pictures: tuple[StoredPicture, ...]  # in the order of their slots
     where: Where
     cut: bool = False  # a part of its replies was over a length limit and is left out
 
     @property
     def supervised(self) -> int:
-        """How many ids are learnt."""
+        """How many ids are supervised."""
         return int((self.labels != IGNORED).sum())
 
-    def muted(self) -> Row:
+    def masked(self) -> Row:
         """The same row with nothing to learn."""
         return replace(self, labels=np.full_like(self.labels, IGNORED))
 
@@ -63,7 +63,7 @@ class Renderer:
             `minigpt4/models/minigpt_base.py`); None: no limit.
 
     A reply that a limit cuts has no end token: its end is not where the writer ended it. What follows the last id that
-    is learnt could teach nothing and is left out, a picture too.
+    is supervised could teach nothing and is left out, a picture too.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Renderer:
         self._blank = Image.new("RGB", (1, 1))
 
     def __call__(self, example: Example) -> Row:
-        """Raises `DataError`, with file and line, for an example that cannot be spelled, or of which nothing is learnt.
+        """Raises `DataError`, with file and line, for an example that cannot be spelled or has nothing to supervise.
 
         No picture is opened.
         """
@@ -158,7 +158,7 @@ class Rows(Sequence[Row]):
         self._cut = np.frombuffer(cut, bool)
         #: (N,): ids of each row.
         self.lengths: NDArray[np.int64] = np.diff(self._ends)
-        #: (N,): ids of each row that are learnt.
+        #: (N,): ids of each row that are supervised.
         self.supervised: NDArray[np.int64] = (
             np.add.reduceat(self._learn, self._ends[:-1], dtype=np.int64) if len(self.lengths) else self.lengths
         )
@@ -384,7 +384,7 @@ class Shares(Dataset[Batch | MiniChatError]):
     def __getitem__(self, index: int) -> Batch | MiniChatError:
         step, part = divmod(index, self.division["accumulation"])
         share = shares(self.batches[step], **self.division)[part]
-        rows = [self.rows[i] if share.learn else self.rows[i].muted() for i in share.rows]
+        rows = [self.rows[i] if share.learn else self.rows[i].masked() for i in share.rows]
         try:
             return self.collate(rows)
         except MiniChatError as error:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from minichat.data.example import Cell, Member, StoredPicture, Where
-from minichat.device.memory import memory_told
+from minichat.device.memory import memory_errors
 from minichat.errors import DataError, MiniChatError, SettingsError, shown, some
 from minichat.fileio import locked, replace_file
 from minichat.images import READING
@@ -246,7 +246,7 @@ def place_of(picture: StoredPicture) -> bytes | None:
     return hashlib.blake2b(repr(facts).encode(), digest_size=PLACE).digest()
 
 
-def begin(folder: Path, origin: Origin) -> None:
+def init_folder(folder: Path, origin: Origin) -> None:
     """Make the cache's folder, or see that what is there is one of the same origin. Raises `DataError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -326,7 +326,7 @@ def encode(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
     origin, folder = Origin.of(model, processor), Path(folder)
-    begin(folder, origin)
+    init_folder(folder, origin)
     training = model.training
     model.eval()
     try:
@@ -444,7 +444,7 @@ class _Encoder:
             return
         waiting, self._waiting = self._waiting, []
         pixels = torch.cat([found.pixels for found in waiting if found.pixels is not None])  # (I, 3, S, S)
-        with memory_told(lambda: SettingsError(_TOO_MANY.format(self._batch_size))), torch.inference_mode():
+        with memory_errors(lambda: SettingsError(_TOO_MANY.format(self._batch_size))), torch.inference_mode():
             features = self._model.encode_features(pixels.to(self._device)).cpu()  # (I, n, D)
         for found, one in zip(waiting, features, strict=True):
             if not one.isfinite().all():

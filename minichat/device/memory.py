@@ -46,7 +46,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(make: Callable[[], MiniChatError]) -> Iterator[None]:
+def memory_errors(make: Callable[[], MiniChatError]) -> Iterator[None]:
     """Raise the error that `make` returns where memory runs out within the block."""
     try:
         yield

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from PIL import Image
 
-from minichat.device.memory import memory_told
+from minichat.device.memory import memory_errors
 from minichat.errors import SettingsError
 from minichat.evaluate.metrics import Outcome
 
@@ -167,7 +167,7 @@ class Teller:
         return [found[ask] for ask in wanted]
 
     def _within_memory(self, asks: Sequence[Ask], max_new_tokens: int) -> list[Reply]:
-        with memory_told(lambda: SettingsError(_TOO_MANY.format(self.batch_size))):
+        with memory_errors(lambda: SettingsError(_TOO_MANY.format(self.batch_size))):
             return self._answer(asks, max_new_tokens)
 
     def _answer(self, asks: Sequence[Ask], max_new_tokens: int) -> list[Reply]:
@@ -188,7 +188,7 @@ class Teller:
             return self._together(rendered, seen, settings)
         batch = bot.processor.batch([replace(prompt, pictures=()) for prompt in rendered]).to(bot.device)
         features = torch.stack([each for _, each in seen]) if seen else None  # (I, n, D)
-        with bot.turnstile, torch.inference_mode():
+        with bot.step_lock, torch.inference_mode():
             embeds = bot.model.embed(batch["input_ids"], image_features=features)  # (B, T, H)
         rows = generate_rows(
             bot.model,
@@ -197,7 +197,7 @@ class Teller:
             settings,
             bot.processor.content_tokenizer,
             bot.stops,
-            turnstile=bot.turnstile,
+            step_lock=bot.step_lock,
         )
         return [Reply(row.text, row.ids(), row.finished) for row in rows]
 

@@ -332,7 +332,7 @@ OF_SCENES = {
     "outside": "minichat.toy.off_distribution:SceneOutside",
     "wordings": "minichat.toy.evaluate_captions:SceneWordings",
 }
-OF_PICTURES = "minichat.toy.off_distribution:OwnOutside"  # a user's pictures, none of which is of the drawn world
+OF_PICTURES = "minichat.toy.off_distribution:OwnOutside"  # a user's pictures, none of which is of the synthetic world
 GALLERY = "minichat.toy.evaluate_captions:gallery_of_scenes"  # held-out scenes to retrieve
 
 Progress = Callable[[str, int], None]  # the task, and how many questions of it are answered

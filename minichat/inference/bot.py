@@ -20,7 +20,7 @@ from minichat.device.placement import Placement, choose, entry_device, outline, 
 from minichat.errors import MiniChatError, ModelError, PromptError, SettingsError, sentence, some
 from minichat.images import Source, identity
 from minichat.inference.engine import Engine, Request
-from minichat.inference.generate import Prompt, Turnstile, generate_rows
+from minichat.inference.generate import Prompt, StepLock, generate_rows
 from minichat.inference.kv_cache import shared
 from minichat.inference.sampling import GenerationSettings, Stops
 from minichat.inference.session import ChatSession, check_context, prompt_keys, sources
@@ -183,9 +183,9 @@ class MiniChat:
         self.model = model.eval()
         self.processor = processor
         self.name = name
-        self.turnstile = Turnstile()  # one step of one reply at a time
+        self.step_lock = StepLock()  # one step of one reply at a time
         self.stops = _stops(model, processor)
-        self.engine = Engine(model, turnstile=self.turnstile, state=lambda: _state(model, processor))
+        self.engine = Engine(model, step_lock=self.step_lock, state=lambda: _state(model, processor))
 
     def __repr__(self) -> str:
         return f"MiniChat({self.name!r}, device={str(self.device)!r})"
@@ -227,7 +227,7 @@ class MiniChat:
         Args:
             images: what `minichat.images.load` takes, one or several pictures for each caption.
             prompt: the question, or one for each caption; by default a request for a detailed description. "" for a
-                model that learnt from pictures and texts without a question.
+                model that learned from pictures and texts without a question.
             max_new_tokens: a caption is cut after so many, and its `finish` is then "length"; one for all, or one for
                 each.
             seed: of sampled captions, one for all or one for each: it alone decides what is drawn for a picture.
@@ -323,7 +323,7 @@ class MiniChat:
         for conversation, prompt, chosen in zip(conversations, rendered, settings, strict=True):
             check_context(conversation, len(prompt.ids), chosen.max_new_tokens, self.context)
         batch = self.processor.batch(rendered, padding_side="left").to(self.device)
-        with self.turnstile, torch.inference_mode():
+        with self.step_lock, torch.inference_mode():
             embeds = self.model.embed(batch["input_ids"], batch.get("pixel_values"))  # (B, T, H)
         lengths = [chosen.max_new_tokens for chosen in settings]
         replies = generate_rows(
@@ -335,7 +335,7 @@ class MiniChat:
             self.stops,
             seeds=[chosen.seed for chosen in settings],
             lengths=lengths if len(set(lengths)) > 1 else None,
-            turnstile=self.turnstile,
+            step_lock=self.step_lock,
         )
         return [Caption(reply.text, "stop" if reply.finished else "length") for reply in replies]
 
@@ -345,7 +345,7 @@ class MiniChat:
         for start in range(0, len(pictures), _PICTURES_AT_ONCE):
             some = list(pictures[start : start + _PICTURES_AT_ONCE])
             pixels = self.processor.image_processor(some, return_tensors="pt")["pixel_values"]  # (I, 3, S, S)
-            with self.turnstile, torch.inference_mode():
+            with self.step_lock, torch.inference_mode():
                 parts.append(self.model.encode_features(pixels.to(self.model.device)))
         return torch.cat(parts)
 

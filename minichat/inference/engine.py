@@ -1,6 +1,6 @@
 """Many replies at once: each step reads something of new prompts, or writes one token of every reply, or both.
 
-Whoever waits for a reply does the work: under the turnstile one of the callers does a step for all of them, and the
+Whoever waits for a reply does the work: under the step lock one of the callers does a step for all of them, and the
 others find their tokens when it is their turn. So there is no thread to start or to end, one caller alone is as
 lazy as the iterator that it reads, and nothing runs when nobody waits.
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.device.placement import entry_device, look
 from minichat.errors import PromptError
-from minichat.inference.generate import Prompt, Turnstile, one_query, one_row
+from minichat.inference.generate import Prompt, StepLock, one_query, one_row
 from minichat.inference.kv_cache import KeyValuePool, PrefixTree, States, poolable, shared
 from minichat.inference.sampling import Decoder, GenerationSettings, ReplyText, Sampler, Stops, noise_generator
 
@@ -166,7 +166,7 @@ class Engine:
         self,
         model: MiniChatForConditionalGeneration,
         *,
-        turnstile: Turnstile | None = None,
+        step_lock: StepLock | None = None,
         rows: int = ROWS,
         chunk: int = CHUNK,
         kept_bytes: int | None = None,
@@ -175,14 +175,14 @@ class Engine:
         """Make an engine for `model`.
 
         Args:
-            turnstile: guards the model, where others use it too; one that belongs to the engine otherwise.
+            step_lock: guards the model, where others use it too; one that belongs to the engine otherwise.
             rows: the most replies that are written at once.
             chunk: the most tokens of prompts that are read in a step, so that a long prompt stalls nobody.
             kept_bytes: the most that is kept of what was read; None: a tenth of what is free on the device.
             state: changes when a weight does. What was read before is then forgotten.
         """
         self.model = model
-        self.turnstile = turnstile or Turnstile()
+        self.step_lock = step_lock or StepLock()
         self.rows, self.chunk = rows, chunk
         self.alone = why_alone(model)
         if self.alone:
@@ -271,16 +271,16 @@ class Engine:
 
     def _tidy(self) -> None:
         """Let go at once of what nobody wants; where somebody is in a step, he sees to it."""
-        if not self.turnstile.taken:
-            with self.turnstile, torch.inference_mode():
+        if not self.step_lock.taken:
+            with self.step_lock, torch.inference_mode():
                 self._let_go()
 
     def _advance(self, request: Request, whole: bool = False) -> None:
         """Do a step, unless another caller has brought this request something meanwhile, or its end if that is asked.
 
-        The turnstile is fair, so that whoever waits gets a look before the next step.
+        The step lock is fair, so that whoever waits gets a look before the next step.
         """
-        with self.turnstile:
+        with self.step_lock:
             if not (request.over or request.dropped or (request.ready and not whole)):
                 self.step()
 
@@ -289,7 +289,7 @@ class Engine:
     def step(self) -> None:
         """Read some of what is new, and bring every reply one token forward; at the latest the next step does.
 
-        Only who holds the turnstile may call it.
+        Only who holds the step lock may call it.
         """
         try:
             with torch.inference_mode():

@@ -159,8 +159,8 @@ class _Ticket:
         self.gate.acquire()
 
 
-class Turnstile:
-    """`with turnstile:` admits one thread at a time, first come, first served. A thread inside must not enter again.
+class StepLock:
+    """`with step_lock:` admits one thread at a time, first come, first served. A thread inside must not enter again.
 
     A plain lock lets the thread that just left in again before the others have woken up: one reply would then be
     written to its end while the others wait.
@@ -274,7 +274,7 @@ def logits_processors(
 
 
 @dataclass
-class Memory:
+class KVCache:
     """What the LLM has read of a conversation: its key–value cache and, entry for entry, what was read.
 
     A key is a token's id, or for an image token the identity of its picture. An encoder–decoder keeps nothing from one
@@ -282,11 +282,11 @@ class Memory:
     """
 
     keys: list[int | str] = field(default_factory=list)
-    cache: Cache | None = None
+    past: Cache | None = None
     encoded: ModelOutput | None = None  # an encoder–decoder's prompt, as its encoder read it
 
     def clear(self) -> None:
-        self.keys, self.cache, self.encoded = [], None, None
+        self.keys, self.past, self.encoded = [], None, None
 
     def keep(self, wanted: Sequence[int | str]) -> int:
         """Crop to the longest beginning shared with `wanted` that leaves something to read. Returns its length.
@@ -306,25 +306,25 @@ class Memory:
 
     def _crop(self, length: int) -> bool:
         """Shorten the cache; False where it cannot be (a sliding window has moved on)."""
-        if self.cache is None:
+        if self.past is None:
             return False
-        surplus = self.cache.get_seq_length() - length
+        surplus = self.past.get_seq_length() - length
         try:
             if surplus > 0:
                 # Negative = remove so many: the one meaning that crop has had throughout transformers 5.
-                self.cache.crop(-surplus)
+                self.past.crop(-surplus)
         except (RuntimeError, ValueError):
             return False
         del self.keys[length:]
-        return self.cache.get_seq_length() == length
+        return self.past.get_seq_length() == length
 
     def read(self, model: MiniChatForConditionalGeneration, embeds: Tensor, keys: Sequence[int | str]) -> Tensor:
         """Read embeddings (1, T, H), called `keys`; returns the logits (1, V) of what comes next, in float32."""
-        if self.cache is None:
-            self.cache = DynamicCache(config=model.config.text_config)
+        if self.past is None:
+            self.past = DynamicCache(config=model.config.text_config)
         try:
             with one_row(embeds):
-                output = model(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+                output = model(inputs_embeds=embeds, past_key_values=self.past, use_cache=True, logits_to_keep=1)
         except BaseException:
             self.clear()  # some layers have read it and some have not
             raise
@@ -341,9 +341,9 @@ class Memory:
     def write(self, model: MiniChatForConditionalGeneration, ids: Tensor) -> Tensor:
         """Go on with an encoder–decoder's reply by ids (1, 1); returns the logits (1, V) of what comes next."""
         output = model.language_model(
-            encoder_outputs=self.encoded, decoder_input_ids=ids, past_key_values=self.cache, use_cache=True
+            encoder_outputs=self.encoded, decoder_input_ids=ids, past_key_values=self.past, use_cache=True
         )
-        self.cache = output.past_key_values
+        self.past = output.past_key_values
         return output.logits[:, -1].float()
 
 
@@ -352,36 +352,36 @@ class Prompt:
     """A rendered conversation, ready to be read."""
 
     ids: list[int]  # T ids, a slot for each image token
-    keys: list[int | str]  # T keys, see `Memory`
+    keys: list[int | str]  # T keys, see `KVCache`
     features: Tensor | None  # (I, n, D), the pictures in slot order
 
 
 def stream(
     model: MiniChatForConditionalGeneration,
     prompt: Prompt,
-    memory: Memory,
+    cache: KVCache,
     settings: GenerationSettings,
     reply: ReplyText,
     *,
-    turnstile: Turnstile | None = None,
+    step_lock: StepLock | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
     """Generate one reply, greedily or by sampling; yields text as it becomes safe to show.
 
-    Only what `memory` does not hold yet is read, and `memory` is left holding all that was. `turnstile` is passed once
+    Only what `cache` does not hold yet is read, and `cache` is left holding all that was. `step_lock` is passed once
     for each step, so that replies of one model come forward together. `cancelled` is asked after each step; when it is
     true, or the iterator is closed, no other step is done.
     """
-    turnstile = turnstile or Turnstile()
+    step_lock = step_lock or StepLock()
     device = _device(model)
     choose = logits_processors(settings, 1, device, _never(model))
-    with turnstile, torch.inference_mode():
-        logits = _read_prompt(model, prompt, memory)
+    with step_lock, torch.inference_mode():
+        logits = _read_prompt(model, prompt, cache)
     for step in range(settings.max_new_tokens):
-        with turnstile, torch.inference_mode():
+        with step_lock, torch.inference_mode():
             if step > 0:
                 last = torch.tensor([reply.generated[-1:]], device=device)  # (1, 1)
-                logits = _read_last(model, last, memory)
+                logits = _read_last(model, last, cache)
             if choose:
                 logits = choose(torch.tensor([reply.generated], dtype=torch.long, device=device), logits)
             token = int(logits.argmax())
@@ -394,26 +394,26 @@ def stream(
         yield piece
 
 
-def _read_last(model: MiniChatForConditionalGeneration, ids: Tensor, memory: Memory) -> Tensor:
+def _read_last(model: MiniChatForConditionalGeneration, ids: Tensor, cache: KVCache) -> Tensor:
     """Read the reply's last id (1, 1); returns the logits (1, V) of the next."""
     if model.config.is_encoder_decoder:
-        return memory.write(model, ids)
-    return memory.read(model, model.get_input_embeddings()(ids), ids[0].tolist())
+        return cache.write(model, ids)
+    return cache.read(model, model.get_input_embeddings()(ids), ids[0].tolist())
 
 
-def _read_prompt(model: MiniChatForConditionalGeneration, prompt: Prompt, memory: Memory) -> Tensor:
+def _read_prompt(model: MiniChatForConditionalGeneration, prompt: Prompt, cache: KVCache) -> Tensor:
     """Read what is new in the prompt; returns the logits (1, V) of the reply's first id."""
     if model.config.is_encoder_decoder:
         ids = torch.tensor([prompt.ids], device=_device(model))  # (1, T)
-        return memory.encode(model, model.embed(ids, image_features=prompt.features))
-    known = memory.keep(prompt.keys)
+        return cache.encode(model, model.embed(ids, image_features=prompt.features))
+    known = cache.keep(prompt.keys)
     slots = prompt.ids[:known].count(model.config.image_token_index)
     features = prompt.features
     if features is not None:
         features = features[slots // model.config.num_image_tokens :]  # the pictures that are not known yet
     ids = torch.tensor([prompt.ids[known:]], device=_device(model))  # (1, T)
     embeds = model.embed(ids, image_features=features if features is not None and len(features) else None)  # (1, T, H)
-    return memory.read(model, embeds, prompt.keys[known:])
+    return cache.read(model, embeds, prompt.keys[known:])
 
 
 def _device(model: MiniChatForConditionalGeneration) -> torch.device:
@@ -444,11 +444,11 @@ class _StopRows(StoppingCriteria):
         self,
         tokenizer: Decoder,
         stops: Stops,
-        turnstile: Turnstile,
+        step_lock: StepLock,
         cancelled: Callable[[], bool],
         lengths: Sequence[int] | None = None,
     ) -> None:
-        self._tokenizer, self._stops, self._turnstile, self._cancelled = tokenizer, stops, turnstile, cancelled
+        self._tokenizer, self._stops, self._turnstile, self._cancelled = tokenizer, stops, step_lock, cancelled
         self._lengths = lengths
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -480,7 +480,7 @@ def generate_rows(
     *,
     seeds: Sequence[int | None] | None = None,
     lengths: Sequence[int] | None = None,
-    turnstile: Turnstile | None = None,
+    step_lock: StepLock | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> list[ReplyText]:
     """B prompts at once, also with beams: embeddings (B, T, H) padded on the left and their mask (B, T) → B replies.
@@ -490,7 +490,7 @@ def generate_rows(
     """
     if lengths is not None and settings.num_beams > 1:
         raise SettingsError("Beam search takes all rows to one length: give one max_new_tokens, or num_beams=1.")
-    turnstile = turnstile or Turnstile()
+    step_lock = step_lock or StepLock()
     ends = [s[0] for s in stops.sequences if len(s) == 1]
     begun = int(model.config.is_encoder_decoder)  # an encoder–decoder's rows begin with its start token
     whole = None if lengths is None else [begun + length for length in lengths]
@@ -513,13 +513,13 @@ def generate_rows(
         return_dict_in_generate=False,
         use_cache=True,
     )
-    with turnstile, torch.inference_mode():
+    with step_lock, torch.inference_mode():
         rows = model.generate(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             generation_config=config,
             logits_processor=logits_processors(settings, embeds.shape[0], embeds.device, _never(model), seeds),
-            stopping_criteria=StoppingCriteriaList([_StopRows(tokenizer, stops, turnstile, cancelled, whole)]),
+            stopping_criteria=StoppingCriteriaList([_StopRows(tokenizer, stops, step_lock, cancelled, whole)]),
         ).tolist()
     rows = [row[begun:] for row in rows]
     if lengths is not None:  # a row that has ended is filled up while others go on

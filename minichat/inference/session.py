@@ -20,7 +20,7 @@ from minichat.device.memory import out_of_memory
 from minichat.errors import ContextError, PromptError, SettingsError
 from minichat.images import Source, identity
 from minichat.inference.engine import Engine, Request
-from minichat.inference.generate import Memory, Prompt, Turnstile, generate_rows, stream
+from minichat.inference.generate import KVCache, Prompt, StepLock, generate_rows, stream
 from minichat.inference.kv_cache import shared
 from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation, Message, Picture, Text
@@ -137,7 +137,7 @@ class Bot(Protocol):
 
     model: MiniChatForConditionalGeneration
     processor: MiniChatProcessor
-    turnstile: Turnstile
+    step_lock: StepLock
     stops: Stops
     engine: Engine
 
@@ -178,7 +178,7 @@ class ChatSession:
         self._stops = bot.stops if history == "ids" else bot.stops.as_published(bot.processor.content_tokenizer)
         self._defaults = GenerationSettings().updated(**defaults)
         self._conversation = conversation or Conversation()
-        self._memory = Memory()  # of a model whose replies are written alone; else the engine remembers …
+        self._kv_cache = KVCache()  # of a model whose replies are written alone; else the engine remembers …
         self._owner = object()  # … under this name
         weakref.finalize(self, bot.engine.forget, self._owner).atexit = False
         self._encoded: dict[int, _Encoded] = {}  # by id() of the picture, which `_Encoded` keeps alive
@@ -338,10 +338,10 @@ class ChatSession:
                 yield from stream(
                     self.bot.model,
                     prompt,
-                    self._memory,
+                    self._kv_cache,
                     settings,
                     reply,
-                    turnstile=self.bot.turnstile,
+                    step_lock=self.bot.step_lock,
                     cancelled=cancelled,
                 )
         except GeneratorExit:
@@ -352,7 +352,7 @@ class ChatSession:
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            self._memory.clear()
+            self._kv_cache.clear()
             raise ContextError(
                 "There was not enough memory for this reply: use fewer pictures or a shorter conversation."
             ) from error
@@ -369,7 +369,7 @@ class ChatSession:
         """Beam search: the whole reply in one piece, or nothing when it was cancelled."""
         bot = self.bot
         ids = torch.tensor([prompt.ids], device=bot.device)  # (1, T)
-        with bot.turnstile, torch.inference_mode():
+        with bot.step_lock, torch.inference_mode():
             embeds = bot.model.embed(ids, image_features=prompt.features)  # (1, T, H)
         found = generate_rows(
             bot.model,
@@ -378,7 +378,7 @@ class ChatSession:
             settings,
             bot.processor.content_tokenizer,
             self._stops,
-            turnstile=bot.turnstile,
+            step_lock=bot.step_lock,
             cancelled=cancelled,
         )
         if not cancelled() and (text := reply.read(found[0].generated)):
@@ -388,7 +388,7 @@ class ChatSession:
         """The prompt that asks for a reply to `conversation`, and how many turns it leaves out."""
         state = self.bot.state()
         if state != self._state:  # other weights or preprocessing: nothing computed before holds
-            self._memory.clear()
+            self._kv_cache.clear()
             self._encoded.clear()
             self._state = state
         shown = as_published(conversation) if self.history == "text" else conversation

@@ -65,7 +65,7 @@ def rest_frozen_parts(module: nn.Module) -> None:
 # --- Next-token cross-entropy, where it is wanted and nowhere else.
 
 
-_LEARNT = 128  # ids that are learnt come in multiples of it
+_SUPERVISED = 128  # supervised ids come in multiples of it
 _LOGITS_AT_ONCE = 2**24  # in float32: 64 MiB, and three times that while their gradient is computed
 
 
@@ -80,14 +80,14 @@ def token_loss(logits: Tensor, targets: Tensor, count: int | Tensor | None = Non
     return total / (targets.ne(IGNORED).sum() if count is None else torch.as_tensor(count, device=total.device))
 
 
-def learnt(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Flat labels (B · T,), −100 = no loss → the positions of the others and what is learnt there, both (N,).
+def supervised(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat labels (B · T,), −100 = no loss → the positions of the others, and their labels, both (N,).
 
     N is a multiple of 128, filled up with position 0 and target −100: on a CPU, oneDNN compiles and keeps a product for
     each shape that it meets, which without an end to them takes time and memory.
     """
     positions = labels.ne(IGNORED).nonzero()[:, 0]
-    spare = -len(positions) % _LEARNT
+    spare = -len(positions) % _SUPERVISED
     return nn.functional.pad(positions, (0, spare)), nn.functional.pad(labels[positions], (0, spare), value=IGNORED)
 
 
@@ -177,12 +177,12 @@ def encode_and_decode(
     given = any(kwargs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
     if labels is not None and not given:
         kwargs["decoder_input_ids"] = llm.prepare_decoder_input_ids_from_labels(labels=labels)
-    learnt = labels.ne(IGNORED) if labels is not None and skip_logits else None  # (B, R)
-    with only_at(llm.get_output_embeddings(), learnt):
+    at = labels.ne(IGNORED) if labels is not None and skip_logits else None  # (B, R)
+    with only_at(llm.get_output_embeddings(), at):
         output = llm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
     if labels is None:
         return None, output
-    return token_loss(output.logits, labels if learnt is None else labels[learnt], num_items_in_batch), output
+    return token_loss(output.logits, labels if at is None else labels[at], num_items_in_batch), output
 
 
 def generate_from_encoder(llm: Any, default: GenerationConfig | None, **kwargs: Any) -> Any:
@@ -278,7 +278,7 @@ class _Gather(torch.autograd.Function):
 # --- What the processes of a run know and do together. With one process, nothing is exchanged.
 
 
-class Together:
+class ProcessGroup:
     """The processes of a run, on one machine or several.
 
     Weights are kept equal by adding up gradients: the frozen parts, which may be quantized and of many gigabytes, are

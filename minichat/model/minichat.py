@@ -380,7 +380,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
            `inputs_embeds` (B, T, H) with the pictures already in place.
         2. With `past_key_values`, ids are the new tokens alone; `attention_mask` then covers old and new (B, P + T).
         3. `labels` (B, T), −100 = no loss: the next-token cross-entropy, a mean over the supervised tokens or a sum
-           divided by `num_items_in_batch`. They may be a copy of `input_ids`: slots and padding are never learnt.
+           divided by `num_items_in_batch`. They may be a copy of `input_ids`: slots and padding are never supervised.
         4. `skip_logits`: only the loss is wanted. The logits (N, V) of the N supervised positions are computed, and
            none is returned.
 
@@ -405,22 +405,22 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             # Padding on the left must not move a row's positions.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        targets = learnt = None
+        targets = supervised = None
         if labels is not None:
             targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]  # the position that predicts each label
             if skip_logits:
-                learnt = targets.ne(IGNORED)  # (B, T)
-                targets = targets[learnt]  # (N,)
+                supervised = targets.ne(IGNORED)  # (B, T)
+                targets = targets[supervised]  # (N,)
             else:
                 targets = targets[:, _kept(logits_to_keep)]
-        with only_at(self.get_output_embeddings(), learnt), seen_by(self.get_output_embeddings()) as hidden:
+        with only_at(self.get_output_embeddings(), supervised), seen_by(self.get_output_embeddings()) as hidden:
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=False if use_cache is None and labels is not None else use_cache,
-                logits_to_keep=logits_to_keep if learnt is None else 0,
+                logits_to_keep=logits_to_keep if supervised is None else 0,
                 **kwargs,
             )
         loss = None if targets is None else token_loss(outputs.logits, targets, num_items_in_batch)

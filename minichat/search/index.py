@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from minichat import images
-from minichat.device.memory import memory_told
+from minichat.device.memory import memory_errors
 from minichat.errors import DataError, ImageError, ModelError, PromptError, SettingsError
 from minichat.fileio import Skipped, find_pictures, locked
 from minichat.model.qformer_pretrain import QFormerPretraining
@@ -282,7 +282,7 @@ class Index:
             for start in range(0, len(stale), batch_size):
                 part = stale[start : start + batch_size]
                 opened = list(open_all(self.reader, [path for _, path in part]))
-                with memory_told(lambda: SettingsError(_TOO_MANY.format(batch_size))):
+                with memory_errors(lambda: SettingsError(_TOO_MANY.format(batch_size))):
                     self._see(opened, writer)
                 for (name, path), each in zip(part, opened, strict=True):
                     if each.pixels is None:

@@ -1,1 +1,1 @@
-"""The drawn world: seeded scenes, pictures of them, and what is true of them in words."""
+"""The synthetic world: seeded scenes, pictures of them, and what is true of them in words."""

@@ -222,7 +222,7 @@ def description(scene: Scene, rng: random.Random | None = None) -> list[Bag]:
 
 
 def outside_description() -> list[Bag]:
-    """The same for a picture that is not of the drawn world."""
+    """The same for a picture that is not of the synthetic world."""
     return [(OUTSIDE,)] * TOKENS
 
 
@@ -418,7 +418,7 @@ def wanted(scene: Scene, rng: random.Random) -> Wanted:
 def nearly(scene: Scene, said: Wanted, rng: random.Random) -> tuple[Scene, Wanted]:
     """A scene that lacks little of what is wanted of this one, and the words for what it has instead.
 
-    A relation is mirrored; of things alone two exchange their colours, or one gets another colour or shape. Learnt
+    A relation is mirrored; of things alone two exchange their colours, or one gets another colour or shape. Learned
     together, the two teach to look at what is said of which thing, and where.
     """
     if said.direction is not None:

@@ -44,7 +44,7 @@ from minichat.toy.speech.lessons import LESSONS, NOISE, hastily
 from minichat.toy.world import Scene, Style, Thing, draw, random_scene
 from minichat.train.data_loader import Part
 
-# --- A data set of drawn scenes on disk: pictures, conversations, captions, questions, and the truth behind them.
+# --- A data set of synthetic scenes on disk: pictures, conversations, captions, questions, and the truth behind them.
 #
 #     OUT/pictures/000000.png …
 #     OUT/conversations.jsonl   one conversation per scene, as Hugging Face messages; picture paths relative to OUT:
@@ -168,7 +168,7 @@ _MANY = (3, 4, 4, 5, 5, 6, 6, 6)
 
 
 @dataclass(frozen=True)
-class DrawnPicture(StoredPicture):
+class SyntheticPicture(StoredPicture):
     """A picture that is drawn when it is opened: of `scene`, or, without one, of no drawn shapes at all."""
 
     always_opens: ClassVar[bool] = True
@@ -319,7 +319,7 @@ KINDS: dict[str, Callable[[random.Random, bool], Said]] = {
 CURRICULUM = "curriculum"  # the source whose kinds and ratios its stages say
 
 
-class DrawnStream:
+class SyntheticStream:
     """Examples of several kinds, mixed.
 
     Args:
@@ -391,7 +391,7 @@ class DrawnStream:
         where = Where(f"drawn {kind}", 0, index + 1)
         turns = []
         for turn in said:
-            shown = [DrawnPicture(f"drawn {index}", b"", scenes[n], rng.getrandbits(32)) for n in turn.pictures]
+            shown = [SyntheticPicture(f"drawn {index}", b"", scenes[n], rng.getrandbits(32)) for n in turn.pictures]
             turns += [RecordTurn("user", (*shown, turn.question)), RecordTurn("assistant", (turn.reply,))]
         return Example(tuple(turns), where)
 

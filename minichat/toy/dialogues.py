@@ -327,7 +327,7 @@ def _topics(name: Name) -> set[str]:
     return {topic for topic, word in zip(("size", "colour", "shape"), name, strict=True) if word}
 
 
-# --- Where no scene can answer: greetings, who and what the model is, no picture yet, things outside the drawn world.
+# --- Where no scene can answer: greetings, who and what the model is, no picture yet, things outside its world.
 
 
 GREETING = "Hello! Show me a picture of drawn shapes and ask me about it."

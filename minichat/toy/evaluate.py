@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # --- Scenes drawn by another program, in the same vocabulary.
 #
-# What a model sees of a scene must not hang on how the generator it learnt from puts pixels. This drawer shares
+# What a model sees of a scene must not hang on how the generator it learned from puts pixels. This drawer shares
 # nothing with `minichat.toy.world`: it asks of each point of a picture, several to a pixel, what lies there (signed
 # distances, as in ray tracing), has palettes, proportions, outlines, noise and textures of its own, and looks at the
 # scene from slightly aside where it is told to.

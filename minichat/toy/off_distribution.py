@@ -1,4 +1,4 @@
-"""Pictures that are not of the drawn world: drawn for teaching, and others to measure whether a model says so."""
+"""Pictures that are not of the synthetic world: drawn for teaching, and others to measure whether a model says so."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from minichat.evaluate.replies import Ask, Shown, Teller
 from minichat.toy.captions import DETAILED_REQUESTS, LIST_REQUESTS, SHORT_REQUESTS, STORY_REQUESTS, plain_words
 from minichat.toy.evaluate import Drawn, held_out_scene
 
-# --- What is not of the drawn world: some kinds of such pictures, and what is said of them instead of inventing
+# --- What is not of the synthetic world: some kinds of such pictures, and what is said of them instead of inventing
 # shapes.
 #
 # `OUTSIDE` is what a model is taught to say; `says_outside` hears it in a reply. The kinds here are for teaching.
-# Those that `minichat.toy.off_distribution` draws are others, lest a model be measured on what it has learnt by heart.
+# Those that `minichat.toy.off_distribution` draws are others, lest a model be measured on what it has learned by heart.
 
 
 OUTSIDE = "This is not a picture of drawn shapes, so I cannot say what is in it."
@@ -37,7 +37,7 @@ REQUESTS = (*LIST_REQUESTS, *SHORT_REQUESTS, *DETAILED_REQUESTS, *STORY_REQUESTS
 
 
 def says_outside(reply: str) -> bool:
-    """Whether a reply says that the picture is not of the drawn world."""
+    """Whether a reply says that the picture is not of the synthetic world."""
     text = plain_words(reply)
     return any(phrase in text for phrase in _HEARD)
 
@@ -171,7 +171,7 @@ KINDS: dict[str, Callable[[random.Random, int], Image.Image]] = {
 }  # fmt: skip
 
 
-# --- Pictures that are not of the drawn world: does a model say so, and does it say so of drawn scenes, too?
+# --- Pictures that are not of the synthetic world: does a model say so, and does it say so of synthetic scenes, too?
 #
 # The kinds drawn here are none of those that `minichat.toy.off_distribution` has for teaching; figures for both stand
 # side by side. `OwnOutside` is for a folder of a user's own, photographs for one.
@@ -186,7 +186,7 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Foreign:
-    """A picture that is not of the drawn world."""
+    """A picture that is not of the synthetic world."""
 
     kind: str
     seed: int
@@ -368,7 +368,7 @@ class SceneOutside:
 
 @dataclass(frozen=True)
 class OwnOutside:
-    """A user's pictures, none of which is of the drawn world, each shown with every request; `name` for the record.
+    """A user's pictures, none of which is of the synthetic world, each shown with every request; `name` for the record.
 
     A picture counts once, as the share of requests at which it is recognised: its replies are mostly alike.
     """

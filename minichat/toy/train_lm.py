@@ -21,13 +21,13 @@ from minichat.data.dataset import Renderer, Row
 from minichat.data.example import StoredPicture, Where
 from minichat.errors import DataError, SettingsError
 from minichat.fileio import write_json
-from minichat.model.loss import learnt, only_at, set_trainable, token_loss
+from minichat.model.loss import only_at, set_trainable, supervised, token_loss
 from minichat.prompt.processor import MODEL_FILE, MiniChatProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import BOS, get_template
 from minichat.prompt.tokenizer import ContentTokenizer, SentencePieceTokenizer
 from minichat.toy.captions import LEVELS, PLACES, SYMBOLS, TOKENS, WORDS, Bag, description, outside_description
-from minichat.toy.dataset import DrawnPicture
+from minichat.toy.dataset import SyntheticPicture
 from minichat.toy.dialogues import ORDINALS, vocabulary_corpus
 from minichat.toy.speech.lessons import spoken_corpus
 from minichat.train.checkpoint import TRAINING
@@ -39,14 +39,14 @@ from minichat.weights.hub import WEIGHTS, quiet, read_json
 # --- Where something is, as numbers to begin with: neighbours are alike, and all are in order.
 
 
-def waves(places: int, rates: int) -> Tensor:
-    """Codes of `places` in a row (places, 2 · rates): sines, then cosines, of half a wave over them to eleven waves."""
+def sinusoidal_positions(places: int, rates: int) -> Tensor:
+    """Codes of `places` in a row (places, 2 · rates): sines, then cosines, of half a wave over them to eleven."""
     speeds = torch.pi * 2.0 ** torch.linspace(0, 4.5, rates)
     angles = ((torch.arange(places) + 0.5) / places)[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-# --- The built-in language model's tokenizer: LLaMA's kind, for the words of the drawn world.
+# --- The built-in language model's tokenizer: LLaMA's kind, for the words of the synthetic world.
 
 
 _LINES = 60_000  # of dialogue that it is trained on
@@ -86,7 +86,7 @@ def train_tokenizer(size: int, template: str, seed: int = 0, *, people: bool = F
         word_ids(tokenizer)
     except (RuntimeError, KeyError):
         raise SettingsError(
-            f"language.vocab_size is {size}, which is no number of pieces for the words of the drawn world: use 1024."
+            f"language.vocab_size is {size}, which is no number of pieces for the words of scenes: use 1024."
         ) from None
     return tokenizer
 
@@ -108,10 +108,10 @@ _RATES = 8  # of the sinusoidal codes of places
 _EMPTY = -1
 
 
-def drawn(picture: StoredPicture, where: Where | str, stage: str) -> DrawnPicture:
+def synthetic(picture: StoredPicture, where: Where | str, stage: str) -> SyntheticPicture:
     """The same picture. Raises `DataError` for one of which nobody knows what it shows."""
-    if not isinstance(picture, DrawnPicture):
-        raise DataError(f"{where}: the stage {stage} learns from what is drawn alone: use `format: synthetic`.")
+    if not isinstance(picture, SyntheticPicture):
+        raise DataError(f"{where}: the stage {stage} learns from synthetic data alone: use `format: synthetic`.")
     return picture
 
 
@@ -146,7 +146,7 @@ def word_vectors(tokenizer: ContentTokenizer, embeddings: Tensor) -> Tensor:
     spelled = {w: embeddings[torch.tensor(held, device=embeddings.device)].mean(0) for w, held in pieces.items()}
     length = torch.stack(list(spelled.values())).norm(dim=-1).mean()
     drawn = torch.Generator().manual_seed(0)
-    codes = waves(LEVELS, _RATES)  # (L, 2 · rates)
+    codes = sinusoidal_positions(LEVELS, _RATES)  # (L, 2 · rates)
     vectors = dict(spelled)
     for axis in (PLACES[:LEVELS], PLACES[LEVELS:]):
         directions = torch.randn(codes.shape[1], embeddings.shape[1], generator=drawn)
@@ -190,13 +190,13 @@ class Language(Stage):
         )
         self._noise = sizes.noise
         torch.manual_seed(config.seed)
-        self.model = self._begun(sizes).to(device)
+        self.model = self._init_model(sizes).to(device)
         set_trainable(self.model, config.trainable or self.trainable)
         context = self.model.config.max_position_embeddings
         self.longest = min(config.data.max_length or context, context)
         self.render = Renderer(self._processor, max_length=self.longest)
 
-    def _begun(self, sizes: NewLanguage) -> Any:
+    def _init_model(self, sizes: NewLanguage) -> Any:
         if sizes.initialize_from is not None:
             with quiet():
                 return LlamaForCausalLM.from_pretrained(
@@ -208,7 +208,7 @@ class Language(Stage):
         return model
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """Rows → `input_ids`, `attention_mask` (B, T), `words` (I, 32, 6) and what is learnt at which positions."""
+        """Rows → `input_ids`, `attention_mask` (B, T), `words` (I, 32, 6) and what is supervised at which positions."""
         longest = -(-max(len(row.ids) for row in rows) // _ROUND) * _ROUND
         ids = np.zeros((len(rows), longest), np.int64)
         labels = np.full((len(rows), longest), IGNORED, np.int64)
@@ -217,8 +217,8 @@ class Language(Stage):
         filled = np.arange(longest) < np.array([len(row.ids) for row in rows])[:, None]
         after = np.roll(labels, -1, 1)
         after[:, -1] = IGNORED
-        positions, targets = learnt(torch.from_numpy(after.flatten()))
-        told = [bags for row in rows for bags in _bags([drawn(p, row.where, "language") for p in row.pictures])]
+        positions, targets = supervised(torch.from_numpy(after.flatten()))
+        told = [bags for row in rows for bags in _bags([synthetic(p, row.where, "language") for p in row.pictures])]
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(filled.astype(np.int64)),
@@ -295,7 +295,7 @@ def _llama(sizes: NewLanguage, tokenizer: Any) -> LlamaConfig:
     )
 
 
-def _bags(pictures: Sequence[DrawnPicture]) -> Iterator[list[Bag]]:
+def _bags(pictures: Sequence[SyntheticPicture]) -> Iterator[list[Bag]]:
     """The descriptions of a row's pictures.
 
     Of two, half the time each place also tells which of them it is in. A model that was never told found no way to the
@@ -308,7 +308,7 @@ def _bags(pictures: Sequence[DrawnPicture]) -> Iterator[list[Bag]]:
         yield [(*bag, *mark) for bag in _told(picture)]
 
 
-def _told(picture: DrawnPicture) -> list[Bag]:
+def _told(picture: SyntheticPicture) -> list[Bag]:
     if picture.scene is None:
         return outside_description()
     rng = random.Random(picture.seed)
@@ -317,7 +317,7 @@ def _told(picture: DrawnPicture) -> list[Bag]:
 
 def _spread_places(weight: Tensor, words: Mapping[str, int]) -> None:
     """Words for places begin as sines and cosines of their levels: neighbours alike, in order along each axis."""
-    code = weight.std() * waves(LEVELS, weight.shape[1] // 2)  # (levels, width)
+    code = weight.std() * sinusoidal_positions(LEVELS, weight.shape[1] // 2)  # (levels, width)
     for axis in "xy":
         order = torch.randperm(code.shape[1])
         for level in range(LEVELS):

@@ -19,8 +19,8 @@ from minichat.errors import DataError, SettingsError
 from minichat.fileio import write_json
 from minichat.model.loss import processes
 from minichat.toy.captions import LEVELS, NONE, OUTSIDE, PLACES, TOKENS, WORDS, description, outside_description
-from minichat.toy.dataset import DrawnPicture
-from minichat.toy.train_lm import drawn, in_numbers, summed, train_tokenizer, waves, word_vectors
+from minichat.toy.dataset import SyntheticPicture
+from minichat.toy.train_lm import in_numbers, sinusoidal_positions, summed, synthetic, train_tokenizer, word_vectors
 from minichat.toy.world import BACKGROUNDS, COLOURS, MAX_THINGS, NUMBERS, SHAPES, SIZES, Scene
 from minichat.train.checkpoint import TRAINING, trained
 from minichat.train.config import Config, NewVision
@@ -32,15 +32,16 @@ if TYPE_CHECKING:
     from minichat.data.example import Example
 
 
-# --- What each patch of a drawn picture must tell of the thing that it shows, and the heads that read it there.
+# --- What each patch of a synthetic picture must tell of the thing that it shows, and the heads that read it there.
 #
 # A caption names a dozen facts about thousands of pixels, and a small ViT needs millions of captions to find out which
-# pixels they speak of. The drawn world knows where everything is, so each patch on a thing must name its shape, colour
-# and size, and where its centre is. The heads are linear and are thrown away: what they can read, a Q-Former can read.
+# pixels they speak of. The synthetic world knows where everything is, so each patch on a thing must name its shape,
+# colour and size, and where its centre is. The heads are linear and are thrown away: what they can read, a Q-Former can
+# read.
 
 
 _NOTHING = len(SHAPES)  # the shape of a patch that shows no thing
-_OUTSIDE = len(BACKGROUNDS)  # the background of a picture that is not of the drawn world
+_OUTSIDE = len(BACKGROUNDS)  # the background of a picture that is not of the synthetic world
 _IGNORED = -100
 _MARGIN = 0.01  # of the side: a patch this near to a thing's circle is on it
 _NOTHING_WEIGHS = 0.1  # most patches show nothing, which would be the answer everywhere for a long time
@@ -67,27 +68,27 @@ def labels(scene: Scene | None, patches: int) -> Labels:
     `shape`, `colour`, `size`, `x`, `y`: (P,) indices, the last two of levels; −100 where there is nothing to tell.
     `background`, `count`: (); `colours`: (11,) zeros and ones. Without a scene: nothing of patches and colours.
     """
-    told: Labels = {name: np.full(patches * patches, _IGNORED) for name in _OF_A_PATCH}
+    targets: Labels = {name: np.full(patches * patches, _IGNORED) for name in _OF_A_PATCH}
     if scene is None:
         colours = np.full(len(COLOURS), _IGNORED)
-        return told | {"background": np.array(_OUTSIDE), "colours": colours, "count": np.array(0)}
-    told["shape"][:] = _NOTHING
+        return targets | {"background": np.array(_OUTSIDE), "colours": colours, "count": np.array(0)}
+    targets["shape"][:] = _NOTHING
     centres = (np.arange(patches) + 0.5) / patches
     x, y = np.tile(centres, patches), np.repeat(centres, patches)
     for thing in scene.things:
         inside = (x - thing.x) ** 2 + (y - thing.y) ** 2 < (thing.radius + _MARGIN) ** 2
-        told["shape"][inside] = SHAPES.index(thing.shape)
-        told["colour"][inside] = COLOURS.index(thing.colour)
-        told["size"][inside] = SIZES.index(thing.size)
-        told["x"][inside], told["y"][inside] = int(thing.x * LEVELS), int(thing.y * LEVELS)
-    return told | {
+        targets["shape"][inside] = SHAPES.index(thing.shape)
+        targets["colour"][inside] = COLOURS.index(thing.colour)
+        targets["size"][inside] = SIZES.index(thing.size)
+        targets["x"][inside], targets["y"][inside] = int(thing.x * LEVELS), int(thing.y * LEVELS)
+    return targets | {
         "background": np.array(BACKGROUNDS.index(scene.background.kind)),
         "colours": np.array([colour in scene.background.colours for colour in COLOURS], np.int64),
         "count": np.array(len(scene.things)),
     }
 
 
-class SightHeads(nn.Module):
+class AuxiliaryHeads(nn.Module):
     """Linear readings of a ViT's patches, and of its class token for the picture as a whole."""
 
     def __init__(self, width: int) -> None:
@@ -95,37 +96,39 @@ class SightHeads(nn.Module):
         self.patch = nn.Linear(width, sum(_OF_A_PATCH.values()))
         self.picture = nn.Linear(width, sum(_OF_A_PICTURE.values()))
 
-    def forward(self, states: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, states: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         """States (B, 1 + P, W), class token first, and `labels` as a batch → the sum of the pictures' losses.
 
         A picture's loss of shape, say, is the mean over its patches that have one to tell.
         """
         patches = self.patch(states[:, 1:]).float().split(list(_OF_A_PATCH.values()), -1)  # (B, P, …)
         whole = self.picture(states[:, 0]).float().split(list(_OF_A_PICTURE.values()), -1)  # (B, …)
-        losses = dict(zip(_OF_A_PATCH, map(_mean_over_patches, patches, [truth[n] for n in _OF_A_PATCH]), strict=True))
+        losses = dict(
+            zip(_OF_A_PATCH, map(_mean_over_patches, patches, [targets[n] for n in _OF_A_PATCH]), strict=True)
+        )
         for name, logits in zip(_OF_A_PICTURE, whole, strict=True):
             if name == "colours":
-                known = truth[name] >= 0
-                each = binary_cross_entropy_with_logits(logits, truth[name].clamp(min=0).float(), reduction="none")
+                known = targets[name] >= 0
+                each = binary_cross_entropy_with_logits(logits, targets[name].clamp(min=0).float(), reduction="none")
                 losses[name] = (each * known).mean(-1)
             else:
-                losses[name] = cross_entropy(logits, truth[name], reduction="none")
+                losses[name] = cross_entropy(logits, targets[name], reduction="none")
         return torch.stack([_WEIGHTS[name] * loss.sum() for name, loss in losses.items()]).sum()
 
 
-def _mean_over_patches(logits: Tensor, truth: Tensor) -> Tensor:
+def _mean_over_patches(logits: Tensor, targets: Tensor) -> Tensor:
     """(B, P, C), (B, P) → (B,): the weighted mean of the patches that have something to tell, 0 where none has."""
-    each = cross_entropy(logits.transpose(1, 2), truth, reduction="none", ignore_index=_IGNORED)  # (B, P)
-    weight = (truth >= 0).float()
+    each = cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=_IGNORED)  # (B, P)
+    weight = (targets >= 0).float()
     if logits.shape[-1] == _NOTHING + 1:
-        weight = weight.masked_fill(truth == _NOTHING, _NOTHING_WEIGHS)
+        weight = weight.masked_fill(targets == _NOTHING, _NOTHING_WEIGHS)
     return (each * weight).sum(-1) / weight.sum(-1).clamp(min=_NOTHING_WEIGHS)
 
 
 # --- A vision encoder from nothing: contrast of pictures and captions, as CLIP and EVA-CLIP learn, and what patches
 # show.
 #
-# With the few pictures of a laptop, contrast alone forgets place and number; each patch must tell them, too (`sight`).
+# With the few pictures of a laptop, contrast alone forgets place and number; so auxiliary heads ask them of each patch.
 
 
 _PIECES = 1024  # of the captions' tokenizer
@@ -134,7 +137,7 @@ _LONGEST = 128  # tokens of a caption
 _TEMPERATURE = 0.07
 
 
-class Sight(nn.Module):
+class VisionNetwork(nn.Module):
     """A ViT, the heads that its patches are read with, and a small text encoder for the contrast."""
 
     def __init__(self, sizes: NewVision) -> None:
@@ -154,7 +157,7 @@ class Sight(nn.Module):
         self.vision_model.post_layernorm = nn.Identity()  # the Q-Former's side has the last norm
         _place_patches(self.vision_model.embeddings, sizes.image_size // sizes.patch_size)
         self.norm = nn.LayerNorm(width)
-        self.heads = SightHeads(width)
+        self.heads = AuxiliaryHeads(width)
         self.words = nn.Embedding(_PIECES, width)
         self.places = nn.Embedding(_LONGEST, width)
         layer = nn.TransformerEncoderLayer(
@@ -183,7 +186,7 @@ class Sight(nn.Module):
 
 
 class Vision(Stage):
-    """What a ViT sees in drawn pictures."""
+    """What a ViT sees in synthetic pictures."""
 
     trainable: ClassVar[tuple[str, ...]] = ("model",)
     lighter: ClassVar[tuple[str, ...]] = ("run.batch_size",)
@@ -201,15 +204,15 @@ class Vision(Stage):
             )
         self._tokenizer = train_tokenizer(_PIECES, "minigpt-v2", config.seed)
         torch.manual_seed(config.seed)
-        self.model: Any = Sight(self._sizes).to(device)
+        self.model: Any = VisionNetwork(self._sizes).to(device)
         self.longest = _LONGEST
 
     def render(self, example: Example) -> Row:
-        """A picture and its caption, the last reply; none for a picture that is not of the drawn world."""
+        """A picture and its caption, the last reply; none for a picture that is not of the synthetic world."""
         picture = example.pictures[0] if example.pictures else None
-        if not isinstance(picture, DrawnPicture):
+        if not isinstance(picture, SyntheticPicture):
             raise DataError(
-                f"{example.where}: the stage vision learns from what is drawn alone: use `format: synthetic`."
+                f"{example.where}: the stage vision learns from synthetic data alone: use `format: synthetic`."
             )
         caption = "" if picture.scene is None else example.replies[-1]
         ids = np.array(self._tokenizer.encode(caption)[:_LONGEST], np.int32)
@@ -224,12 +227,12 @@ class Vision(Stage):
             ids[number, : len(row.ids)], mask[number, : len(row.ids)] = row.ids, 1
         pictures = [row.pictures[0] for row in rows]
         side = self._sizes.image_size
-        truth = [labels(p.scene, side // self._sizes.patch_size) for p in pictures if isinstance(p, DrawnPicture)]
+        targets = [labels(p.scene, side // self._sizes.patch_size) for p in pictures if isinstance(p, SyntheticPicture)]
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
             "pixel_values": images.to_pixels([picture.open() for picture in pictures], side),
-            **{name: torch.from_numpy(np.stack([told[name] for told in truth])) for name in truth[0]},
+            **{name: torch.from_numpy(np.stack([one[name] for one in targets])) for name in targets[0]},
         }
 
     def count(self, batch: Batch) -> int:
@@ -260,7 +263,7 @@ def _place_patches(embeddings: Any, patches: int) -> None:
     """Positions begin as sines and cosines of the patches' places."""
     position = embeddings.position_embedding  # (1, 1 + P, W)
     width = position.shape[-1]
-    code = waves(patches, width // 4)  # (patches, width / 2)
+    code = sinusoidal_positions(patches, width // 4)  # (patches, width / 2)
     across, down = code[None].expand(patches, -1, -1), code[:, None].expand(-1, patches, -1)
     with torch.no_grad():
         position.zero_()
@@ -292,7 +295,7 @@ _NUMBER = {word: number for number, word in enumerate(WORDS)}
 
 
 class WordAlignment(Stage):
-    """What each of the 32 places of a drawn picture should come to mean, in the embeddings of an LLM."""
+    """What each of the 32 places of a synthetic picture should come to mean, in the embeddings of an LLM."""
 
     trainable: ClassVar[tuple[str, ...]] = ("bridge", "projection")
     unused: ClassVar[tuple[str, ...]] = (
@@ -331,7 +334,7 @@ class WordAlignment(Stage):
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Rows → `pixel_values` (I, 3, S, S), `words` (I, 32, 6): numbers of `WORDS`, and a mask of all places."""
-        pictures = [drawn(picture, row.where, "word_alignment") for row in rows for picture in row.pictures]
+        pictures = [synthetic(picture, row.where, "word_alignment") for row in rows for picture in row.pictures]
         if not pictures:
             raise DataError(f"{rows[0].where}: there is no picture to be named.")
         told = [outside_description() if p.scene is None else description(p.scene) for p in pictures]

@@ -1,4 +1,4 @@
-"""The drawn world: what a scene is made of, a picture of it, and what is plainly true of it."""
+"""The synthetic world: what a scene is made of, a picture of it, and what is plainly true of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-# --- The drawn world: what a scene is made of, and a seeded sampler of scenes.
+# --- The synthetic world: what a scene is made of, and a seeded sampler of scenes.
 #
 # Coordinates are fractions of the picture's side: x to the right, y downwards, so a scene can be drawn at any size.
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minichat.errors import ModelError, SettingsError, sentence, some
-from minichat.fileio import open_to_others, replace_file, to_disk, told
+from minichat.fileio import disk_errors, open_to_others, replace_file, to_disk
 from minichat.train.config import Config, OptimizerConfig, config_of, read_config
 from minichat.train.yaml_config import plain, write_yaml
 from minichat.weights.checkpoint_io import KEY, checksum
@@ -374,7 +374,7 @@ _SUM = re.compile(rb"# sha256 of what follows: ([0-9a-f]{64})\r?\n")
 def keep_config(out: Path, config: Config) -> None:
     """Write a configuration. Raises `SettingsError` where the disk does not take it."""
     text = write_yaml(config).encode()
-    with told(CONFIG, SettingsError):
+    with disk_errors(CONFIG, SettingsError):
         replace_file(out / CONFIG, f"# sha256 of what follows: {hashlib.sha256(text).hexdigest()}\n".encode() + text)
 
 

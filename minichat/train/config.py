@@ -55,7 +55,7 @@ class NewQFormer(Checked):
     dropout: float = 0.1
     """Of hidden states and attention, in training."""
     temperature: float = 0.07
-    """Of the contrast, before it is learnt."""
+    """Of the contrast, before it is learned."""
     image_size: int | None = None
     """The pictures' side in pixels; none: the vision encoder's. Its position embeddings are interpolated to another."""
     vision_heads: int | None = None
@@ -257,7 +257,7 @@ class DataConfig(Checked):
     several_captions: Literal["each", "first", "random"] = "each"
     """Of several captions of one picture: each is a sample; the first alone; or one drawn in each epoch."""
     unknown_keys: Literal["refuse", "ignore"] = "refuse"
-    """What is done where a record has a key that nothing reads and that may hold what is to be learnt."""
+    """What is done where a record has a key that nothing reads and that may hold what is to be learned."""
     template: str | None = None
     """The prompt template that it is trained with; none: the model's own, which it is served with."""
     max_length: int | None = None
@@ -394,7 +394,7 @@ class Config(Checked):
     """A training run."""
 
     stage: str = "finetune"
-    """What is learnt: the name of a loss and of what it is computed from (`minichat.train.stages`)."""
+    """What is learned: the name of a loss and of what it is computed from (`minichat.train.stages`)."""
     out: str = "runs/finetune"
     """The folder of checkpoints, metrics and the result."""
     seed: int = 0

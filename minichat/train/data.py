@@ -23,15 +23,15 @@ from minichat.data.formats import Options
 from minichat.errors import DataError, MiniChatError, SettingsError
 from minichat.train import data_loader
 from minichat.train.config import Config, DataConfig, Source
-from minichat.train.data_loader import Examples, Feed, Listed, Part, Streamed
+from minichat.train.data_loader import BatchLoader, Examples, ListedBatches, Part, StreamedBatches
 from minichat.weights.hub import home
 
 if TYPE_CHECKING:
-    from minichat.model.loss import Together
+    from minichat.model.loss import ProcessGroup
     from minichat.train.stages import Stage
 
 
-# --- Pictures that cannot be opened: found before anything is learnt, so that none of them ends a run.
+# --- Pictures that cannot be opened: found before anything is learned, so that none of them ends a run.
 #
 # Each picture is decoded once, as training does it; only so is it sure. What was found to be sound is remembered by
 # its place, size and time of change, for all runs of this user, so that the next start looks at new and changed ones
@@ -47,12 +47,12 @@ _TOLD_EVERY = 20.0  # seconds
 
 
 def find_damaged(
-    pictures: Iterable[tuple[Where, StoredPicture]], together: Together, say: Callable[[str], None]
+    pictures: Iterable[tuple[Where, StoredPicture]], group: ProcessGroup, say: Callable[[str], None]
 ) -> Damage:
     """Open every picture that was not found to be sound before, of those that are this process's share."""
     file = home() / _FILE
     known = Lookup(read_table(file, PLACE))
-    own = (p for _, p in pictures if not p.always_opens and share(p, together.count) == together.rank)
+    own = (p for _, p in pictures if not p.always_opens and share(p, group.count) == group.rank)
     damaged: dict[StoredPicture, str] = {}
     seen, told, count = set[bytes](), time.monotonic(), 0
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -116,12 +116,12 @@ def _remember(file: Path, places: list[bytes]) -> None:
         return
 
 
-# --- From a configuration's data sets to feeds.
+# --- From a configuration's data sets to batch loaders.
 
 
 SYNTHETIC = "synthetic"  # the form of a source that is made up as it is read: its name is a kind of what is drawn
 #: Where each form of endless data is; it is imported when it is asked for.
-STREAMS = {SYNTHETIC: "minichat.toy.dataset:DrawnStream"}
+STREAMS = {SYNTHETIC: "minichat.toy.dataset:SyntheticStream"}
 #: What a stream may be told besides `shuffle`.
 OPTIONS = tuple(field.name for field in fields(Options) if field.name not in ("seed", "epoch"))
 _WHOLE = Part()
@@ -132,28 +132,28 @@ _LOOKED_AT = 100  # records: what is drawn differs among so many
 class Data:
     """What a run reads."""
 
-    feed: Feed
+    loader: BatchLoader
     of_an_epoch: int | None  # steps; None: a stream
     longest: int  # tokens of a row
     tokens_of_a_step: float | None  # on average; None: a stream
-    held_out: Listed | None
+    held_out: ListedBatches | None
     shown: list[Example]  # held-out samples for the report
     damaged: list[str]  # the records that are left out for their pictures, each with its place
 
 
-def read_data(config: Config, stage: Stage, together: Together, say: Callable[[str], None]) -> Data:
+def read_data(config: Config, stage: Stage, group: ProcessGroup, say: Callable[[str], None]) -> Data:
     """Read all data sets that are not streams, and check them.
 
     Raises `DataError`, naming file and line, for a record that is wrong, and where there is nothing to learn from.
     """
-    parts, at_once = division(config, together.count)
-    place: dict[str, Any] = {"rank": together.rank, "processes": together.count}
+    parts, at_once = division(config, group.count)
+    place: dict[str, Any] = {"rank": group.rank, "processes": group.count}
     left_out = _LeftOut()
     held_out = list(_examples(config.data, config.data.validation, config.seed, left_out=left_out))
     held_out_rows = _rows(held_out, stage.render) if held_out else None
     rows_of = None if config.data.streaming else _Rows(config, stage.render, left_out)
     listed = [rows for rows in (rows_of(0) if rows_of else None, held_out_rows) if rows is not None]
-    damaged = _damaged(config, stage, together, listed, say)
+    damaged = _damaged(config, stage, group, listed, say)
     told = [problem for rows in listed for problem in problems(rows.pictures(), damaged)]
     if told and config.data.damaged_pictures == "refuse":
         raise DataError(
@@ -169,32 +169,34 @@ def read_data(config: Config, stage: Stage, together: Together, say: Callable[[s
     validation = None
     if held_out_rows is not None:
         # Sorted by length as a whole, so that little is padding.
-        size = {"batch_size": at_once * together.count, "window": 1 if stage.joined else len(held_out)}
-        validation = Listed(partial(_same, held_out_rows), stage.collate, **size, **place)
+        size = {"batch_size": at_once * group.count, "window": 1 if stage.joined else len(held_out)}
+        validation = ListedBatches(partial(_same, held_out_rows), stage.collate, **size, **place)
     shown = held_out[:: max(1, len(held_out) // max(1, config.report.samples))][: config.report.samples]
     run = config.run
     if rows_of is None:
         left_out.tell(say)
-        feed = _stream(config, stage, parts=parts, **place)
-        return Data(feed, None, stage.longest, None, validation, shown, told)
+        loader = _stream(config, stage, parts=parts, **place)
+        return Data(loader, None, stage.longest, None, validation, shown, told)
     length: dict[str, Any] = {"epochs": run.epochs, "steps": run.max_steps, "batch_size": run.batch_size}
     # Where rows are compared with each other, those of like length must not meet again and again.
     window = 1 if stage.joined else WINDOW
-    listed_feed = Listed(rows_of, stage.collate, seed=config.seed, parts=parts, window=window, **length, **place)
+    listed_loader = ListedBatches(
+        rows_of, stage.collate, seed=config.seed, parts=parts, window=window, **length, **place
+    )
     left_out.tell(say)
-    lengths = listed_feed.rows.lengths
+    lengths = listed_loader.rows.lengths
     mean = float(lengths.mean()) * run.batch_size
-    return Data(listed_feed, listed_feed.of_an_epoch, int(lengths.max()), mean, validation, shown, told)
+    return Data(listed_loader, listed_loader.of_an_epoch, int(lengths.max()), mean, validation, shown, told)
 
 
 def _damaged(
-    config: Config, stage: Stage, together: Together, listed: Sequence[Rows], say: Callable[[str], None]
+    config: Config, stage: Stage, group: ProcessGroup, listed: Sequence[Rows], say: Callable[[str], None]
 ) -> Damage:
     """All pictures of these rows that cannot be opened, whichever process found them."""
     pictures = itertools.chain.from_iterable(rows.pictures() for rows in listed)
     found: dict[StoredPicture, str] = {}
     if config.data.feature_cache is None:
-        found |= find_damaged(pictures, together, say)
+        found |= find_damaged(pictures, group, say)
     else:
         count = sum(int(rows.picture_counts.sum()) for rows in listed)
         say(f"Looking at {count:,} pictures, unless {config.data.feature_cache} holds them ...")
@@ -202,8 +204,8 @@ def _damaged(
         def damaged(where: Where, picture: StoredPicture, reason: str) -> None:
             found[picture] = reason
 
-        stage.see(list(pictures), config.data.feature_cache, config.data.num_workers, together, damaged, say)
-    return dict(itertools.chain.from_iterable(each.items() for each in together.from_all(found)))
+        stage.see(list(pictures), config.data.feature_cache, config.data.num_workers, group, damaged, say)
+    return dict(itertools.chain.from_iterable(each.items() for each in group.from_all(found)))
 
 
 def _same(rows: Rows, epoch: int) -> Rows:
@@ -280,7 +282,7 @@ class _LeftOut:
 def _rows(examples: Iterable[Example], render: Callable[[Example], Row]) -> Rows:
     rows = Rows(render(example) for example in examples)
     if not len(rows):
-        raise DataError("The data set holds no conversation: nothing could be learnt from it.")
+        raise DataError("The data set holds no conversation: nothing could be learned from it.")
     return rows
 
 
@@ -359,9 +361,9 @@ def texts(config: Config, most: int = 20_000) -> Iterator[str]:
     return (reply for example in examples for reply in example.replies)
 
 
-def _stream(config: Config, stage: Stage, **division: int) -> Streamed:
+def _stream(config: Config, stage: Stage, **division: int) -> StreamedBatches:
     sources = config.data.train
-    return Streamed(
+    return StreamedBatches(
         _mixed(config),
         stage.render,
         stage.collate,

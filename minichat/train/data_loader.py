@@ -252,7 +252,7 @@ class Examples(Protocol):
         """A process's share of them, from its number `skip` on."""
 
 
-class Feed(Protocol):
+class BatchLoader(Protocol):
     """The batches of a run, for one process."""
 
     steps: int
@@ -288,7 +288,7 @@ class Epoch:
     shares: Shares
 
 
-class Listed(Dataset[list[Batch] | MiniChatError]):
+class ListedBatches(Dataset[list[Batch] | MiniChatError]):
     """Rows that are all listed first, epoch after epoch.
 
     Args:
@@ -381,11 +381,11 @@ class Listed(Dataset[list[Batch] | MiniChatError]):
         }
 
 
-class Streamed(IterableDataset["Records | MiniChatError"]):
+class StreamedBatches(IterableDataset["Records | MiniChatError"]):
     """Rows that are read as the run goes; a record that is wrong is left out of its batch, and told (`left_out`).
 
     A share of which nothing can be read has no batch. For a stage that is `joined` the rows stay in the stream's order,
-    and one of which nothing is learnt stands for a record that is left out.
+    and one of which nothing is supervised stands for a record that is left out.
     """
 
     def __init__(

@@ -25,8 +25,8 @@ from minichat.data.example import Example
 from minichat.device.memory import gib
 from minichat.device.placement import look
 from minichat.errors import MiniChatError, ModelError, SettingsError
-from minichat.fileio import replace_file, told
-from minichat.model.loss import Together
+from minichat.fileio import disk_errors, replace_file
+from minichat.model.loss import ProcessGroup
 from minichat.prompt.conversation import Conversation, Message
 from minichat.train.config import Config
 from minichat.weights.checkpoint_io import KEY, of_facts
@@ -58,19 +58,19 @@ class Entry:
     tokens: int
 
 
-class Journal:
+class MetricsLogger:
     """Writes what the steps gave, and finds the one whose loss is no number."""
 
     def __init__(
         self,
         path: Path,
-        together: Together,
+        group: ProcessGroup,
         track: Track,
         *,
         terms: Sequence[str] = (),
         norms_may_overflow: bool = False,
     ) -> None:
-        """What a journal is kept of.
+        """What is logged.
 
         Args:
             path: `metrics.jsonl`.
@@ -81,7 +81,7 @@ class Journal:
         """
         self._terms = tuple(terms)
         self._path = path
-        self._together = together
+        self._group = group
         self._track = track
         self._overflow = norms_may_overflow
         self._waiting: list[Entry] = []
@@ -96,13 +96,13 @@ class Journal:
         `unwritten`: what the checkpoint holds of lines that the disk did not take. Returns the numbers of lines that
         are none, and go too: a torn one, or damaged ones. Raises `SettingsError` where the disk does not take the rest.
         """
-        if not self._together.first:
+        if not self._group.first:
             return []
         found = _lines(self._path)
         kept = [raw for raw, line in found if line is not None and line["step"] <= step]
         content = b"".join(raw + b"\n" for raw in kept) + _spelled(unwritten)
         if self._path.exists() or content:
-            with told(self._path.name, SettingsError):
+            with disk_errors(self._path.name, SettingsError):
                 replace_file(self._path, content)
         self._digest = hashlib.sha256(content)
         return [number for number, (_, line) in enumerate(found, start=1) if line is None]
@@ -125,7 +125,7 @@ class Journal:
             return
         none = torch.zeros(len(self._terms) or 1, device=entries[0].norm.device)
         local = [sum((part.view(-1) for part in e.losses), none) for e in entries]
-        losses = self._together.add(torch.stack(local)).tolist()  # entries × terms
+        losses = self._group.add(torch.stack(local)).tolist()  # entries × terms
         norms = torch.stack([e.norm for e in entries]).tolist()
         lines, wrong = list[Line](), None
         for entry, parts, norm in zip(entries, losses, norms, strict=True):
@@ -152,13 +152,13 @@ class Journal:
         Raises `SettingsError` where the disk does not take them; they are tried again with the next.
         """
         self._recent += lines
-        if not self._together.first:
+        if not self._group.first:
             return
         self.unwritten += lines
         self._digest.update(_spelled(lines))
         for line in lines:
             self._track({name: value for name, value in line.items() if name != "step"}, int(line["step"]))
-        with told(self._path.name, SettingsError):
+        with disk_errors(self._path.name, SettingsError):
             self._append(_spelled(self.unwritten))
         self.unwritten = []
 
@@ -182,7 +182,7 @@ class Journal:
             if not math.isfinite(part.sum().item())
             for place in some
         ]
-        named = self._together.listed(places)
+        named = self._group.listed(places)
         what = f"The loss is {loss}" if not math.isfinite(loss) else "The gradient is not finite"
         from_there = f", from {named}" if named else ""
         return (
@@ -231,11 +231,11 @@ def parts(model: nn.Module) -> list[tuple[str, str]]:
     trains, frozen = [], []
     for name, part in model.named_children():
         weights = list(part.parameters())
-        learnt = [weight for weight in weights if weight.requires_grad]
-        if learnt:
-            trains.append(_line(name, learnt, whole=len(learnt) == len(weights)))
-        if len(learnt) < len(weights):
-            frozen.append(_line(name, [w for w in weights if not w.requires_grad], whole=not learnt))
+        trained = [weight for weight in weights if weight.requires_grad]
+        if trained:
+            trains.append(_line(name, trained, whole=len(trained) == len(weights)))
+        if len(trained) < len(weights):
+            frozen.append(_line(name, [w for w in weights if not w.requires_grad], whole=not trained))
     return [("trains", "; ".join(trains)), ("frozen", "; ".join(frozen) or "nothing")]
 
 
@@ -249,7 +249,7 @@ def _line(name: str, weights: Sequence[nn.Parameter], whole: bool) -> str:
 def samples(
     facts: Mapping[str, Any], held_out: Mapping[str, Any] | None, padding: float | None
 ) -> list[tuple[str, str]]:
-    """The data set, as its feed knows it."""
+    """The data set, as its loader knows it."""
     if facts["samples"] is None:
         rows = [("samples", "a stream")]
     else:
@@ -339,7 +339,7 @@ def _opening(conversation: Conversation) -> tuple[tuple[Message, ...], Message]:
 def keep(path: Path, replies: Sequence[str]) -> None:
     """Put replies away until the run's end. Raises `SettingsError` where the disk does not take them."""
     content = {"replies": list(replies), KEY: of_facts({"replies": list(replies)})}
-    with told(path.name, SettingsError):
+    with disk_errors(path.name, SettingsError):
         replace_file(path, json.dumps(content, indent=1).encode())
 
 

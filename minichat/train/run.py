@@ -1,4 +1,4 @@
-"""A run's parts, and what is done to them around the loop: begin, restore, tell, validate, save."""
+"""A run's parts, and what is done to them around the loop: init, restore, tell, validate, save."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from minichat.device.memory import gib
 from minichat.errors import MiniChatError, ModelError, SettingsError
-from minichat.fileio import locked, replace_file, told
-from minichat.model.loss import Together
+from minichat.fileio import disk_errors, locked, replace_file
+from minichat.model.loss import ProcessGroup
 from minichat.train import logging
 from minichat.train.checkpoint import (
     CHECKPOINTS,
@@ -40,8 +40,8 @@ from minichat.train.checkpoint import (
 )
 from minichat.train.config import Config, difference
 from minichat.train.data import Data
-from minichat.train.data_loader import Feed
-from minichat.train.logging import Journal
+from minichat.train.data_loader import BatchLoader
+from minichat.train.logging import MetricsLogger
 from minichat.train.setup import precision
 from minichat.train.stages import Stage
 from minichat.train.yaml_config import plain
@@ -54,8 +54,8 @@ _STEP = re.compile(r"step (\d+): ")
 
 
 @dataclass
-class Standing:
-    """Where a run stands; a checkpoint holds it."""
+class TrainingState:
+    """How far a run has come; a checkpoint holds it."""
 
     step: int = 0  # optimizer steps that are done
     best: float = math.inf  # the lowest validation loss …
@@ -74,11 +74,11 @@ class Run:
     config: Config
     out: Path
     accelerator: Any
-    together: Together
+    group: ProcessGroup
     stage: Stage
     data: Data
     say: Say
-    standing: Standing = field(default_factory=Standing)
+    state: TrainingState = field(default_factory=TrainingState)
 
     def __post_init__(self) -> None:
         self.weights: dict[str, nn.Parameter] = trained(self.stage.model)
@@ -87,9 +87,9 @@ class Run:
         self.saved = 0  # the step of the newest checkpoint that this run wrote
         self._tracked = True
         self.whole = True  # not while the optimizer moves the weights
-        self.journal = Journal(
+        self.metrics = MetricsLogger(
             self.out / METRICS,
-            self.together,
+            self.group,
             self._track,
             terms=self.stage.terms,
             norms_may_overflow=self.accelerator.scaler is not None,
@@ -106,7 +106,7 @@ class Run:
 
     @property
     def steps(self) -> int:
-        return self.data.feed.steps
+        return self.data.loader.steps
 
     @property
     def pinned(self) -> bool:
@@ -114,7 +114,7 @@ class Run:
         return bool(self.accelerator.device.type == "cuda")
 
     @cached_property
-    def ground(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         """What a run stands on and does not change. The frozen weights are told as they are held, in `precision`;
         quantized ones are not told: another device may round them otherwise."""
         held_out, device, model = self.data.held_out, self.accelerator.device, self.config.model
@@ -122,7 +122,7 @@ class Run:
         frozen = ((name, weight) for name, weight in weights if weight.is_floating_point())
         precise = {precision(name, device) for name in (model.dtype, model.vision_dtype or model.dtype)}
         return {
-            "data": self.data.feed.facts()["fingerprint"],
+            "data": self.data.loader.facts()["fingerprint"],
             "held_out": "" if held_out is None else held_out.facts()["fingerprint"],
             "frozen": fingerprint(frozen),
             "precision": f"{' and '.join(sorted(str(p).removeprefix('torch.') for p in precise))} on {device.type}",
@@ -133,13 +133,13 @@ class Run:
 
 
 @contextmanager
-def alone_in(out: Path, together: Together) -> Iterator[None]:
+def alone_in(out: Path, group: ProcessGroup) -> Iterator[None]:
     """Keep other runs out of the folder. Raises `SettingsError` where one is at work in it."""
 
     def busy() -> None:
         raise SettingsError(f"Another run is at work in {out.name!r}: wait for its end, or give another out.")
 
-    if not together.first:
+    if not group.first:
         yield
         return
     lock = locked(out / LOCK, busy)
@@ -154,7 +154,7 @@ def alone_in(out: Path, together: Together) -> Iterator[None]:
         lock.__exit__(None, None, None)
 
 
-def begin(out: Path, config: Config, say: Say = lambda text: None) -> bool:
+def init_run(out: Path, config: Config, say: Say = lambda text: None) -> bool:
     """Take the folder for a run, new or to go on with; whether that run is finished.
 
     A configuration alone is left by a run that could not begin, and stands in nobody's way. Raises `SettingsError`
@@ -197,29 +197,31 @@ def restore(run: Run) -> None:
 
     Raises `SettingsError` where the data sets or the frozen weights are not those that the run began with.
     """
-    config, first = run.config, run.together.first
-    saved = run.together.from_first(run.checkpoints.last(run.say) if first else None)
+    config, first = run.config, run.group.first
+    saved = run.group.from_first(run.checkpoints.last(run.say) if first else None)
     if saved is None and config.initialize_from is not None:
-        start = run.together.from_first(read_start(config.initialize_from, run.weights, run.say) if first else None)
+        start = run.group.from_first(read_start(config.initialize_from, run.weights, run.say) if first else None)
         initialize(run.weights, start, run.say)
         if start.facts and _same_weights_elsewhere(run, start.facts):
-            run.say("Its frozen weights were others than those here: what was learnt before them may be of little use.")
+            run.say(
+                "Its frozen weights were others than those here: what was learned before them may be of little use."
+            )
     if saved is not None:
-        _check_ground(run, saved.facts)
+        _check_provenance(run, saved.facts)
         load_weights(run.weights, saved.tensors)
         load_optimizer(run.optimizer, run.weights, saved.tensors)
         if run.accelerator.scaler is not None and "scaler" in saved.facts:  # not of a run that began elsewhere
             run.accelerator.scaler.load_state_dict(saved.facts["scaler"])
-        run.standing = Standing(**saved.facts["standing"])
-        run.say(f"Going on after step {run.standing.step}.")
+        run.state = TrainingState(**(saved.facts.get("state") or saved.facts["standing"]))  # its earlier name
+        run.say(f"Going on after step {run.state.step}.")
     facts = {} if saved is None else saved.facts
-    if damaged := run.journal.rewind(run.standing.step, facts.get("unwritten", ())):
+    if damaged := run.metrics.rewind(run.state.step, facts.get("unwritten", ())):
         run.say(
             f"{METRICS}: what is in line {', '.join(map(str, damaged))} is no step's (cut off, or damaged); it is left "
             "out, and the curve lacks it unless its step is done again."
         )
-    elif first and facts.get("metrics") not in (None, run.journal.checksum()):
-        run.say(f"{METRICS} is not as it was written up to step {run.standing.step}: its curve may not be true.")
+    elif first and facts.get("metrics") not in (None, run.metrics.checksum()):
+        run.say(f"{METRICS} is not as it was written up to step {run.state.step}: its curve may not be true.")
     if first:
         forget_what_was_left_out(run)
     tell_what_was_left_out(run, run.data.damaged)
@@ -228,13 +230,13 @@ def restore(run: Run) -> None:
 
 def _same_weights_elsewhere(run: Run, facts: Mapping[str, Any]) -> bool:
     """Whether a run trained the same parts before other frozen weights, as far as they can be compared."""
-    now = run.ground
+    now = run.provenance
     return facts.get("precision") == now["precision"] and facts.get("frozen") != now["frozen"]
 
 
-def _check_ground(run: Run, began: dict[str, Any]) -> None:
+def _check_provenance(run: Run, began: dict[str, Any]) -> None:
     """What the run stood on when it began is what it stands on now, or a person is told."""
-    now = run.ground
+    now = run.provenance
     same = {name: began.get(name, now[name]) == now[name] for name in now}
     changed = {"data": "The data set has", "held_out": "The held-out data have", "frozen": "The frozen weights have"}
     if not same["precision"]:  # another machine; it has the same weights in another form
@@ -257,7 +259,7 @@ def load_weights(weights: dict[str, nn.Parameter], tensors: dict[str, Tensor]) -
 def start_trackers(run: Run) -> None:
     run.accelerator.init_trackers(
         run.config.report.project,
-        init_kwargs={"tensorboard": {"purge_step": run.standing.step + 1}, "wandb": {"dir": str(run.out)}},
+        init_kwargs={"tensorboard": {"purge_step": run.state.step + 1}, "wandb": {"dir": str(run.out)}},
     )
 
 
@@ -281,22 +283,22 @@ def validate_every(run: Run) -> int:
 
 def places(run: Run, step: int) -> str:
     """Where the rows of a step are from."""
-    return ", ".join(dict.fromkeys(place for some in run.data.feed.where(step) for place in some))
+    return ", ".join(dict.fromkeys(place for some in run.data.loader.where(step) for place in some))
 
 
 def tell_progress(run: Run, since: float) -> float:
     """Write the figures of the last steps, and a line about them. Returns the time now."""
-    run.journal.flush(run.data.feed.where)
-    lines, now = run.journal.recent(), time.monotonic()
+    run.metrics.flush(run.data.loader.where)
+    lines, now = run.metrics.recent(), time.monotonic()
     tell_what_was_left_out(run)
     if lines:
         mean = {name: sum(line[name] for line in lines) / len(lines) for name in ("loss", *run.stage.terms)}
         loss = "  ".join(f"{name} {value:.4f}" for name, value in mean.items())
         per_second = sum(line["tokens"] for line in lines) / max(1e-9, now - since)
-        left = (now - since) / len(lines) * (run.steps - run.standing.step)
+        left = (now - since) / len(lines) * (run.steps - run.state.step)
         memory = gib(logging.memory_used(run.accelerator.device))
         run.say(
-            f"step {run.standing.step}/{run.steps}  {loss}  rate {lines[-1]['rate']:.2e}  "
+            f"step {run.state.step}/{run.steps}  {loss}  rate {lines[-1]['rate']:.2e}  "
             f"{per_second:,.0f} tokens/s  {memory}  {logging.duration(left)} left"
         )
     return now
@@ -307,13 +309,13 @@ def tell_what_was_left_out(run: Run, before: Iterable[str] = ()) -> None:
 
     `before` are those that are left out of the whole run; they stand at step 0.
     """
-    found = sorted(itertools.chain.from_iterable(run.together.from_all(run.data.feed.left_out())))
+    found = sorted(itertools.chain.from_iterable(run.group.from_all(run.data.loader.left_out())))
     found = [*((0, problem) for problem in before), *found]
-    if not found or not run.together.first:
+    if not found or not run.group.first:
         return
     more = f" (and {len(found) - 1} more: {LEFT_OUT})" if len(found) > 1 else ""
     run.say(f"Left out: {found[0][1]}{more}")
-    with told(LEFT_OUT, SettingsError), (run.out / LEFT_OUT).open("a", encoding="utf-8") as file:
+    with disk_errors(LEFT_OUT, SettingsError), (run.out / LEFT_OUT).open("a", encoding="utf-8") as file:
         file.write("".join(f"step {step}: {problem}\n" for step, problem in found))
 
 
@@ -322,33 +324,33 @@ def forget_what_was_left_out(run: Run) -> None:
     file = run.out / LEFT_OUT
     if file.exists():
         lines = file.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
-        kept = [line for line in lines if (said := _STEP.match(line)) and 0 < int(said[1]) <= run.standing.step]
-        with told(LEFT_OUT, SettingsError):
+        kept = [line for line in lines if (said := _STEP.match(line)) and 0 < int(said[1]) <= run.state.step]
+        with disk_errors(LEFT_OUT, SettingsError):
             replace_file(file, "".join(kept).encode())
 
 
 @torch.no_grad()
 def validate(run: Run) -> None:
     """The loss per token on what was held out; the best weights are kept, and patience is counted."""
-    run.journal.flush(run.data.feed.where)
-    standing = run.standing
+    run.metrics.flush(run.data.loader.where)
+    state = run.state
     loss = held_out_loss(run)
     if loss is None:
         return
-    standing.last = loss
-    run.journal.write({"step": standing.step, "validation_loss": loss})
-    above = standing.began is not None and loss > standing.began
-    more = f", above {standing.began:.4f}, which it was before the first step" if above else ""
-    run.say(f"step {standing.step}/{run.steps}  validation loss {loss:.4f}{more}")
-    if loss < standing.best:
-        standing.best, standing.best_step, standing.waited = loss, standing.step, 0
-        if run.together.first:
-            run.checkpoints.save_best(standing.step, run.weights, {"validation_loss": loss})
+    state.last = loss
+    run.metrics.write({"step": state.step, "validation_loss": loss})
+    above = state.began is not None and loss > state.began
+    more = f", above {state.began:.4f}, which it was before the first step" if above else ""
+    run.say(f"step {state.step}/{run.steps}  validation loss {loss:.4f}{more}")
+    if loss < state.best:
+        state.best, state.best_step, state.waited = loss, state.step, 0
+        if run.group.first:
+            run.checkpoints.save_best(state.step, run.weights, {"validation_loss": loss})
         return
-    standing.waited += 1
-    if run.config.run.patience is not None and standing.waited >= run.config.run.patience:
-        standing.ended = True
-        run.say(f"No better validation loss for {standing.waited} times: the run ends here.")
+    state.waited += 1
+    if run.config.run.patience is not None and state.waited >= run.config.run.patience:
+        state.ended = True
+        run.say(f"No better validation loss for {state.waited} times: the run ends here.")
 
 
 @torch.no_grad()
@@ -357,31 +359,31 @@ def held_out_loss(run: Run) -> float | None:
 
     Raises `ModelError`, naming the records that it is from, for a loss that is no number.
     """
-    feed, stage, standing = run.data.held_out, run.stage, run.standing
-    if feed is None:
+    loader, stage, state = run.data.held_out, run.stage, run.state
+    if loader is None:
         return None
     stage.model.eval()
     sums, count = [torch.zeros((), device=run.accelerator.device)], 0
-    for batches in feed.load(pinned=run.pinned):
+    for batches in loader.load(pinned=run.pinned):
         for batch in batches:
             with run.accelerator.autocast():
                 sums.append(stage.loss(to_device(batch, run.accelerator.device)).sum())
             count += stage.count(batch)
     stage.model.train()
-    (items,) = run.together.agree(count)
-    loss = float(run.together.add(torch.stack(sums).sum())) / items
+    (items,) = run.group.agree(count)
+    loss = float(run.group.add(torch.stack(sums).sum())) / items
     if not math.isfinite(loss):
-        when = f"after step {standing.step}" if standing.step else "before the first step"
-        raise ModelError(f"The validation loss is {loss} {when}, {_culprits(run, feed, sums[1:])}.")
+        when = f"after step {state.step}" if state.step else "before the first step"
+        raise ModelError(f"The validation loss is {loss} {when}, {_culprits(run, loader, sums[1:])}.")
     return loss
 
 
-def _culprits(run: Run, feed: Feed, sums: list[Tensor]) -> str:
-    """Where the losses are from that are no numbers, and what to do; each of the feed's steps is one batch."""
+def _culprits(run: Run, loader: BatchLoader, sums: list[Tensor]) -> str:
+    """Where the losses are from that are no numbers, and what to do; each of the loader's steps is one batch."""
     wrong = [step for step, loss in enumerate(sums) if not math.isfinite(loss.item())]
-    named = run.together.listed(place for step in wrong for places in feed.where(step) for place in places)
-    all_wrong, batches = run.together.agree(len(wrong), len(sums))
-    if all_wrong == batches > 1 and not run.standing.step:
+    named = run.group.listed(place for step in wrong for places in loader.where(step) for place in places)
+    all_wrong, batches = run.group.agree(len(wrong), len(sums))
+    if all_wrong == batches > 1 and not run.state.step:
         return "from all held-out records: the weights that it begins with are spoilt. Begin with others"
     if all_wrong == batches > 1:
         return "from all held-out records: the weights are spoilt. Lower optimizer.lr, and begin anew in another out"
@@ -395,32 +397,32 @@ def save(run: Run) -> None:
     """
     failure = None
     # A run that goes on from here does not read the records again that were left out.
-    for told_before in (lambda: run.journal.flush(run.data.feed.where), lambda: tell_what_was_left_out(run)):
+    for told_before in (lambda: run.metrics.flush(run.data.loader.where), lambda: tell_what_was_left_out(run)):
         try:
             told_before()
         except SettingsError as error:
             failure = failure or error
-    if not run.together.first:
+    if not run.group.first:
         return
     tensors = {**run.weights, **optimizer_tensors(run.optimizer, run.weights)}
-    facts: dict[str, Any] = {"standing": asdict(run.standing), "config": plain(run.config), **run.ground}
-    facts |= {"metrics": run.journal.checksum(), "unwritten": run.journal.unwritten}
+    facts: dict[str, Any] = {"state": asdict(run.state), "config": plain(run.config), **run.provenance}
+    facts |= {"metrics": run.metrics.checksum(), "unwritten": run.metrics.unwritten}
     if run.accelerator.scaler is not None:
         facts["scaler"] = run.accelerator.scaler.state_dict()
-    run.checkpoints.save(run.standing.step, tensors, facts)
-    run.saved = run.standing.step
+    run.checkpoints.save(run.state.step, tensors, facts)
+    run.saved = run.state.step
     if failure is not None:
         raise failure
 
 
 def save_before_the_end(run: Run, why: str) -> None:
     """Keep what is whole where the run must end by an error; that is told, and also where it cannot be kept."""
-    if not run.whole or not run.standing.step:
+    if not run.whole or not run.state.step:
         return
     try:
         save(run)
     except (MiniChatError, OSError, RuntimeError) as error:
         if str(error) != why:
             run.say(str(error))
-    if run.saved == run.standing.step:
+    if run.saved == run.state.step:
         run.say(f"Saved after step {run.saved}: the same command goes on from there.")

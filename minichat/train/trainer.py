@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minichat.device.memory import memory_told
+from minichat.device.memory import memory_errors
 from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
-from minichat.fileio import told
-from minichat.model.loss import Together
+from minichat.fileio import disk_errors
+from minichat.model.loss import ProcessGroup
 from minichat.train import logging
 from minichat.train.checkpoint import BEFORE, CONFIG, CURVE, METRICS, PAGE, lr_at, seed_step, set_lr
 from minichat.train.config import FREE, Config, OptimizerConfig, check_unused
@@ -28,10 +28,10 @@ from minichat.train.logging import Entry, read_metrics
 from minichat.train.run import (
     Run,
     Say,
-    Standing,
+    TrainingState,
     alone_in,
-    begin,
     held_out_loss,
+    init_run,
     load_weights,
     places,
     restore,
@@ -55,21 +55,21 @@ _WORSE_TRAINING = 1.1  # times the training loss of the first steps: batches dif
 _FEW = 10  # steps at each end
 
 
-def verdict(standing: Standing, metrics: Sequence[Mapping[str, float]], optimizer: OptimizerConfig) -> str | None:
+def verdict(state: TrainingState, metrics: Sequence[Mapping[str, float]], optimizer: OptimizerConfig) -> str | None:
     """What to say of a run that ended above where it began, or nothing.
 
     Where there is a validation loss it alone counts, otherwise the training loss.
     """
-    before, best, last = standing.began, standing.best, standing.last
+    before, best, last = state.began, state.best, state.last
     if before is not None and last is not None and math.isfinite(best):
         if best > before * _WORSE:
             return (
                 f"Training made it worse: the validation loss was {before:.4g} before the first step and {best:.4g} at "
-                f"best, after step {standing.best_step}. {_advice(optimizer)}"
+                f"best, after step {state.best_step}. {_advice(optimizer)}"
             )
         if last > before * _WORSE:
             return (
-                f"Training diverged after step {standing.best_step}: the validation loss was {before:.4g} before the "
+                f"Training diverged after step {state.best_step}: the validation loss was {before:.4g} before the "
                 f"first step, {best:.4g} at best, and is {last:.4g} at the end. {_advice(optimizer)}"
             )
         return None
@@ -107,21 +107,23 @@ _LESS_MEMORY = {
 }
 
 
-def introduce(run: Run) -> None:
+def summarize(run: Run) -> None:
     """Say what is about to happen, and keep what the model says before it."""
     config, stage, data = run.config, run.stage, run.data
-    _, at_once = division(config, run.together.count)
+    _, at_once = division(config, run.group.count)
     rows = logging.parts(stage.model)
-    rows += logging.samples(data.feed.facts(), data.held_out.facts() if data.held_out else None, data.feed.padding())
-    rows.append(logging.portions(config, run.steps, data.of_an_epoch, run.together.count, at_once))
+    rows += logging.samples(
+        data.loader.facts(), data.held_out.facts() if data.held_out else None, data.loader.padding()
+    )
+    rows.append(logging.portions(config, run.steps, data.of_an_epoch, run.group.count, at_once))
     rows += logging.memory(stage.memory(at_once, data.longest), run.accelerator.device)
-    if run.standing.step < run.steps:
+    if run.state.step < run.steps:
         rows.append(("time", logging.duration(seconds_left(run)) + " expected, from a trial"))
     run.say(logging.table(rows))
-    if run.standing.step == 0:
+    if run.state.step == 0:
         for note in (*stage.notes, *_notes(run)):
             run.say(note)
-    if run.together.first and data.shown and run.standing.step == 0:
+    if run.group.first and data.shown and run.state.step == 0:
         logging.keep(run.out / BEFORE, stage.answer(data.shown))
 
 
@@ -141,18 +143,18 @@ def seconds_left(run: Run) -> float:
 
     Raises `SettingsError` where it does not fit into memory.
     """
-    batches = next((some for some in run.data.feed.load(run.data.feed.heaviest(run.standing.step)) if some), [])
-    run.data.feed.left_out()  # the loop reads these records again, and tells of them
-    (items,) = run.together.agree(sum(map(run.stage.count, batches)))
+    batches = next((some for some in run.data.loader.load(run.data.loader.heaviest(run.state.step)) if some), [])
+    run.data.loader.left_out()  # the loop reads these records again, and tells of them
+    (items,) = run.group.agree(sum(map(run.stage.count, batches)))
     if not batches or items == 0:
-        return 0.0  # nothing can be learnt, which the loop says by name
+        return 0.0  # nothing can be learned, which the loop says by name
     heaviest = max(batches, key=lambda batch: batch["attention_mask"].numel())
     batch = to_device(heaviest, run.accelerator.device)
     run.stage.model.train()
     rows, length = heaviest["attention_mask"].shape
     too_much = f"{rows} rows of {length} tokens do not fit into memory at once"
     try:
-        with memory_told(lambda: SettingsError(f"{too_much}: {less_memory(run)}.")):
+        with memory_errors(lambda: SettingsError(f"{too_much}: {less_memory(run)}.")):
             for _ in range(2):  # the first time is slower
                 _settle(run.accelerator.device)
                 began = time.monotonic()
@@ -164,8 +166,8 @@ def seconds_left(run: Run) -> float:
                 seconds = time.monotonic() - began
     finally:
         run.optimizer.zero_grad()
-    mean = run.data.tokens_of_a_step or sum(tokens_of(some) for some in batches) * run.together.count
-    return seconds * mean / run.together.count / max(1, tokens_of(heaviest)) * (run.steps - run.standing.step)
+    mean = run.data.tokens_of_a_step or sum(tokens_of(some) for some in batches) * run.group.count
+    return seconds * mean / run.group.count / max(1, tokens_of(heaviest)) * (run.steps - run.state.step)
 
 
 def _settle(device: torch.device) -> None:
@@ -180,7 +182,7 @@ def less_memory(run: Run) -> str:
     """What a person can do where memory ran out, of what this stage has: first what the run can go on with."""
     config, stage = run.config, run.stage
     trained = {top(name) for name in config.trainable or stage.trainable}
-    _, at_once = division(config, run.together.count)
+    _, at_once = division(config, run.group.count)
     of_no_use = {
         "run.micro_batch_size": at_once == 1,
         "run.batch_size": at_once == 1,
@@ -212,28 +214,28 @@ def finish(run: Run) -> None:
     Raises `SettingsError` or `ModelError` where the disk does not take them: the last checkpoint is there, and the same
     command ends the run.
     """
-    if run.together.first:
+    if run.group.first:
         _take_the_best(run)
         metrics = read_metrics(run.out / METRICS)
-        with told(CURVE, SettingsError):
+        with disk_errors(CURVE, SettingsError):
             logging.curve(run.out / CURVE, metrics, run.stage.terms)
         facts = facts_of(run, metrics)
         if run.data.shown:
-            with told(PAGE, SettingsError):
+            with disk_errors(PAGE, SettingsError):
                 _page(run, facts)
-        with told("The result", SettingsError):
+        with disk_errors("The result", SettingsError):
             run.stage.write(run.out, run.config.model.name, {"training": facts})
-        worse = verdict(run.standing, metrics, run.config.optimizer)
+        worse = verdict(run.state, metrics, run.config.optimizer)
         if worse is None:
             run.say(f"The result is in {run.out}.")
         else:
             run.say(f"{worse}\nThe weights of step {facts['steps']} are in {run.out} all the same.")
-    run.together.wait()
+    run.group.wait()
 
 
 def _take_the_best(run: Run) -> None:
     """Put the weights of the best validation loss back, if there was one and they are whole."""
-    if not run.standing.best_step:
+    if not run.state.best_step:
         return
     try:
         best = run.checkpoints.best()
@@ -244,7 +246,7 @@ def _take_the_best(run: Run) -> None:
         load_weights(run.weights, best.tensors)
         return
     run.say(f"{why} The result is of the last step instead.")
-    run.standing.best_step, run.standing.best = run.standing.step, run.standing.last or math.inf
+    run.state.best_step, run.state.best = run.state.step, run.state.last or math.inf
 
 
 def _page(run: Run, facts: dict[str, Any]) -> None:
@@ -269,15 +271,15 @@ def facts_of(run: Run, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "config": plain(run.config),
         "versions": versions(),
-        "data": data.feed.facts(),
-        "steps": run.standing.best_step or run.standing.step,
-        "seconds": round(run.standing.seconds, 1),
-        "processes": run.together.count,
+        "data": data.loader.facts(),
+        "steps": run.state.best_step or run.state.step,
+        "seconds": round(run.state.seconds, 1),
+        "processes": run.group.count,
         "device": str(run.accelerator.device),
     }
     if data.held_out is not None:
-        facts |= {"validation_data": data.held_out.facts(), "validation_loss": run.standing.best}
-        facts |= {} if run.standing.began is None else {"validation_loss_before": run.standing.began}
+        facts |= {"validation_data": data.held_out.facts(), "validation_loss": run.state.best}
+        facts |= {} if run.state.began is None else {"validation_loss_before": run.state.began}
     losses = [line["loss"] for line in metrics if "loss" in line]
     return facts | ({"loss": losses[-1]} if losses else {})
 
@@ -308,34 +310,34 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
 
     Raises:
         SettingsError: for a setting that cannot be, and for a folder that holds a run of another configuration.
-        DataError: for data that cannot be learnt from, naming file and line.
+        DataError: for data that cannot be learned from, naming file and line.
         ModelError: for a model that cannot be loaded, and where the loss is no number, naming the batch.
     """
     out = Path(config.out).expanduser()
     stage_class = stage_of(config.stage)
     accelerator = make_accelerator(config, stage_class.trainable, out)
-    together = Together(accelerator.process_index, accelerator.num_processes)
-    if not together.first:
+    group = ProcessGroup(accelerator.process_index, accelerator.num_processes)
+    if not group.first:
         say = _nobody
     elif resume and not (out / CONFIG).exists():
         raise SettingsError(f"There is no run in {out.name!r} to resume: leave --resume out to begin one.")
-    if together.count == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+    if group.count == 1 and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         say("One process: accelerate's --cpu starts no more. For several on the CPU: --multi_gpu, or torchrun.")
-    with alone_in(out, together):
-        if together.from_first(begin(out, config, say) if together.first else None):
+    with alone_in(out, group):
+        if group.from_first(init_run(out, config, say) if group.first else None):
             say(f"The run in {out} is finished.")
             return Outcome(out, 0)
         check_unused(config, stage_class.unused)
         stage = stage_class(config, accelerator.device)
-        run = Run(config, out, accelerator, together, stage, read_data(config, stage, together, say), say)
+        run = Run(config, out, accelerator, group, stage, read_data(config, stage, group, say), say)
         restore(run)
-        introduce(run)
-        with memory_told(lambda: SettingsError(f"Memory ran out at step {run.standing.step + 1}: {less_memory(run)}.")):
+        summarize(run)
+        with memory_errors(lambda: SettingsError(f"Memory ran out at step {run.state.step + 1}: {less_memory(run)}.")):
             stopped = loop(run)
         if stopped is None:
             finish(run)
         _end_trackers(run)
-        return Outcome(out, run.standing.step, stopped)
+        return Outcome(out, run.state.step, stopped)
 
 
 def loop(run: Run) -> int | None:
@@ -350,51 +352,51 @@ def loop(run: Run) -> int | None:
         except ModelError:
             raise
         except Exception as error:
-            if run.together.count == 1:
+            if run.group.count == 1:
                 save_before_the_end(run, str(error))
             raise
-        (stopping,) = run.together.agree(int(interruption.signal is not None))
+        (stopping,) = run.group.agree(int(interruption.signal is not None))
     if not stopping:
         return None
     save(run)
-    run.say(f"Stopped after step {run.standing.step} of {run.steps}: the same command goes on from there.")
+    run.say(f"Stopped after step {run.state.step} of {run.steps}: the same command goes on from there.")
     return interruption.signal or signal.SIGTERM
 
 
 def _steps(run: Run, interruption: Interruption) -> None:
-    config, stage, standing, together = run.config, run.stage, run.standing, run.together
-    if standing.step == 0:
-        standing.began = held_out_loss(run)
+    config, stage, state, group = run.config, run.stage, run.state, run.group
+    if state.step == 0:
+        state.began = held_out_loss(run)
     stage.model.train()
-    began, since = time.monotonic() - standing.seconds, time.monotonic()
-    feed = run.data.feed.load(standing.step, config.data.num_workers, pinned=run.pinned)
-    for batches, failure in _with_failure(feed):
+    began, since = time.monotonic() - state.seconds, time.monotonic()
+    loader = run.data.loader.load(state.step, config.data.num_workers, pinned=run.pinned)
+    for batches, failure in _with_failure(loader):
         here = sum(stage.count(batch) for batch in batches), sum(tokens_of(batch) for batch in batches)
         told = int(interruption.signal is not None), int(failure is not None)
-        items, tokens, stopping, failing = together.agree(*here, *told)
-        if stopping or standing.ended:
+        items, tokens, stopping, failing = group.agree(*here, *told)
+        if stopping or state.ended:
             break
         if failing or items == 0:
-            nothing = f"Nothing can be learnt at step {standing.step + 1}: {places(run, standing.step)}."
-            if together.count > 1:
+            nothing = f"Nothing can be learned at step {state.step + 1}: {places(run, state.step)}."
+            if group.count > 1:
                 save_before_the_end(run, str(failure))
             raise failure or DataError("Another process of this run says why it ends." if failing else nothing)
 
         _step(run, batches, items, tokens)
-        last = standing.step == run.steps
-        if last or standing.step % config.report.log_every == 0:
+        last = state.step == run.steps
+        if last or state.step % config.report.log_every == 0:
             since = tell_progress(run, since)
-        if last or standing.step % validate_every(run) == 0:
+        if last or state.step % validate_every(run) == 0:
             validate(run)
-        standing.seconds = time.monotonic() - began
-        if last or standing.ended or standing.step % config.run.save_every == 0:
+        state.seconds = time.monotonic() - began
+        if last or state.ended or state.step % config.run.save_every == 0:
             save(run)
 
 
 def _step(run: Run, batches: Sequence[dict[str, Tensor]], items: int, tokens: int) -> None:
     """One update; its figures stay on the device."""
-    config, standing, together, accelerator = run.config, run.standing, run.together, run.accelerator
-    seed_step(config.seed, standing.step, together.rank)
+    config, state, group, accelerator = run.config, run.state, run.group, run.accelerator
+    seed_step(config.seed, state.step, group.rank)
     losses = []
     for batch in batches:
         with accelerator.autocast():
@@ -402,23 +404,23 @@ def _step(run: Run, batches: Sequence[dict[str, Tensor]], items: int, tokens: in
         if loss.requires_grad:  # not where only the projection trains and the batch has no picture
             accelerator.backward(loss.sum())
         losses.append(loss.detach())
-    together.add_gradients(run.weights.values())
+    group.add_gradients(run.weights.values())
     norm = accelerator.clip_grad_norm_(run.weights.values(), config.optimizer.max_grad_norm or math.inf)
-    lr = set_lr(run.optimizer, lr_at(standing.step, run.steps, config.optimizer))
+    lr = set_lr(run.optimizer, lr_at(state.step, run.steps, config.optimizer))
     run.whole = False
     run.optimizer.step()
     run.optimizer.zero_grad()
-    standing.step += 1
-    run.journal.add(Entry(standing.step, losses, norm, lr, items, tokens))
+    state.step += 1
+    run.metrics.add(Entry(state.step, losses, norm, lr, items, tokens))
     run.whole = True
 
 
 def _with_failure(
-    feed: Iterable[list[dict[str, Tensor]]],
+    loader: Iterable[list[dict[str, Tensor]]],
 ) -> Iterator[tuple[list[dict[str, Tensor]], MiniChatError | None]]:
     """Each step's batches; or what is wrong with them, which all processes are to know before one of them ends."""
     try:
-        for batches in feed:
+        for batches in loader:
             yield batches, None
     except MiniChatError as error:
         yield [], error

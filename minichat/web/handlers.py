@@ -24,7 +24,7 @@ from minichat.toy.world import Background, Scene, Thing, draw
 from minichat.web.guard import COOKIE, GONE, SENT, Sent, Waiting, address_of
 from minichat.web.sessions import Field, Limits, Session, Sessions, Uploads, read
 
-# --- Drawn scenes with a question each, one click away on the page.
+# --- Synthetic scenes with a question each, one click away on the page.
 
 
 SIDE = 256  # pixels

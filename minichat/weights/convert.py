@@ -187,7 +187,7 @@ def convert(
         architectures=[MiniChatForConditionalGeneration.__name__],
     )
     if trained is None:
-        _begin_projection(account, config)
+        _init_projection(account, config)
     account.check(_wanted(config), config.to_dict())
     processor = _processor(words, config)
     ids = _control_ids(words, processor)
@@ -257,7 +257,7 @@ def _check_template(trained: Checkpoint, template: str) -> None:
         )
 
 
-def _begin_projection(account: Account, config: MiniChatConfig) -> None:
+def _init_projection(account: Account, config: MiniChatConfig) -> None:
     """As the original begins: `nn.Linear`'s own random numbers, from a generator of ours."""
     size, width = config.image_feature_size, config.text_config.hidden_size
 

@@ -202,7 +202,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or ("it is empty" if isinstance(error, ValueError) else str(error))
 
 
-# --- The tokenizer of a GGUF file → a Hugging Face one, split as the LLM learnt it.
+# --- The tokenizer of a GGUF file → a Hugging Face one, split as the LLM learned it.
 
 
 _CONTROL, _USER_DEFINED = 3, 4  # ggml's kinds of tokens

@@ -272,7 +272,7 @@ _VOCABULARY = ("embeddings.word_embeddings.weight", "cls.predictions.decoder.wei
 _BIASES = ("cls.predictions.bias", "cls.predictions.decoder.bias")
 
 
-def begin(
+def init_stage1(
     config: PretrainingConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,

@@ -17,7 +17,7 @@ from minichat.data.example import Cell, Example, Problem, StoredPicture, Turn, W
 from minichat.errors import DataError, SettingsError, shown
 from minichat.prompt.conversation import Role
 
-# --- Keys and values that may be passed over: they say where a record comes from, not what is to be learnt.
+# --- Keys and values that may be passed over: they say where a record comes from, not what is to be learned.
 
 
 #: In lower case. Names of records and their origin, sizes, scores, sorts; img2dataset's columns are among them.
@@ -152,7 +152,7 @@ class Entry:
 
 
 def refusal(unread: Iterable[str]) -> str:
-    """Why a record with keys that nothing reads is not learnt from."""
+    """Why a record with keys that nothing reads is not learned from."""
     keys = list(unread)
     them = "it" if len(keys) == 1 else "them"
     return (
@@ -261,7 +261,7 @@ def example(turns: Iterable[Turn], where: Where) -> Example:
                 "there is one, user and assistant take turns and the user begins."
             )
         if turn.role == "assistant" and not turn.text.strip():
-            raise DataError(f"turn {number}, a reply, is empty: write what is to be learnt, or remove the record.")
+            raise DataError(f"turn {number}, a reply, is empty: write what is to be learned, or remove the record.")
         if turn.role == "user" and not any(not isinstance(part, str) or part.strip() for part in turn.parts):
             raise DataError(f"turn {number}, a question, is empty: it needs words or a picture.")
     if said[-1][1].role != "assistant":
@@ -280,7 +280,7 @@ def kind(value: object) -> str:
     return kinds.get(type(value), type(value).__name__)
 
 
-# --- How the texts of captions are changed before they are learnt: as they are, or as MiniGPT-4's first stage did.
+# --- How the texts of captions are changed before they are learned: as they are, or as MiniGPT-4's first stage did.
 
 
 MOST_WORDS = 50
@@ -317,7 +317,7 @@ class Asking:
         instructions: what is asked, one of them drawn for each record and epoch; none: the picture is shown without a
             word, as in MiniGPT-4's first stage.
         captions: how the text is changed, by its name in `CAPTIONS`.
-        several: which of several texts of one picture are learnt, by its name in `SEVERAL`.
+        several: which of several texts of one picture are learned, by its name in `SEVERAL`.
     """
 
     instructions: tuple[str, ...] = ()
@@ -341,11 +341,11 @@ class Asking:
         return random.Random(f"instruction {self.seed} {self.epoch} {record}").choice(self.instructions)
 
     def worded(self, text: str) -> str:
-        """A text as it is to be learnt."""
+        """A text as it is to be learned."""
         return CAPTIONS[self.captions](text)
 
     def chosen(self, record: str, texts: Sequence[str]) -> list[tuple[str, str]]:
-        """Of a record's texts those that are learnt, each with a name of its own; the same for equal seed and epoch."""
+        """Of a record's texts those that are used, each with a name of its own; the same for equal seed and epoch."""
         if len(texts) > 1 and self.several == "random":
             return [(record, random.Random(f"caption {self.seed} {self.epoch} {record}").choice(texts))]
         some = texts[:1] if self.several == "first" else texts

@@ -42,7 +42,7 @@ _ERROR = "error"  # in a row of `minichat caption`
 
 
 def pair_samples(record: object, shelf: Shelf, columns: Columns, asking: Asking, name: str) -> Iterator[list[Turn]]:
-    """The turns of one pair, or of each of its texts that is learnt. Raises `DataError` for what is not understood.
+    """The turns of one pair, or of each of its texts that is learned. Raises `DataError` for what is not understood.
 
     Args:
         name: the record's, from which follows what is drawn for it.

@@ -1,1 +1,1 @@
-"""How people talk about a drawn scene: what they mean, in whose words they say it, and what is true."""
+"""How people talk about a synthetic scene: what they mean, in whose words they say it, and what is true."""

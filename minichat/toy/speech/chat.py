@@ -186,7 +186,7 @@ def unknowable(rng: random.Random) -> tuple[str, str]:
 
 
 def foreign(rng: random.Random) -> tuple[str, str]:
-    """A thing that is no part of the drawn world: it is named as it was said."""
+    """A thing that is no part of the synthetic world: it is named as it was said."""
     if rng.random() < 0.3:
         if rng.random() < 0.6:
             what = rng.choice(_OTHER_SHAPES)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from minichat.data.dataset import Row
     from minichat.data.example import Example, StoredPicture, Where
-    from minichat.model.loss import Together
+    from minichat.model.loss import ProcessGroup
 
     Seen = tuple[Where, StoredPicture]
     Told = Callable[[Where, StoredPicture, str], None]
@@ -62,12 +62,12 @@ class Stage(Protocol):
     """The network, its frozen parts among it."""
 
     terms: Sequence[str] = ()
-    """Names of the losses whose sum is learnt, where there are several."""
+    """Names of the losses whose sum is minimised, where there are several."""
     notes: Sequence[str] = ()
     """Sentences for a person, said when a run begins."""
 
     render: Callable[[Example], Row]
-    """An example as ids, pictures and what is learnt of it."""
+    """An example as ids, labels and pictures."""
     longest: int
     """The most tokens of a row."""
     collate: Callable[[Sequence[Row]], Batch]
@@ -86,7 +86,7 @@ class Stage(Protocol):
         pictures: Sequence[Seen],
         folder: str,
         workers: int,
-        together: Together,
+        group: ProcessGroup,
         damaged: Told | None = None,
         say: Say = silent,
     ) -> None:
@@ -117,7 +117,7 @@ class Stage(Protocol):
         """Put the trained model into the folder `out`."""
 
 
-# --- What can be learnt: a stage is a `loss(batch)`, a list of what trains, and what its batches are made of.
+# --- What can be learned: a stage is a `loss(batch)`, a list of what trains, and what its batches are made of.
 #
 # The loop is the same for all stages. A loss is a *sum*, over `count(batch)` things, so that a step's mean is over all
 # processes and all the parts in which its gradient is accumulated.

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from minichat.data.dataset import Collator, Ids, Renderer, Row
 from minichat.device.memory import CONTEXT, training_needs
 from minichat.errors import PromptError
-from minichat.model.loss import Together, learnt, only_at, token_loss
+from minichat.model.loss import ProcessGroup, only_at, supervised, token_loss
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
 from minichat.train.checkpoint import trained
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class LastReply:
-    """Renders as `render` does, but of a row's replies the last alone is learnt; the encoder reads those before it."""
+    """Renders as `render` does, but only a row's last reply is supervised; the encoder reads those before it."""
 
     def __init__(self, render: Callable[[Example], Row]) -> None:
         self._render = render
@@ -54,7 +54,7 @@ class LastReply:
 
 
 def parted(rows: Sequence[Row]) -> tuple[list[Row], Tensor]:
-    """B rows, each with one reply that is learnt → what is before them, and the replies (B, R), −100 where none is.
+    """B rows, each with one reply that is supervised → what is before them, and the replies (B, R), −100 where none is.
 
     Of a row that learns nothing all is before.
     """
@@ -70,11 +70,11 @@ def parted(rows: Sequence[Row]) -> tuple[list[Row], Tensor]:
 
 
 def _start(row: Row) -> int:
-    """Where the last ids that are learnt begin; a row ends with them."""
-    learnt = np.flatnonzero(row.labels != IGNORED)
-    if not len(learnt):
+    """Where the last ids that are supervised begin; a row ends with them."""
+    supervised = np.flatnonzero(row.labels != IGNORED)
+    if not len(supervised):
         return len(row.labels)
-    others = np.flatnonzero(row.labels[: learnt[-1]] == IGNORED)
+    others = np.flatnonzero(row.labels[: supervised[-1]] == IGNORED)
     return int(others[-1]) + 1 if len(others) else 0
 
 
@@ -129,13 +129,13 @@ class Prefix:
 
 
 def shared(ids: Ids, rows: Sequence[Row]) -> int:
-    """How many of the ids (P,) all rows begin with, short of what predicts an id that is learnt."""
+    """How many of the ids (P,) all rows begin with, short of what predicts an id that is supervised."""
     found = len(ids)
     for row in rows:
         head = row.ids[:found]
         differ = (head != ids[: len(head)]).nonzero()[0]
-        learnt = (row.labels != IGNORED).nonzero()[0]
-        found = max(0, min([len(head), *differ[:1].tolist(), *(learnt[:1] - 1).tolist()]))
+        supervised = (row.labels != IGNORED).nonzero()[0]
+        found = max(0, min([len(head), *differ[:1].tolist(), *(supervised[:1] - 1).tolist()]))
     return found if found >= _WORTHWHILE else 0
 
 
@@ -145,7 +145,7 @@ def _beginning(processor: MiniChatProcessor) -> Ids:
     return np.array(rendered.ids[: rendered.ids.index(processor.image_token_id)], np.int32)
 
 
-# --- The replies of conversations, learnt before a frozen LLM: MiniGPT-4's two stages, and the second of BLIP-2's.
+# --- The replies of conversations, learned before a frozen LLM: MiniGPT-4's two stages, and the second of BLIP-2's.
 
 
 _PROJECTION = {"projection.weight", "projection.bias"}
@@ -153,11 +153,11 @@ _MULTIPLE = 8  # lengths of rows: few shapes, each of which oneDNN compiles
 
 
 class ReplyCollator:
-    """Rows → `input_ids` (B, T), their pictures, and what is learnt: `targets` (N,) at `positions` (N,) of B · T,
-    as `minichat.model.loss.learnt` tells them.
+    """Rows → `input_ids` (B, T), their pictures, and what is supervised: `targets` (N,) at `positions` (N,) of B · T,
+    as `minichat.model.loss.supervised` tells them.
 
     Of the ids, those that all rows have in common with the model's `Prefix` are left out (`attention_mask` is of all),
-    and so is the last, which is learnt and predicts nothing.
+    and so is the last, which is supervised and predicts nothing.
 
     For an encoder–decoder, `input_ids` are what is before the replies, `labels` (B, R) the replies, and `positions`
     those of B · R.
@@ -186,7 +186,7 @@ class ReplyCollator:
             batch["input_ids"], after = ids[:, passed:-1].contiguous(), labels[:, passed + 1 :].flatten()
         else:
             batch["labels"], after = replies, replies.flatten()
-        positions, targets = learnt(after)
+        positions, targets = supervised(after)
         slots = int(ids.eq(self._slot).sum())
         pictures = len(batch.get("pixel_values", batch.get("image_features", ())))
         if slots != pictures * self._slots:
@@ -233,18 +233,18 @@ class Finetune(Stage):
         pictures: Sequence[Seen],
         folder: str,
         workers: int,
-        together: Together,
+        group: ProcessGroup,
         damaged: Told | None = None,
         say: Say = silent,
     ) -> None:
         """Let the frozen parts see every picture once; from then on batches hold what they saw."""
         from minichat.data.feature_cache import FeatureCache, encode
 
-        place: dict[str, Any] = {"rank": together.rank, "processes": together.count}
+        place: dict[str, Any] = {"rank": group.rank, "processes": group.count}
         cache = encode(
             self.model, self._processor, pictures, folder, workers=workers, damaged=damaged, say=say, **place
         )
-        together.wait()  # what the others have seen
+        group.wait()  # what the others have seen
         self.collate = self._collator(FeatureCache(folder, cache.origin))
 
     def _collator(self, features: FeatureCache | None = None) -> ReplyCollator:

@@ -19,7 +19,7 @@ from minichat.fileio import write_json
 from minichat.images import to_pixels
 from minichat.model import loss as gathering
 from minichat.model.config import PretrainingConfig
-from minichat.model.loss import Together, set_trainable
+from minichat.model.loss import ProcessGroup, set_trainable
 from minichat.model.qformer_pretrain import QFormerPretraining
 from minichat.prompt.processor import MiniChatImageProcessor
 from minichat.prompt.render import IGNORED
@@ -31,7 +31,7 @@ from minichat.train.setup import precision, save_memory, top
 from minichat.train.stages import Batch, Stage, silent
 from minichat.weights.hub import find_folder
 from minichat.weights.projection import unpack
-from minichat.weights.qformer import BESIDE, Stage1, begin, read_bert, read_stage1, read_vision, write_stage1
+from minichat.weights.qformer import BESIDE, Stage1, init_stage1, read_bert, read_stage1, read_vision, write_stage1
 
 if TYPE_CHECKING:
     from minichat.data.example import Example
@@ -77,7 +77,7 @@ def open_start(config: Config, device: torch.device) -> Stage1:
     return stage1
 
 
-def begun_anew(stage1: Stage1, config: Config) -> list[str]:
+def reinitialized(stage1: Stage1, config: Config) -> list[str]:
     """What begins as it was made although a model was named to go on with, in a sentence: its files lack it."""
     if config.qformer is not None and config.qformer.new is not None:
         return []
@@ -110,7 +110,7 @@ def _new(options: NewQFormer, seed: int) -> Stage1:
         temperature=options.temperature,
         decoder_start_token_id=tokenizer.bos_token_id,
     )
-    return begin(config, tokenizer, vision=vision, bert=bert, seed=seed)
+    return init_stage1(config, tokenizer, vision=vision, bert=bert, seed=seed)
 
 
 def _tokenizer(options: NewQFormer) -> PreTrainedTokenizerBase:
@@ -159,7 +159,7 @@ class PairCollator:
     """B rows → `input_ids`, `attention_mask` (B, T), `image_ids` (B,), equal for equal pictures, `numbers` (B,) of the
     rows in their share, and the pictures: `pixel_values` (B, 3, S, S), or `patches` (B, 1 + P, W) where they are kept.
 
-    A row of which nothing is learnt keeps a process in step (`minichat.data.dataset.shares`), or the place of a
+    A row of which nothing is supervised keeps a process in step (`minichat.data.dataset.shares`), or the place of a
     stream's record that could not be read, and is no pair; so B may be 0. Raises `DataError` for a picture that cannot
     be opened or is not among the kept ones.
     """
@@ -182,7 +182,7 @@ class PairCollator:
         return batch | {name: torch.tensor(values, dtype=torch.int64) for name, values in told.items()} | seen
 
     def _look(self, rows: Sequence[Row]) -> tuple[list[bytes], Batch]:
-        """The pictures' contents, and what is to be learnt from."""
+        """The pictures' contents, and what is to be learned from."""
         keys, found = list[bytes](), list[Any]()
         for row in rows:
             (picture,) = row.pictures
@@ -225,7 +225,7 @@ class Pretraining(Stage):
         self._config = config
         stage1 = open_start(config, device)
         self.model: QFormerPretraining = stage1.model
-        self.notes = begun_anew(stage1, config)
+        self.notes = reinitialized(stage1, config)
         self.terms = self.model.config.objectives
         self._tokenizer = stage1.tokenizer
         positions = self.model.embeddings.position_embeddings.num_embeddings
@@ -242,7 +242,7 @@ class Pretraining(Stage):
         pictures: Sequence[Seen],
         folder: str,
         workers: int,
-        together: Together,
+        group: ProcessGroup,
         damaged: Told | None = None,
         say: Say = silent,
     ) -> None:
@@ -251,9 +251,9 @@ class Pretraining(Stage):
 
         eyes: Any = _Eyes(self.model)
         pixels: Any = SimpleNamespace(image_processor=MiniChatImageProcessor(size=self._side))
-        place: dict[str, Any] = {"rank": together.rank, "processes": together.count}
+        place: dict[str, Any] = {"rank": group.rank, "processes": group.count}
         cache = encode(eyes, pixels, pictures, folder, workers=workers, damaged=damaged, say=say, **place)
-        together.wait()  # what the others have seen
+        group.wait()  # what the others have seen
         self.collate = self._collator(FeatureCache(folder, cache.origin))
 
     def count(self, batch: Batch) -> int:
@@ -282,8 +282,8 @@ class Pretraining(Stage):
         """(B, 1 + P, W), in the Q-Former's precision."""
         patches = batch.get("patches")
         if patches is None:
-            sight = next(self.model.vision_model.parameters())
-            patches = self.model.encode_patches(batch["pixel_values"].to(sight.dtype))
+            encoder = next(self.model.vision_model.parameters())
+            patches = self.model.encode_patches(batch["pixel_values"].to(encoder.dtype))
         return patches.to(self.model.bridge.query_tokens.dtype)
 
     @torch.no_grad()
@@ -291,7 +291,7 @@ class Pretraining(Stage):
         """Of all these examples' texts the one that the model finds for each picture."""
         objectives = self.model.config.objectives
         if not {"itc", "itm"} & set(objectives):
-            return ["(nothing is looked for: neither contrast nor matching is learnt)"] * len(examples)
+            return ["(nothing is looked for: neither contrast nor matching is trained)"] * len(examples)
         training = self.model.training
         self.model.eval()
         try:

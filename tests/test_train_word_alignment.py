@@ -19,7 +19,7 @@ from minichat.inference.bot import load
 from minichat.model.qformer_pretrain import QFormerPretraining
 from minichat.prompt.tokenizer import read_wordpiece
 from minichat.toy.captions import LEVELS, NONE, SYMBOLS, TOKENS, WORDS, description
-from minichat.toy.dataset import DrawnStream
+from minichat.toy.dataset import SyntheticStream
 from minichat.toy.train_lm import word_vectors
 from minichat.toy.train_vision import KINDS, WordAlignment
 from minichat.train.config import Config, read_config
@@ -52,7 +52,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(model: Path, out: Path, *more: str) -> Config:
-    return read_config(ROAD / "2a_naming.yaml", [*ALWAYS, f"model.name={model}", f"out={out}", *more])
+    return read_config(ROAD / "2a_word_alignment.yaml", [*ALWAYS, f"model.name={model}", f"out={out}", *more])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def stage(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> WordAlignmen
 
 
 def batch_of(stage: WordAlignment, kinds: dict[str, float], count: int) -> Batch:
-    stream = DrawnStream(kinds, batch_size=count)
+    stream = SyntheticStream(kinds, batch_size=count)
     return stage.collate([stage.render(stream.example(index)) for index in range(count)])
 
 
@@ -134,7 +134,7 @@ def test_the_truth_has_the_least_loss(stage: WordAlignment, monkeypatch: pytest.
 
 def test_the_loss_is_a_sum_over_pictures(stage: WordAlignment) -> None:
     """Halves of a batch add up to the whole, two pictures of a row and one that is of no scene among them."""
-    stream = DrawnStream({"pairs": 1, "outside": 1}, batch_size=4)
+    stream = SyntheticStream({"pairs": 1, "outside": 1}, batch_size=4)
     rows = [stage.render(stream.example(index)) for index in range(6)]
     whole, *halves = [stage.collate(some) for some in (rows, rows[:2], rows[2:])]
     assert stage.loss(whole).item() == pytest.approx(sum(stage.loss(half).item() for half in halves), rel=1e-5)
@@ -142,7 +142,7 @@ def test_the_loss_is_a_sum_over_pictures(stage: WordAlignment) -> None:
 
 
 def test_places_are_told_as_they_are(stage: WordAlignment) -> None:
-    picture = DrawnStream({"readings": 1}, batch_size=1).example(0).pictures[0]
+    picture = SyntheticStream({"readings": 1}, batch_size=1).example(0).pictures[0]
     (words,) = batch_of(stage, {"readings": 1}, 1)["words"].tolist()
     scene = picture.scene  # type: ignore[attr-defined]
     assert [[WORDS[word] for word in place if word >= 0] for place in words] == [list(b) for b in description(scene)]
