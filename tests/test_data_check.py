@@ -80,7 +80,7 @@ def test_what_is_wrong_is_all_reported_with_its_line(home: Path, processor: Mini
         "train.jsonl:4: the picture 'broken.png' cannot be used: it is not a picture that can be opened: save it as "
         "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC (the content counts, not the ending).",
         "train.jsonl:4: the picture 'absent.png' is missing: put it there, or correct its path.",
-        "train.jsonl:5: turn 2, a reply, is empty: write what is to be supervised, or remove the record.",
+        "train.jsonl:5: turn 2, a reply, is empty: write what is to be learned, or remove the record.",
         "train.jsonl:6: turn 1, the system text, is empty: write one, or leave the turn out.",
         "train.jsonl:7: the record has N tokens, and the model reads N: shorten it, or divide it.",
         "train.jsonl:8: this is not valid JSON (Expecting property name enclosed in double quotes, column 2): mend it, "

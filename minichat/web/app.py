@@ -186,8 +186,8 @@ def css(examples: tuple[Example, ...]) -> str:
 TINY = "minichat-tiny"
 
 KNOWS = """<p><strong>What this model knows.</strong> It is small and was trained only on synthetic scenes: eight
-shapes, eleven colours, small and large, how many, where, and the background. Photographs, faces and text mean nothing to
-it; it should say so, and if it does not, its answer means nothing.</p>"""
+shapes, eleven colours, small and large, how many, where, and the background. Photographs, faces and text mean nothing
+to it; it should say so, and if it does not, its answer means nothing.</p>"""
 
 WELCOME = """<div class="mc-welcome"><h2>Ask about a picture</h2>
 <p>Add one with the clip, paste it, or drop it in the box below – or pick a scene.</p></div>"""
