@@ -17,7 +17,7 @@ import minichat
 from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
 from minichat.model.loss import ProcessGroup
 from minichat.train import logging
-from minichat.train.logging import Journal, read_metrics
+from minichat.train.logging import MetricsLogger, read_metrics
 from minichat.train.stages.finetune import Finetune, ReplyCollator
 from minichat.train.trainer import train
 from minichat.train.yaml_config import read_yaml
@@ -220,13 +220,13 @@ def test_figures_that_the_disk_does_not_take_are_in_the_checkpoint(
 ) -> None:
     given = [f"out={tmp_path / 'run'}", "run.epochs=1", "run.save_every=500"]
     with monkeypatch.context() as patch:
-        real, calls = Journal._append, []
+        real, calls = MetricsLogger._append, []
 
-        def append(self: Journal, content: bytes) -> None:
+        def append(self: MetricsLogger, content: bytes) -> None:
             calls.append(1)
             real(self, content) if len(calls) < 3 else full()
 
-        patch.setattr(Journal, "_append", append)
+        patch.setattr(MetricsLogger, "_append", append)
         with pytest.raises(
             SettingsError, match=r"metrics\.jsonl cannot be written \(No space left on device\): make room"
         ):
@@ -240,15 +240,15 @@ def test_figures_that_the_disk_does_not_take_are_in_the_checkpoint(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no such device")
 def test_a_line_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "metrics.jsonl", ProcessGroup(0, 1), lambda figures, step: None)
-    journal.write({"step": 1, "validation_loss": 1.0})
+    metrics_logger = MetricsLogger(tmp_path / "metrics.jsonl", ProcessGroup(0, 1), lambda figures, step: None)
+    metrics_logger.write({"step": 1, "validation_loss": 1.0})
     (tmp_path / "metrics.jsonl").rename(tmp_path / "kept")
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(SettingsError, match="No space left"):
-        journal.write({"step": 2, "validation_loss": 1.0})
+        metrics_logger.write({"step": 2, "validation_loss": 1.0})
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "kept").rename(tmp_path / "metrics.jsonl")
-    journal.write({"step": 3, "validation_loss": 1.0})
+    metrics_logger.write({"step": 3, "validation_loss": 1.0})
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 

@@ -27,7 +27,7 @@ from minichat.errors import ModelError, SettingsError
 from minichat.model.loss import ProcessGroup
 from minichat.train import logging
 from minichat.train.config import read_config
-from minichat.train.logging import Entry, Journal, read_metrics
+from minichat.train.logging import Entry, MetricsLogger, read_metrics
 from minichat.train.trainer import train
 from minichat.train.yaml_config import plain
 from tests.tiny import noise_picture
@@ -105,9 +105,9 @@ def entry(step: int, *losses: float, norm: float = 1.0) -> Entry:
     return Entry(step, [torch.tensor(loss) for loss in losses], torch.tensor(norm), 1e-3, 7, 9)
 
 
-def journal(path: Path, **options: Any) -> tuple[Journal, list[Any]]:
+def metrics_logger(path: Path, **options: Any) -> tuple[MetricsLogger, list[Any]]:
     tracked: list[Any] = []
-    return Journal(
+    return MetricsLogger(
         path, ProcessGroup(0, 1), lambda figures, step: tracked.append((step, dict(figures))), **options
     ), tracked
 
@@ -117,7 +117,7 @@ def where(step: int) -> list[list[str]]:
 
 
 def test_a_loss_of_several_terms_tells_each(tmp_path: Path) -> None:
-    kept, _ = journal(tmp_path / "metrics.jsonl", terms=("itc", "itm"))
+    kept, _ = metrics_logger(tmp_path / "metrics.jsonl", terms=("itc", "itm"))
     halves = [torch.tensor([0.5, 0.25]), torch.tensor([1.0, 0.5])]
     kept.add(Entry(1, halves, torch.tensor(1.0), 1e-3, 7, 9))
     kept.flush(where)
@@ -129,7 +129,7 @@ def test_a_loss_of_several_terms_tells_each(tmp_path: Path) -> None:
 
 
 def test_a_steps_loss_is_the_sum_of_its_parts(tmp_path: Path) -> None:
-    kept, tracked = journal(tmp_path / "metrics.jsonl")
+    kept, tracked = metrics_logger(tmp_path / "metrics.jsonl")
     kept.add(entry(1, 0.5, 0.25))
     kept.add(entry(2))
     kept.flush(where)
@@ -144,7 +144,7 @@ def test_a_steps_loss_is_the_sum_of_its_parts(tmp_path: Path) -> None:
 
 def test_it_is_rewound_to_a_step_and_loses_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    kept, _ = journal(path)
+    kept, _ = metrics_logger(path)
     for step in (1, 2, 3, 4):
         kept.add(entry(step, 1.0))
     kept.flush(where)
@@ -157,7 +157,7 @@ def test_it_is_rewound_to_a_step_and_loses_a_torn_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_no_number_is_named(bad: float, tmp_path: Path) -> None:
-    kept, _ = journal(tmp_path / "metrics.jsonl")
+    kept, _ = metrics_logger(tmp_path / "metrics.jsonl")
     kept.add(entry(1, 0.5, 0.5))
     kept.add(entry(2, 0.5, bad))
     with pytest.raises(ModelError, match=rf"The loss is {bad} at step 2, from a\.jsonl:11: .*Mend these records"):
@@ -166,11 +166,11 @@ def test_a_loss_that_is_no_number_is_named(bad: float, tmp_path: Path) -> None:
 
 
 def test_a_gradient_may_overflow_only_under_a_scaler(tmp_path: Path) -> None:
-    kept, _ = journal(tmp_path / "a.jsonl")
+    kept, _ = metrics_logger(tmp_path / "a.jsonl")
     kept.add(entry(1, 0.5, norm=float("inf")))
     with pytest.raises(ModelError, match="The gradient is not finite at step 1"):
         kept.flush(where)
-    kept, _ = journal(tmp_path / "b.jsonl", norms_may_overflow=True)
+    kept, _ = metrics_logger(tmp_path / "b.jsonl", norms_may_overflow=True)
     kept.add(entry(1, 0.5, norm=float("inf")))
     kept.flush(where)
     assert len(kept.recent()) == 1
