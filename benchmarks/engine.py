@@ -28,8 +28,9 @@ from transformers import DynamicCache
 import minichat
 from benchmarks.random_model import SIZES, write_random_model
 from minichat.inference.bot import CAPTION_PROMPT, MiniChat
-from minichat.inference.engine import Engine, Request
+from minichat.inference.engine import Engine
 from minichat.inference.generate import KVCache, Prompt, generate_rows, stream
+from minichat.inference.request import Request
 from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation
 

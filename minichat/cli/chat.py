@@ -1,4 +1,4 @@
-"""`minichat chat`, `demo` and `caption`."""
+"""`minichat chat`, `demo`, `serve` and `caption`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from minichat.cli.options import (
     load_bot,
     named,
 )
+from minichat.errors import SettingsError
 
 if TYPE_CHECKING:
     from minichat.captioning.run import Progress, Run
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from minichat.prompt.conversation import Conversation
 
 
-# --- `minichat chat` and `demo`.
+# --- `minichat chat`, `demo` and `serve`.
 
 
 app = commands()
@@ -113,6 +114,60 @@ def demo(
     running = web.launch(web.build_app(bot), host=host, port=port)
     typer.echo(f"MiniChat is at {running.url}  (Ctrl-C ends it)", err=True)
     running.wait()
+
+
+@app.command()
+def serve(
+    model: Model = DEFAULT_MODEL,
+    device: Device = "auto",
+    dtype: Precision = Dtype.auto,
+    quantize: Quantized = None,
+    verify: Verify = False,
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default: 8000.")] = None,
+    name: Annotated[str | None, typer.Option(help="What requests call the model; default: its own name.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--api-key-file", help="Holds the key; else it is $MINICHAT_API_KEY, or there is none."),
+    ] = None,
+    origins: Annotated[
+        list[str] | None, typer.Option("--allow-origin", help="A web page's origin whose scripts may use this server.")
+    ] = None,
+    image_hosts: Annotated[
+        list[str] | None, typer.Option("--allow-image-host", help="A host from which pictures may be fetched.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The longest reply that may be asked for.")] = None,
+    queue: Annotated[int | None, typer.Option(help="Replies that may wait; more are refused at once.")] = None,
+) -> None:
+    """Serve OpenAI's chat completions to other programs."""
+    from minichat.serve import app as serving
+    from minichat.serve import protocol, server
+
+    key = _key(key_file)
+    limits = protocol.Limits(**given(max_tokens=max_tokens, queue=queue))
+    listening = server.listen(host, server.PORT if port is None else port)  # an error comes before the weights
+    bot = load_bot(model, device, dtype, quantize, None, verify)
+    bot.name = name or bot.name
+    served = serving.build_app(bot, key=key, limits=limits, origins=origins or (), image_hosts=image_hosts or ())
+    typer.echo(f"{bot.name} is served at {server.address_of(listening)}/v1  (Ctrl-C ends it)", err=True)
+    if key is None and host not in ("127.0.0.1", "::1", "localhost"):
+        typer.echo("Whoever reaches this address may use it: set MINICHAT_API_KEY, or give --api-key-file.", err=True)
+    server.serve(served, listening)
+
+
+def _key(file: Path | None) -> str | None:
+    """The key in a file, else that of the environment. Raises `SettingsError` for what is none."""
+    where = "MINICHAT_API_KEY" if file is None else f"The key in {str(file)!r}"
+    try:
+        found = os.environ.get("MINICHAT_API_KEY") if file is None else file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{where} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8'}).") from None
+    if found is None:
+        return None
+    key = found.strip()
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise SettingsError(f"{where} must be one word of ASCII characters.")
+    return key
 
 
 # --- `minichat caption`.

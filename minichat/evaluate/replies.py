@@ -207,8 +207,8 @@ class Teller:
         """Through the bot's engine, which reads once what questions begin with alike: the picture that they share."""
         import torch
 
-        from minichat.inference.engine import Request
         from minichat.inference.generate import Prompt
+        from minichat.inference.request import Request
         from minichat.inference.session import prompt_keys
 
         bot, following, requests = self.bot, iter(seen), []

@@ -19,9 +19,10 @@ from minichat.device.memory import check_fits
 from minichat.device.placement import Placement, choose, entry_device, outline, suit_cpu
 from minichat.errors import MiniChatError, ModelError, PromptError, SettingsError, sentence, some
 from minichat.images import Source, identity
-from minichat.inference.engine import Engine, Request
+from minichat.inference.engine import Engine
 from minichat.inference.generate import Prompt, StepLock, generate_rows
 from minichat.inference.kv_cache import shared
+from minichat.inference.request import Request
 from minichat.inference.sampling import GenerationSettings, Stops
 from minichat.inference.session import ChatSession, check_context, prompt_keys, sources
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
@@ -241,8 +242,7 @@ class MiniChat:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 4096:
             raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number from 1 to 4096.")
         rows = [sources(row) for row in sources(images)]
-        if prompt is None:
-            prompt = CAPTION_PROMPT
+        prompt = CAPTION_PROMPT if prompt is None else prompt
         prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(rows):
             raise PromptError(f"There are {len(prompts)} prompts for {len(rows)} captions: give one, or one for each.")

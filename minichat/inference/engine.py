@@ -21,9 +21,10 @@ from torch import Tensor
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.device.placement import entry_device, look
 from minichat.errors import PromptError
-from minichat.inference.generate import Prompt, StepLock, one_query, one_row
+from minichat.inference.generate import StepLock, one_query, one_row
 from minichat.inference.kv_cache import KeyValuePool, PrefixTree, States, poolable, shared
-from minichat.inference.sampling import Decoder, GenerationSettings, ReplyText, Sampler, Stops, noise_generator
+from minichat.inference.request import Request, Scores
+from minichat.inference.sampling import Sampler, noise_generator
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration
@@ -52,107 +53,6 @@ def why_alone(model: MiniChatForConditionalGeneration) -> str | None:
     if not any(name.endswith("rotary_emb") for name, _ in model.language_model.named_modules()):
         return "its positions are not rotary"
     return None
-
-
-class Request:
-    """A reply that is asked for. Iterating it yields the text piece by piece, as it becomes safe to show.
-
-    Closing it, or an iterator of it, early ends the reply within a step; `reply` is then what was taken so far.
-    """
-
-    def __init__(
-        self,
-        prompt: Prompt,
-        settings: GenerationSettings,
-        tokenizer: Decoder,
-        stops: Stops,
-        cancelled: Callable[[], bool] = lambda: False,
-        owner: object = None,
-        common: int = 0,
-    ) -> None:
-        """Ask for a reply to `prompt`. It comes into being when the request is given to an engine.
-
-        Args:
-            cancelled: asked before each step; once it is true, nothing more is shown.
-            owner: stands for the conversation, of which the engine then keeps this state alone, and until `forget`.
-            common: so many of the prompt's first tokens are nobody's own, and stay when the conversation is over.
-        """
-        self.owner, self.common = owner, common
-        self.prompt, self.settings, self.cancelled = prompt, settings, cancelled
-        self.over = False  # no other token will come
-        self.error: Exception | None = None  # … because of this
-        self.known = 0  # so many of the prompt's tokens had been read before, and were copied
-        self._tokenizer, self._stops = tokenizer, stops
-        self._written = ReplyText(tokenizer, stops)  # may be ahead of what was taken
-        self._pieces: deque[tuple[str, int]] = deque()  # not taken yet; each with the number of ids behind it
-        self._taken = 0  # ids behind what was taken
-        self._closed = False
-        # The engine's own:
-        self.row = -1  # its place in the pool
-        self.length = 0  # tokens that the pool holds of it
-        self.unread: Tensor | None = None  # (1, T, H), what is still to be read of the prompt
-        self.generator: torch.Generator | None = None
-
-    @property
-    def ids(self) -> list[int]:
-        """All ids that were generated, the stop's included."""
-        return self._written.generated
-
-    @property
-    def keys(self) -> list[int | str]:
-        """What the pool holds of it, or will: a key for each token of prompt and reply."""
-        return [*self.prompt.keys, *self.ids]
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is something to take."""
-        return bool(self._pieces)
-
-    @property
-    def dropped(self) -> bool:
-        """Whether nobody wants it any more."""
-        return self._closed or self.cancelled()
-
-    @property
-    def reply(self) -> ReplyText:
-        """The reply as far as it was taken; all of it where it came to its end and every piece was."""
-        if self.over and not self._pieces and not self._cut_short:
-            return self._written
-        taken = ReplyText(self._tokenizer, self._stops)
-        for token in self.ids[: self._taken]:
-            taken.push(token)
-        return taken
-
-    _cut_short = False  # it ended because nobody wanted it
-
-    def take(self) -> str:
-        """The next piece, or "" where none is ready."""
-        if not self._pieces or self.dropped:
-            return ""
-        piece, self._taken = self._pieces.popleft()
-        return piece
-
-    @property
-    def complete(self) -> bool:
-        """Whether the last id was chosen."""
-        return self._written.finished or len(self.ids) >= self.settings.max_new_tokens
-
-    def push(self, token: int) -> None:
-        """Take the next id."""
-        if piece := self._written.push(token):
-            self._pieces.append((piece, len(self.ids)))
-
-    def close(self) -> None:
-        """Nobody wants it any more; within a step it is gone."""
-        self._closed = True
-
-    def end(self, error: Exception | None = None) -> None:
-        """No other token will come."""
-        self._cut_short = error is not None or self.dropped
-        if not self._cut_short and (piece := self._written.close()):
-            self._pieces.append((piece, len(self.ids)))
-        self.error, self.unread = error, None
-        self.over = True
 
 
 class Engine:
@@ -264,6 +164,16 @@ class Engine:
             raise PromptError(f"There are {slots} image slots and {pictures} pictures, which need {n * pictures}.")
         self._all.append(request)
 
+    @property
+    def written_now(self) -> int:
+        """How many requests have a row."""
+        return len(self._reading) + len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a row."""
+        return len(self._all) - self.written_now
+
     def forget(self, owner: object) -> None:
         """A conversation is over: what was kept of it goes. May be called from anywhere, also by a finalizer."""
         self._gone.append(owner)
@@ -309,10 +219,12 @@ class Engine:
         pairs = pairs or self._write()
         if pairs:
             requests = [request for request, _ in pairs]
-            ids = self._sampler_of(requests)(torch.cat([logits for _, logits in pairs])).tolist()  # the one wait
+            logits = torch.cat([each for _, each in pairs])  # (B, V)
+            before = _logprobs(requests, logits)  # the sampler uses the logits up
+            ids = self._sampler_of(requests)(logits).tolist()  # the one wait
             for request, token in zip(requests, ids, strict=True):
                 try:
-                    request.push(token)
+                    request.push(token, _scores(request, token, before))
                     if request.complete:
                         self._end(request)
                 except Exception as error:
@@ -320,13 +232,14 @@ class Engine:
         self._let_go()
 
     def _let_go(self) -> None:
-        """End what nobody wants any more; where no row is left, give the pool's memory back."""
+        """End what nobody wants any more; where no row is left, give memory back."""
         for request in [each for each in self._all if each.dropped]:
             self._end(request)
         while self._gone:
             self.kept.disown(self._gone.popleft())
         if not self._running and not self._reading:
             self._pool.release()
+            self._sampler = None
 
     def _admit(self) -> None:
         """Give rows to those who have waited longest."""
@@ -542,3 +455,19 @@ class Engine:
 
 def _unread(request: Request) -> int:
     return 0 if request.unread is None else request.unread.shape[1]
+
+
+def _logprobs(requests: Sequence[Request], logits: Tensor) -> dict[Request, Tensor]:
+    """The logarithms of all ids' probabilities (V,), of the rows for which they are asked."""
+    return {
+        request: row.log_softmax(-1)
+        for request, row in zip(requests, logits, strict=True)
+        if request.likeliest is not None
+    }
+
+
+def _scores(request: Request, token: int, logprobs: dict[Request, Tensor]) -> Scores | None:
+    if request.likeliest is None:
+        return None
+    values, ids = logprobs[request].topk(min(request.likeliest, len(logprobs[request])))
+    return Scores(float(logprobs[request][token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

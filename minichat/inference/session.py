@@ -19,9 +19,10 @@ from torch import Tensor
 from minichat.device.memory import out_of_memory
 from minichat.errors import ContextError, PromptError, SettingsError
 from minichat.images import Source, identity
-from minichat.inference.engine import Engine, Request
+from minichat.inference.engine import Engine
 from minichat.inference.generate import KVCache, Prompt, StepLock, generate_rows, stream
 from minichat.inference.kv_cache import shared
+from minichat.inference.request import Request
 from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation, Message, Picture, Text
 

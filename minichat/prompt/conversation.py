@@ -219,7 +219,7 @@ def _read_part(where: str, part: object) -> Part:
             raise PromptError(f"{where} is a picture: give exactly one of {', '.join(PICTURE_KEYS)}, not {len(given)}.")
         source: Any = part[given[0]]
         if given[0] == "base64" or _is_data(source):
-            source = _decode_base64(where, source)
+            source = decode_base64(where, source)
         return _at(where, lambda: Picture(pictures_io.load(source)))
     raise PromptError(f"{where} has the unknown type {kind!r}: use 'text' or 'image'.")
 
@@ -243,7 +243,8 @@ def _is_data(source: object) -> bool:
     return isinstance(source, str) and source.startswith("data:")
 
 
-def _decode_base64(where: str, data: object) -> bytes:
+def decode_base64(where: str, data: object) -> bytes:
+    """Bytes in base64, or in a data address of it. Raises `PromptError`, which begins with `where`."""
     if not isinstance(data, str):
         raise PromptError(f"{where}: 'base64' must be a string, not {_kind(data)}.")
     if _is_data(data):

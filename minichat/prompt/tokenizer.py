@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import BertTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from minichat.errors import DataError, ModelError, PromptError, SettingsError
 from minichat.fileio import new_folder
@@ -40,6 +42,10 @@ class ContentTokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control ids, image slots and ids outside of the vocabulary are skipped."""
+        ...
+
+    def spelled(self, token: int) -> bytes:
+        """What one id stands for in the middle of a text, in UTF-8: it may be a part of a character."""
         ...
 
 
@@ -84,6 +90,12 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([i for i in ids if 0 <= i < self.vocab_size and i not in self._silent])
 
+    def spelled(self, token: int) -> bytes:
+        if not 0 <= token < self.vocab_size or token in self._silent:
+            return b""
+        piece = self._model.id_to_piece(token)
+        return bytes.fromhex(piece[3:-1]) if self._model.is_byte(token) else piece.replace("▁", " ").encode()
+
     def pieces(self) -> list[tuple[str, float]]:
         """Every piece of the vocabulary with its score, in the order of their ids."""
         return [(self._model.id_to_piece(i), self._model.get_score(i)) for i in range(self.vocab_size)]
@@ -115,6 +127,9 @@ def encode_inside(tokenizer: ContentTokenizer, text: str) -> list[int]:
 
 
 # --- Hugging Face's tokenizers: one that stands in for a `tokenizer.model`, and any of them as a content tokenizer.
+
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class FastTokenizer:
@@ -153,6 +168,17 @@ class FastTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         kept = [i for i in ids if 0 <= i < self.vocab_size]
         return str(self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def spelled(self, token: int) -> bytes:
+        before = self.encode("a")
+        text = self.decode([*before, token]).removeprefix(self.decode(before))
+        if "\ufffd" not in text:
+            return text.encode()
+        name = str(self._tokenizer.convert_ids_to_tokens(token))
+        if _BYTE.fullmatch(name):  # as SentencePiece calls it
+            return bytes.fromhex(name[3:-1])
+        letters = {letter: byte for byte, letter in bytes_to_unicode().items()}  # as GPT-2 does
+        return bytes(letters[letter] for letter in name) if set(name) <= letters.keys() else text.encode()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FastTokenizer:
         return self

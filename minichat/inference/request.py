@@ -1,0 +1,135 @@
+"""A reply that an engine is asked for: its prompt and settings, and what was written of it so far.
+
+Shapes: T tokens, H the LLM's width.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minichat.inference.generate import Prompt
+from minichat.inference.sampling import Decoder, GenerationSettings, ReplyText, Stops
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How likely an id was that was chosen, and the likeliest ones, before any setting changes that."""
+
+    logprob: float  # the natural logarithm of its probability
+    likeliest: tuple[tuple[int, float], ...]  # ids with theirs
+
+
+class Request:
+    """A reply that is asked for. Iterating it yields the text piece by piece, as it becomes safe to show.
+
+    Closing it, or an iterator of it, early ends the reply within a step; `reply` is then what was taken so far.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings,
+        tokenizer: Decoder,
+        stops: Stops,
+        cancelled: Callable[[], bool] = lambda: False,
+        owner: object = None,
+        common: int = 0,
+        likeliest: int | None = None,
+    ) -> None:
+        """Ask for a reply to `prompt`. It comes into being when the request is given to an engine.
+
+        Args:
+            cancelled: asked before each step; once it is true, nothing more is shown.
+            owner: stands for the conversation, of which the engine then keeps this state alone, and until `forget`.
+            common: so many of the prompt's first tokens are nobody's own, and stay when the conversation is over.
+            likeliest: keep with each id how likely it was, and which so many ids were the likeliest; None: do not.
+        """
+        self.owner, self.common, self.likeliest = owner, common, likeliest
+        self.scores: list[Scores] = []  # of all `ids`, where they are asked for
+        self.prompt, self.settings, self.cancelled = prompt, settings, cancelled
+        self.over = False  # no other token will come
+        self.error: Exception | None = None  # … because of this
+        self.known = 0  # so many of the prompt's tokens had been read before, and were copied
+        self._tokenizer, self._stops = tokenizer, stops
+        self._written = ReplyText(tokenizer, stops)  # may be ahead of what was taken
+        self._pieces: deque[tuple[str, int]] = deque()  # not taken yet; each with the number of ids behind it
+        self._taken = 0  # ids behind what was taken
+        self._closed = False
+        # The engine's own:
+        self.row = -1  # its place in the pool
+        self.length = 0  # tokens that the pool holds of it
+        self.unread: Tensor | None = None  # (1, T, H), what is still to be read of the prompt
+        self.generator: torch.Generator | None = None
+
+    @property
+    def ids(self) -> list[int]:
+        """All ids that were generated, the stop's included."""
+        return self._written.generated
+
+    @property
+    def taken(self) -> int:
+        """So many ids are behind what was taken."""
+        return self._taken
+
+    @property
+    def keys(self) -> list[int | str]:
+        """What the pool holds of it, or will: a key for each token of prompt and reply."""
+        return [*self.prompt.keys, *self.ids]
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._pieces)
+
+    @property
+    def dropped(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self._closed or self.cancelled()
+
+    @property
+    def reply(self) -> ReplyText:
+        """The reply as far as it was taken; all of it where it came to its end and every piece was."""
+        if self.over and not self._pieces and not self._cut_short:
+            return self._written
+        taken = ReplyText(self._tokenizer, self._stops)
+        for token in self.ids[: self._taken]:
+            taken.push(token)
+        return taken
+
+    _cut_short = False  # it ended because nobody wanted it
+
+    def take(self) -> str:
+        """The next piece, or "" where none is ready."""
+        if not self._pieces or self.dropped:
+            return ""
+        piece, self._taken = self._pieces.popleft()
+        return piece
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last id was chosen."""
+        return self._written.finished or len(self.ids) >= self.settings.max_new_tokens
+
+    def push(self, token: int, scores: Scores | None = None) -> None:
+        """Take the next id."""
+        if scores is not None:
+            self.scores.append(scores)
+        if piece := self._written.push(token):
+            self._pieces.append((piece, len(self.ids)))
+
+    def close(self) -> None:
+        """Nobody wants it any more; within a step it is gone."""
+        self._closed = True
+
+    def end(self, error: Exception | None = None) -> None:
+        """No other token will come."""
+        self._cut_short = error is not None or self.dropped
+        if not self._cut_short and (piece := self._written.close()):
+            self._pieces.append((piece, len(self.ids)))
+        self.error, self.unread = error, None
+        self.over = True
