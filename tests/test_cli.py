@@ -123,6 +123,7 @@ def test_help_imports_nothing_heavy():
 COMMANDS = [
     ["chat"],
     ["demo"],
+    ["serve"],
     ["caption"],
     ["search"],
     ["convert"],
@@ -387,6 +388,36 @@ def test_demo_serves_what_was_built_until_it_is_stopped(bot, monkeypatch):
     assert result.exit_code == 130
     assert seen == [(("page of", bot), "127.0.0.1", 7999)]
     assert "http://127.0.0.1:7999" in result.stderr
+
+
+def test_serve_takes_its_key_from_a_file_or_the_environment(bot, monkeypatch, tmp_path):
+    from minichat.serve import app, server
+
+    seen = []
+    monkeypatch.setattr(app, "build_app", lambda bot, **options: seen.append(options))
+    monkeypatch.setattr(server, "serve", lambda app, listening: listening.close())
+    monkeypatch.delenv("MINICHAT_API_KEY", raising=False)
+    (tmp_path / "key").write_text("from-a-file\n")
+    result = run("serve", "--port", "0", "--name", "mine", "--queue", "3")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"mine is served at http://127\.0\.0\.1:\d+/v1 ", result.stderr)
+    assert "may use it" in run("serve", "--port", "0", "--host", "0.0.0.0").stderr
+    monkeypatch.setenv("MINICHAT_API_KEY", "from-the-environment")
+    run("serve", "--port", "0", "--allow-image-host", "a.example", "--allow-origin", "https://b.example")
+    run("serve", "--port", "0", "--api-key-file", tmp_path / "key")
+    assert [options["key"] for options in seen] == [None, None, "from-the-environment", "from-a-file"]
+    assert (seen[0]["limits"].queue, seen[2]["image_hosts"], seen[2]["origins"]) == (
+        3,
+        ["a.example"],
+        ["https://b.example"],
+    )
+    for wrong in ("", "two words", "schlüssel"):
+        monkeypatch.setenv("MINICHAT_API_KEY", wrong)
+        result = run("serve", "--port", "0")
+        assert result.exit_code == 1 and "MINICHAT_API_KEY" in result.stderr
+    result = run("serve", "--api-key-file", tmp_path / "none")
+    assert result.exit_code == 1 and "cannot be read" in result.stderr
+    assert len(seen) == 4
 
 
 def test_data_scenes_writes_a_data_set(tmp_path):
