@@ -346,7 +346,7 @@ def test_at_the_end_what_is_being_written_is_finished_and_the_rest_refused(bot: 
                 waiting = [Call(app, request("Me too?", stream=n % 2 == 0)) for n in range(4)]
                 await turns(lambda: bot.engine.waiting == 4)
                 ending = asyncio.create_task(completions.end(60))
-                await turns(lambda: completions._ending)
+                await turns(lambda: completions.ending)
                 new = Call(app, request("And me?"))
                 await new.task
                 gate.release(3)

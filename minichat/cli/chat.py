@@ -126,6 +126,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: 8000.")] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model; default: its own name.")] = None,
+    page: Annotated[bool, typer.Option("--page", help="The chat page at /, on the same engine.")] = False,
     key_file: Annotated[
         Path | None,
         typer.Option("--api-key-file", help="Holds the key; else it is $MINICHAT_API_KEY, or there is none."),
@@ -147,9 +148,10 @@ def serve(
     limits = protocol.Limits(**given(max_tokens=max_tokens, queue=queue))
     listening = server.listen(host, server.PORT if port is None else port)  # an error comes before the weights
     bot = load_bot(model, device, dtype, quantize, None, verify)
-    bot.name = name or bot.name
-    served = serving.build_app(bot, key=key, limits=limits, origins=origins or (), image_hosts=image_hosts or ())
-    typer.echo(f"{bot.name} is served at {server.address_of(listening)}/v1  (Ctrl-C ends it)", err=True)
+    served = serving.build_app(
+        bot, name=name, key=key, page=page, limits=limits, origins=origins or (), image_hosts=image_hosts or ()
+    )
+    typer.echo(f"{name or bot.name} is served at {server.address_of(listening)}/v1  (Ctrl-C ends it)", err=True)
     if key is None and host not in ("127.0.0.1", "::1", "localhost"):
         typer.echo("Whoever reaches this address may use it: set MINICHAT_API_KEY, or give --api-key-file.", err=True)
     server.serve(served, listening)

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minichat.errors import ModelError
 from minichat.inference.bot import MiniChat
-from minichat.serve.completions import Completions, respond
+from minichat.serve.completions import Completions, about_to_end, respond
 from minichat.serve.image_hosts import ImageHosts
 from minichat.serve.metrics import CONTENT_TYPE, Metrics
 from minichat.serve.protocol import FAILED, NOT_FOUND, UNAUTHORIZED, UNAVAILABLE, ApiError, Limits, encode
@@ -34,7 +34,9 @@ Answer = Callable[[Request], Response]
 def build_app(
     bot: MiniChat,
     *,
+    name: str | None = None,
     key: str | None = None,
+    page: bool = False,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     origins: Sequence[str] = (),
     image_hosts: Sequence[str] = (),
@@ -42,6 +44,8 @@ def build_app(
     """The server of a loaded model; its `state.completions` writes the replies.
 
     Args:
+        name: what requests call the model; None: its own name.
+        page: whether the chat page is at `/`, on the same engine; with a key it asks people for it.
         key: without it nothing but `/health` is answered; None: there is no key.
         limits: what requests may cost the host.
         origins: of web pages whose scripts may use this server ("https://example.org").
@@ -53,13 +57,13 @@ def build_app(
     """
     if bot.engine.alone:
         raise ModelError(f"The model {bot.name!r} cannot be served: {bot.engine.alone}.")
-    metrics = Metrics()
-    completions = Completions(bot, limits, metrics, ImageHosts(image_hosts) if image_hosts else None)
+    name, metrics = name or bot.name, Metrics()
+    completions = Completions(bot, name, limits, metrics, ImageHosts(image_hosts) if image_hosts else None)
     engine = bot.engine
     metrics.gauge("replies_running", "Replies that are being written now.", lambda: engine.written_now)
     metrics.gauge("replies_waiting", "Replies that wait for a row.", lambda: engine.waiting)
     metrics.gauge("kept_bytes", "Keys and values that are kept of prompts.", lambda: engine.kept.nbytes)
-    door = [Middleware(Door, key=key, page=False)]
+    door = [Middleware(Door, key=key, page=page, ending=lambda: completions.ending)]
     if origins:  # outside of the door: a browser asks for leave without the key
         methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
         cross: dict[str, Any] = {"allow_origins": list(origins), "allow_methods": methods, "allow_headers": headers}
@@ -74,9 +78,14 @@ def build_app(
         exception_handlers={HTTPException: _no_route, Exception: _failed},
     )
     app.state.completions = completions
-    for path, answer in _routes(bot, completions, metrics).items():
-        app.router.routes.append(Route(path, answer, methods=["GET"]))
-    app.router.routes.append(Route("/v1/chat/completions", completions))
+    routes = app.router.routes
+    routes += [Route(path, answer) for path, answer in _answers(bot, name, completions, metrics).items()]
+    routes.append(Route("/v1/chat/completions", completions))
+    routes.append(Route("/v1/{path:path}", _nothing_here, methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]))
+    if page:
+        from minichat import web
+
+        completions.on_end.append(web.mount(web.build_app(bot), app).close)
     return app
 
 
@@ -84,14 +93,16 @@ def _working(completions: Completions) -> Callable[[FastAPI], AbstractAsyncConte
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         completions.start()
-        yield
-        completions.close()
+        try:
+            yield
+        finally:
+            completions.close()
 
     return lifespan
 
 
-def _routes(bot: MiniChat, completions: Completions, metrics: Metrics) -> dict[str, Answer]:
-    model = {"id": bot.name, "object": "model", "created": int(time.time()), "owned_by": "minichat"}
+def _answers(bot: MiniChat, name: str, completions: Completions, metrics: Metrics) -> dict[str, Answer]:
+    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "minichat"}
     if bot.context is not None:
         model["max_model_len"] = bot.context  # as vLLM calls it
 
@@ -103,9 +114,9 @@ def _routes(bot: MiniChat, completions: Completions, metrics: Metrics) -> dict[s
         return _json({"object": "list", "data": [model]})
 
     def one_model(request: Request) -> Response:
-        if request.path_params["name"] == bot.name:
+        if request.path_params["name"] == name:
             return _json(model)
-        return _refused(ApiError(NOT_FOUND, f"There is {bot.name!r} here and no other.", "model", "model_not_found"))
+        return _refused(ApiError(NOT_FOUND, f"There is {name!r} here and no other.", "model", "model_not_found"))
 
     def measured(_: Request) -> Response:
         return Response(metrics.text(), headers={"Content-Type": CONTENT_TYPE})
@@ -167,16 +178,20 @@ _FORM_HEADERS = {
 
 
 class Door:
-    """ASGI middleware that lets nobody in without the key, save to `/health`."""
+    """ASGI middleware that lets nobody in without the key, save to `/health`, and no work in at the end."""
 
-    def __init__(self, app: ASGIApp, key: str | None, page: bool) -> None:
+    def __init__(self, app: ASGIApp, key: str | None, page: bool, ending: Callable[[], bool]) -> None:
         """`page`: there is a page for people, which asks them for the key."""
-        self._app, self._page = app, page
+        self._app, self._page, self._ending = app, page, ending
         self._key = None if key is None else _digest(key.encode())
         self._pass = "" if key is None else hmac.new(key.encode(), b"the chat page", hashlib.sha256).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "lifespan"):
+            return
+        if scope["type"] == "http" and scope["method"] == "POST" and self._ending():
+            error = about_to_end()
+            await respond(send, error.status, error.headers, encode(error.content))
             return
         if scope["type"] == "lifespan" or self._key is None or scope["path"] == "/health":
             await self._app(scope, receive, send)

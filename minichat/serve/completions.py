@@ -51,6 +51,7 @@ from minichat.serve.stepper import Job, Stepper
 log = logging.getLogger(__name__)
 
 _READERS = 4  # bodies that are read, and pictures opened, at once
+_LOOK = 0.05  # seconds between two looks at the engine, at the end
 _LEFT = 499  # the status under which clients are counted that left before the end, as nginx does
 _STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -109,16 +110,19 @@ class Place:
 class Completions:
     """Answers chat completions by one bot."""
 
-    def __init__(self, bot: MiniChat, limits: Limits, metrics: Metrics, hosts: ImageHosts | None = None) -> None:
-        """`hosts`: from where pictures are fetched by their addresses; None: from nowhere."""
+    def __init__(
+        self, bot: MiniChat, name: str, limits: Limits, metrics: Metrics, hosts: ImageHosts | None = None
+    ) -> None:
+        """Make ready. `hosts`: from where pictures are fetched by their addresses; None: from nowhere."""
         self.bot, self.limits, self.metrics, self._hosts = bot, limits, metrics, hosts
         self.stepper = Stepper(bot.engine)
         self.places = Places(bot.engine.rows, bot.engine.rows + limits.queue)
-        self._preparer = Preparer(bot, limits, metrics)
+        self._preparer = Preparer(bot, name, limits, metrics)
         self._readers = ThreadPoolExecutor(_READERS, "minichat-reader")
         self._waiting_bytes = 0  # of bodies
         self._jobs: set[Job] = set()
-        self._ending = False
+        self.ending = False
+        self.on_end: list[Callable[[], None]] = []  # called when the last reply is written
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -128,24 +132,32 @@ class Completions:
 
     def health(self) -> tuple[bool, str]:
         """Whether requests are answered, and how it is in words."""
-        if self._ending:
+        if self.ending:
             return False, "The server is about to end."
         return (False, "The last step of the engine failed.") if self.stepper.failing else (True, "ok")
 
     async def end(self, seconds: float) -> None:
         """Refuse what is not being written yet, and wait until the rest is; what takes longer is cut off."""
-        self._ending = True
+        self.ending = True
         self.stepper.refuse_waiting()
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
+                while self.bot.engine.waiting or self.bot.engine.written_now:  # others', such as the page's
+                    await asyncio.sleep(_LOOK)
         except TimeoutError:
             for job in list(self._jobs):
                 job.refused = True
                 job.cancel()
             await self._idle.wait()
+        self._end_others()
+
+    def _end_others(self) -> None:
+        while self.on_end:
+            self.on_end.pop()()
 
     def close(self) -> None:
+        self._end_others()
         self.stepper.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
 
@@ -175,12 +187,12 @@ class Completions:
         began = time.perf_counter()
         if scope["method"] != "POST":
             raise ApiError(NO_METHOD, "Chat with POST, not " + scope["method"] + ".")
-        self._check_open()
         with self.places.one() as place:
             asked, prepared = await self._prepare(job, place, Headers(scope=scope), receive)
             if prepared is None or job.cancelled:
                 raise _LeftError
-            self._check_open()
+            if self.ending:
+                raise about_to_end()
             job.requests = prepared.requests
             self.stepper.submit(job)
             answer = _Answer(self, job, asked, prepared, place, began)
@@ -198,10 +210,6 @@ class Completions:
             place.take(asked.n - 1)
             said = await self._fetched(said)
             return asked, await self._aside(self._preparer.prepare, asked, said, lambda: job.cancelled)
-
-    def _check_open(self) -> None:
-        if self._ending:
-            raise ApiError(UNAVAILABLE, "The server is about to end: ask again in a moment.", code="ending", wait=5)
 
     async def _aside(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Work that takes a while, in a thread."""
@@ -338,7 +346,7 @@ class _Answer:
     def _trouble(self) -> ApiError | None:
         """Why there will be no reply, or no end of it."""
         if self._job.refused:
-            return ApiError(UNAVAILABLE, "The server is about to end: ask again in a moment.", code="ending", wait=5)
+            return about_to_end()
         failure = self._job.failure()
         if failure is None:
             return None
@@ -413,6 +421,10 @@ class _Answer:
             if (longest := max(len(request.ids) for request in job.requests)) > 1:
                 metrics.token.observe((job.last - job.first) / (longest - 1))
         self._place.free()
+
+
+def about_to_end() -> ApiError:
+    return ApiError(UNAVAILABLE, "The server is about to end: ask again in a moment.", code="ending", wait=5)
 
 
 def _finish(request: Request) -> str:

@@ -232,13 +232,13 @@ class Prepared:
 class Preparer:
     """Makes of requests what the engine is asked. For any thread."""
 
-    def __init__(self, bot: MiniChat, limits: Limits, metrics: Metrics) -> None:
-        self.bot, self.limits = bot, limits
+    def __init__(self, bot: MiniChat, name: str, limits: Limits, metrics: Metrics) -> None:
+        self.bot, self.name, self.limits = bot, name, limits
         self.features, self.replies = Features(bot, metrics), Replies()
 
     def read(self, body: bytes) -> tuple[Asked, list[Said]]:
         """The request in a body, checked but for its pictures. Raises `ApiError`."""
-        asked = read_request(body, self.bot.name, self.limits)
+        asked = read_request(body, self.name, self.limits)
         return asked, read_messages(asked.messages, self.limits)
 
     def prepare(self, asked: Asked, said: list[Said], cancelled: Callable[[], bool]) -> Prepared | None:

@@ -69,11 +69,11 @@ class Stepper:
         self._jobs: list[Job] = []
         self._changed = threading.Condition()
         self._ending = self._refusing = False
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="minichat-stepper", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._thread.start()
 
     def close(self) -> None:
@@ -114,8 +114,8 @@ class Stepper:
         news = self._step(jobs)
         with self._changed:
             self._jobs = [job for job in self._jobs if not all(request.over for request in job.requests)]
-        if news and self._loop is not None:
-            self._loop.call_soon_threadsafe(_deliver, news)
+        if news and self.loop is not None:
+            self.loop.call_soon_threadsafe(_deliver, news)
 
     def _step(self, jobs: list[Job]) -> list[News]:
         with self.engine.turnstile:

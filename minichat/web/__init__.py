@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minichat.web.app import Running, build_app, launch
+    from minichat.web.app import Running, build_app, launch, mount
     from minichat.web.sessions import Limits
 
-__all__ = ["Limits", "Running", "build_app", "launch"]
+__all__ = ["Limits", "Running", "build_app", "launch", "mount"]
 
 _HOMES = {
     "build_app": "minichat.web.app",
     "Limits": "minichat.web.sessions",
     "launch": "minichat.web.app",
+    "mount": "minichat.web.app",
     "Running": "minichat.web.app",
 }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
@@ -394,8 +395,41 @@ def launch(page: Page, host: str = "127.0.0.1", port: int | None = None) -> Runn
         MiniChatError: when the port is taken, or the address is not this machine's.
     """
     chosen = _free_port(host, port)
-    limits = page.limits
     page.uploads.start()
+    _, url, _ = page.launch(
+        server_name=host,
+        server_port=chosen,
+        share=False,
+        inbrowser=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        num_workers=0,
+        state_session_capacity=2 * page.limits.sessions,
+        **_options(page),
+    )
+    return _running(page, url.rstrip("/"))
+
+
+def mount(page: Page, app: FastAPI) -> Running:
+    """Put the page at `/` of an application, behind its other routes; `close()` on the result belongs to its end."""
+    page.uploads.start()
+    page.state_session_capacity = 2 * page.limits.sessions
+    gr.mount_gradio_app(app, page, "/", **_options(page))
+    mounted: Any = app.routes[-1]
+    page.app = page.server_app = mounted.app
+    return _running(page, "")
+
+
+def _running(page: Page, url: str) -> Running:
+    # Gradio keeps every session's copy of the page's values, the chat among them, long after it was closed.
+    kept: dict[str, Any] = page.app.state_holder.session_data
+    page.sessions.on_close.append(lambda key: kept.pop(key, None))
+    return Running(url, page)
+
+
+def _options(page: Page) -> dict[str, Any]:
+    """How the page is served, wherever it is."""
+    limits = page.limits
     door = Middleware(
         Guard,
         sessions=page.sessions,
@@ -404,38 +438,26 @@ def launch(page: Page, host: str = "127.0.0.1", port: int | None = None) -> Runn
         inputs={number: len(listener.inputs) for number, listener in page.fns.items() if listener.fn is not None},
         limits=limits,
     )
-    _, url, _ = page.launch(
-        server_name=host,
-        server_port=chosen,
-        share=False,
-        inbrowser=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        show_error=False,
-        enable_monitoring=False,
-        run_history=False,
-        footer_links=[],
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        num_workers=0,
-        max_file_size=limits.upload_bytes,
-        state_session_capacity=2 * limits.sessions,
-        app_kwargs={
+    return {
+        "show_error": False,
+        "enable_monitoring": False,
+        "run_history": False,
+        "footer_links": [],
+        "ssr_mode": False,
+        "mcp_server": False,
+        "pwa": False,
+        "max_file_size": limits.upload_bytes,
+        "app_kwargs": {
             "middleware": [door],
             "lifespan": _sweeping(page),
             "docs_url": None,
             "redoc_url": None,
             "openapi_url": None,
         },
-        theme=theme(),
-        css=css(EXAMPLES),
-        js=JS,
-    )
-    # Gradio keeps every session's copy of the page's values, the chat among them, long after it was closed.
-    kept: dict[str, Any] = page.state_holder.session_data
-    page.sessions.on_close.append(lambda key: kept.pop(key, None))
-    return Running(url.rstrip("/"), page)
+        "theme": theme(),
+        "css": css(EXAMPLES),
+        "js": JS,
+    }
 
 
 def _sweeping(page: Page) -> Callable[[Any], contextlib.AbstractAsyncContextManager[None]]:

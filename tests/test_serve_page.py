@@ -1,0 +1,92 @@
+"""The chat page on the server's engine: beside the protocol, behind the key, and ended with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from minichat.inference.bot import MiniChat
+from minichat.serve.app import COOKIE, build_app
+from tests.serving import Client, on_a_socket
+from tests.tiny import tiny_bot
+from tests.web_visitor import DEFAULTS, Visitor, png
+
+SETTINGS = [*DEFAULTS[:2], 12, *DEFAULTS[3:]]  # short replies
+
+
+@pytest.fixture(scope="module")
+def bot() -> MiniChat:
+    return tiny_bot()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where uploads lie; at the end nothing may be left there."""
+    folder = tmp_path_factory.mktemp("uploads")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        yield folder
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+
+def test_page_and_programs_share_one_engine(bot: MiniChat) -> None:
+    app = build_app(bot, page=True)
+    with on_a_socket(app) as url:
+        visitor, client = Visitor(url), Client(url)
+        words = bot.chat(max_new_tokens=12).ask("What is it?")
+        assert visitor.ask("What is it?", settings=SETTINGS).texts == ["What is it?", words]
+        known = client.reply("What is it?")
+        assert known["choices"][0]["message"]["content"] == words
+        assert known["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+        assert visitor.ask("And this?", [visitor.upload(png())], SETTINGS).texts[2] == "[picture] And this?"
+        assert client.http.get("/v1/responses").json()["error"]["code"] == "not_found"
+        assert client.http.get("/metrics").status_code == client.http.get("/health").status_code == 200
+        visitor.upload(png("blue"))
+        asyncio.run_coroutine_threadsafe(app.state.completions.end(10), app.state.completions.stepper.loop).result()
+        assert visitor.send("Still there?").status_code == 503
+        visitor.close()
+
+
+def test_with_a_key_the_page_asks_for_it(bot: MiniChat) -> None:
+    with on_a_socket(build_app(bot, key="open-sesame", page=True)) as url:
+        stranger = httpx.Client(base_url=url, trust_env=False, timeout=60)
+        form = stranger.get("/")
+        assert form.status_code == 401 and 'type="password"' in form.text and "sesame" not in form.text
+        for path in (
+            "/config",
+            "/gradio_api/info",
+            "/gradio_api/queue/data?session_hash=a",
+            "/theme.css",
+            "/v1/models",
+        ):
+            assert stranger.get(path).status_code == 401
+        assert stranger.post("/gradio_api/queue/join", json={}).status_code == 401
+        for wrong in ({"key": "open"}, {"key": ""}, {}, {"other": "open-sesame"}, {"key": "x" * 10_000}):
+            answer = stranger.post("/login", data=wrong)
+            assert answer.status_code == 401 and COOKIE not in answer.headers.get("set-cookie", "")
+        for forged in ("open-sesame", "", "a" * 64):
+            assert stranger.get("/config", headers={"Cookie": f"{COOKIE}={forged}"}).status_code == 401
+
+        opened = stranger.post("/login", data={"key": " open-sesame "})
+        assert (opened.status_code, opened.headers["location"]) == (303, "/")
+        assert "HttpOnly" in opened.headers["set-cookie"] and "SameSite=Strict" in opened.headers["set-cookie"]
+        assert "sesame" not in opened.headers["set-cookie"]
+        visitor = Visitor.__new__(Visitor)
+        visitor.http = stranger
+        Visitor.__init__(visitor, url, like=visitor)
+        reply = visitor.ask("What is it?", settings=SETTINGS)
+        assert reply.texts[1] == bot.chat(max_new_tokens=12).ask("What is it?")
+        # The page's cookie is no key: a script of another page cannot make a browser ask the protocol.
+        assert visitor.http.get("/v1/models").status_code == visitor.http.get("/metrics").status_code == 401
+        visitor.close()
+
+
+def test_without_a_page_nothing_asks_for_the_key(bot: MiniChat) -> None:
+    with on_a_socket(build_app(bot, key="open-sesame")) as url:
+        client = Client(url)
+        assert client.http.get("/").json()["error"]["code"] == "invalid_api_key"
+        assert client.http.post("/login", data={"key": "open-sesame"}).status_code == 401
