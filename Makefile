@@ -14,10 +14,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-long test-rounding lint fix tiny small
+.PHONY: help install demo test test-long test-rounding test-clients lint fix tiny small
 
 help:
-	@echo "make demo | test | test-long | test-rounding | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
+	@echo "make demo | test | test-long | test-rounding | test-clients | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
 
 install: $(INSTALLED)
 
@@ -34,6 +34,19 @@ test-long: $(INSTALLED)
 # The tests that compute, with other threads, instructions, kernels and seeds, one changed at a time.
 test-rounding: $(INSTALLED)
 	$(BIN)/python -m tests.rounding $(ARGS)
+
+# The server with other people's clients, in an environment of their own; needs npm and Node.js 20 or newer.
+CLIENTS ?= .venv-clients
+
+test-clients: $(INSTALLED) $(CLIENTS)/.installed
+	MINICHAT_CLIENTS=$(abspath $(CLIENTS)) $(BIN)/python -m pytest tests/test_serve_clients.py $(ARGS)
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -r tests/clients/requirements.txt
+	cp tests/clients/package.json $(CLIENTS)/
+	npm install --prefix $(CLIENTS) --no-audit --no-fund
+	@touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
