@@ -61,7 +61,7 @@ News = tuple[Job, int, str, int, bool]  # of a job's reply: its number, more tex
 
 
 class Stepper:
-    """Steps while there are jobs. Others may step the same engine meanwhile: steps are under its turnstile."""
+    """Steps while there are jobs. Others may step the same engine meanwhile: steps are under its step lock."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -118,7 +118,7 @@ class Stepper:
             self.loop.call_soon_threadsafe(_deliver, news)
 
     def _step(self, jobs: list[Job]) -> list[News]:
-        with self.engine.turnstile:
+        with self.engine.step_lock:
             if self._refusing:
                 self._refuse(jobs)
             try:
@@ -146,7 +146,7 @@ class Stepper:
 
 
 def _news(job: Job, now: float) -> list[News]:
-    """What a step has brought. Within the turnstile, so that it is whole."""
+    """What a step has brought. Within the step lock, so that it is whole."""
     news = []
     if job.tokens:
         job.first = job.first or now
