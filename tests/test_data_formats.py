@@ -83,7 +83,7 @@ def test_the_same_conversations_with_pictures_in_any_turn(sample: str) -> None:
 
 
 def test_every_format_has_a_sample(tmp_path: Path) -> None:
-    assert {form for form, _ in SAMPLES.values()} | {"arrow"} == set(FORMS)
+    assert {form for form, _ in SAMPLES.values()} | {"arrow", "kinds"} == set(FORMS)
     for sample, (form, _) in SAMPLES.items():
         assert form_of(DATA / sample, sample) == form
 
@@ -109,6 +109,21 @@ def test_a_table_that_datasets_wrote_says_the_same(sample: str, tmp_path: Path) 
     for source in ("saved", "rows.parquet"):
         assert form_of(tmp_path / source, source) == "arrow"
         assert all_said(tmp_path / source) == all_said(DATA / "messages.jsonl")
+
+
+def test_a_folder_for_each_kind_says_what_its_pictures_show(tmp_path: Path) -> None:
+    for name in ("train/cup/1.jpg", "train/tea_pot/2.jpg", "test/cup/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((DATA / "pictures" / Path(name).name).read_bytes())
+    assert form_of(tmp_path, "kinds") == "kinds"
+    texts = [example.turns[1].text for example in examples(tmp_path, instructions=DATA / "instruction.txt")]
+    assert texts == ["cup", "cup", "tea pot"]
+    (tmp_path / "stray.jpg").write_bytes((DATA / "pictures" / "1.jpg").read_bytes())
+    assert form_of(tmp_path, "kinds") is None
+    *others, stray = sorted(scan(tmp_path, "kinds"), key=lambda one: isinstance(one, Problem))
+    assert all(isinstance(one, Example) for one in others)
+    assert "stray.jpg" in str(stray)
+    assert "in no folder that is named for what it shows" in str(stray)
 
 
 def test_examples_survive_a_worker_process() -> None:

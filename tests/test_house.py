@@ -19,10 +19,10 @@ ROOT = Path(minichat.__file__).parent
 # Each room, a package or a file beside the packages, imports only those before it. `docs/DESIGN.md` tells the same.
 ORDER = (
     "errors", "fileio", "images", "prompt", "model", "device", "weights", "data", "inference", "captioning",
-    "search", "train", "evaluate", "toy", "web", "serve", "cli",
+    "search", "train", "evaluate", "toy", "teach", "web", "serve", "cli",
 )  # fmt: skip
 ALONE = {"minichat", "minichat.__main__", "minichat.hf_auto"}  # the package's own face, and what imports nothing
-FILES = 130
+FILES = 135
 LONGEST, SHORTEST = 550, 40  # lines; the face of a package, and `python -m minichat`, may be shorter
 
 

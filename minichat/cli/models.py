@@ -1,4 +1,4 @@
-"""`minichat train`, `evaluate`, `search`, `convert`, `export`, `models` and `doctor`."""
+"""`minichat teach`, `train`, `evaluate`, `search`, `convert`, `export`, `models` and `doctor`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import typer
 
 from minichat.cli.options import (
     DEFAULT_MODEL,
+    FAILED,
     SOME_FAILED,
     Device,
     Dtype,
@@ -36,10 +37,38 @@ if TYPE_CHECKING:
     from minichat.search import Hit
 
 
-# --- `minichat train`.
+# --- `minichat teach` and `train`.
 
 
 app = commands()
+
+
+class TrainsOn(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+@app.command()
+def teach(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER_OR_FILE", help="Pictures with texts, in any usual form.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder: the model that has learnt them.")],
+    model: Model = DEFAULT_MODEL,
+    device: Annotated[TrainsOn, typer.Option("--device")] = TrainsOn.auto,
+) -> None:
+    """Teach a model your own pictures: it looks, says what it will do, trains, and tells what was learnt.
+
+    Ctrl-C and SIGTERM save first; the same command then goes on. Exit code 1: nothing was learnt.
+    """
+    from minichat.teach.run import teach as run
+
+    outcome = run(source, out, model, device=device.value, say=lambda text: typer.echo(text, err=True))
+    if outcome.signal is not None:
+        raise typer.Exit(128 + outcome.signal)
+    if not outcome.learnt:
+        raise typer.Exit(FAILED)
+    typer.echo(f"Talk to it: minichat chat --model {out}", err=True)
 
 
 @app.command()

@@ -160,7 +160,7 @@ def divide(
             raise SettingsError(f"{name} is {share}: it must be a share from 0 to below 1.")
     if validation + test >= 1:
         raise SettingsError(f"validation and test are {validation + test} together: leave something to train on.")
-    groups = _groups(examples)
+    groups = groups_of(examples)
     order = sorted(groups)
     random.Random(f"split {seed}").shuffle(order)
     room = {TEST: round(test * len(examples)), VALIDATION: round(validation * len(examples))}
@@ -211,7 +211,7 @@ def split(
     return {name: len(chosen) for name, chosen in sets.items()}
 
 
-def _groups(examples: Sequence[Example]) -> dict[str, list[int]]:
+def groups_of(examples: Sequence[Example]) -> dict[str, list[int]]:
     """The numbers of the records that belong together, by the smallest key of what ties them."""
     parents: dict[str, str] = {}
 

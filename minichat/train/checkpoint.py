@@ -34,9 +34,10 @@ CONFIG, METRICS, LEFT_OUT = "config.yaml", "metrics.jsonl", "left_out.txt"
 BEFORE, CURVE, PAGE = "before.json", "curve.png", "report.html"
 CHECKPOINTS = "checkpoints"  # a folder
 TRAINING = "training.json"  # the facts of the run that made a folder of weights
+LESSONS, TEACHING = "lessons", "teaching.json"  # of `minichat teach`: a folder of what is learnt from; what came of it
 
 #: Where a run begins with another run's folder, these are not of the model that is there.
-OF_A_RUN = frozenset({LOCK, CONFIG, METRICS, LEFT_OUT, BEFORE, CURVE, PAGE, TRAINING})
+OF_A_RUN = frozenset({LOCK, CONFIG, METRICS, LEFT_OUT, BEFORE, CURVE, PAGE, TRAINING, TEACHING})
 
 
 # --- The learning rate of each step.

@@ -25,6 +25,7 @@ from minichat.train.checkpoint import (
     CHECKPOINTS,
     CONFIG,
     LEFT_OUT,
+    LESSONS,
     LOCK,
     METRICS,
     Checkpoints,
@@ -161,7 +162,7 @@ def init_run(out: Path, config: Config, say: Say = lambda text: None) -> bool:
     where the folder holds a run of another configuration, naming the key that differs, or files of another kind, and
     `ModelError` where its result is damaged and no checkpoint is left to make it anew of.
     """
-    held = {file.name for file in out.iterdir() if not file.name.startswith(".")}
+    held = {file.name for file in out.iterdir() if not file.name.startswith(".")} - {LESSONS}
     if CONFIG in held and held != {CONFIG}:
         if found := difference(kept_config(out, say), plain(config)):
             key, there, asked = found

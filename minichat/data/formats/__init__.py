@@ -65,7 +65,9 @@ def _of_folder(path: Path) -> str | None:
         return "pairs"
     if folder.has_pairs(path):
         return "folder"
-    return "arrow" if tables.is_folder(path) else None  # last: img2dataset puts one beside its tars and pictures, too
+    if tables.is_folder(path):  # late: img2dataset puts one beside its tars and pictures, too
+        return "arrow"
+    return "kinds" if folder.has_kinds(path) else None
 
 
 def _of_file(path: Path, shown: str) -> str | None:
@@ -316,6 +318,12 @@ def _folder(path: Path, shown: str, options: Options) -> Items:
     yield from folder.folder_entries(path, shown)
 
 
+def _kinds(path: Path, shown: str, options: Options) -> Items:
+    if not path.is_dir():
+        raise DataError(f"{shown!r} is not a folder: name one that holds a folder for each kind.")
+    yield from folder.kind_entries(path, shown)
+
+
 def _shards(path: Path, shown: str, options: Options) -> Items:
     for file in tars(shown):
         yield from tar_entries(Path(file), file, options.columns)
@@ -342,6 +350,7 @@ FORMS: dict[str, Form] = {
         ("pictures", *_ASKING, *_COLUMNS),
     ),
     "folder": Form("a folder of pictures with .txt or .caption files beside them", _folder, _ASKING),
+    "kinds": Form("a folder of pictures for each kind, named for what they show", _kinds, _ASKING),
     "webdataset": Form(
         "WebDataset's tars: a file, a folder, a pattern {000..012}.tar",
         _shards,

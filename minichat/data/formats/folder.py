@@ -1,4 +1,4 @@
-"""Files of one name: a folder of pictures with texts beside them, and the same in WebDataset's tars."""
+"""Pictures by their names and folders: with texts beside them, in WebDataset's tars, or a folder for each kind."""
 
 from __future__ import annotations
 
@@ -166,6 +166,41 @@ def _stems(folder: Path, closed: list[Skipped]) -> Iterator[tuple[str, dict[str,
                 stems.setdefault(path.removesuffix(ending), {})[key] = path
         # A note that stands alone, such as img2dataset's figures of a shard, is of no picture.
         yield from ((stem, found) for stem, found in stems.items() if set(found) != {NOTES})
+
+
+# --- A folder for each kind: `cup/1.jpg`, `cup/2.jpg`, `tea_pot/1.jpg`. The folder's name is what its pictures show.
+#
+# This is torchvision's ImageFolder, which the library datasets reads, too. Sets of it (`train/cup/1.jpg`) are read as
+# one, and `_` is a space.
+
+
+def kind_entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
+    """An entry for each picture, sorted by path; a `Problem` for one that is in no kind's folder."""
+    closed = list[Skipped]()
+    for parent, name in _in_folders(folder, closed):
+        path = os.path.relpath(parent / name, folder)
+        where = Where(os.path.join(shown, path))
+        if parent == folder:
+            yield Problem(where, "the picture is in no folder that is named for what it shows: move it into one.")
+        else:
+            yield Entry(where, folder, partial(_of_kind, path, parent.name.replace("_", " ").strip()))
+    for each in closed:
+        yield Problem(Where(os.path.join(shown, os.path.relpath(each.path, folder))), each.error)
+
+
+def has_kinds(folder: Path) -> bool:
+    """Whether pictures lie in two or more folders below it, and none in itself."""
+    parents = {parent for parent, _ in _in_folders(folder, [])}
+    return len(parents) > 1 and folder not in parents
+
+
+def _in_folders(folder: Path, closed: list[Skipped]) -> Iterator[tuple[Path, str]]:
+    for parent, files in walk(folder, closed):
+        yield from ((parent, name) for name in files if looks_like_picture(parent / name))
+
+
+def _of_kind(path: str, kind: str, shelf: Shelf, asking: Asking) -> Iterator[list[Turn]]:
+    yield asking.turns(path, [shelf.picture(path)], words(kind, "the folder's name"))
 
 
 # --- WebDataset's tars: files of one name (`000.jpg`, `000.txt` or `000.json`) that stand together are a record.
