@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from minichat import cli
+from minichat.captioning.run import Captioner, Job
 from minichat.errors import SettingsError
 from minichat.images import to_pixels
 from tests.captioning import Bot, paint, rows, run
@@ -277,6 +278,25 @@ def test_a_full_disk_loses_nothing(bot, photos, monkeypatch):
 @pytest.fixture(scope="module")
 def tiny():
     return tiny_bot()
+
+
+def test_captions_come_in_order_each_when_it_is_there(tiny):
+    """A window is one stream: the engine takes no more than it writes, and what one picture suffers no other does."""
+    taken = []
+
+    def jobs():
+        for number in range(9):
+            taken.append(number)
+            yield Job(noise_picture(number), prompt="word " * 5000 if number == 4 else None)
+
+    found = []
+    for outcome in Captioner(tiny, 2, {"max_new_tokens": 4}).outcomes(jobs()):
+        found.append(outcome)
+        assert len(taken) <= len(found) + 4  # those that are written, and those that were encoded with them
+    assert [outcome.error is None for outcome in found] == [number != 4 for number in range(9)]
+    assert "too long" in found[4].error or "tokens" in found[4].error
+    others = [number for number in range(9) if number != 4]
+    assert [found[n].caption for n in others] == tiny.caption([noise_picture(n) for n in others], max_new_tokens=4)
 
 
 def test_lengths_may_be_one_for_each(tiny):
