@@ -9,14 +9,14 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minichat import images
 from minichat.captioning.journal import Journal, Planned, Result, Shape, filled
 from minichat.captioning.outputs import Output
-from minichat.captioning.sources import MISSING, Sources, stored
+from minichat.captioning.sources import MISSING, OPENERS, Seen, Sources, ahead
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.errors import ContextError, DataError, ImageError, MiniChatError, PromptError, SettingsError, shown
 from minichat.fileio import Skipped
@@ -369,32 +369,27 @@ class Run:
         captioner = Captioner(bot, batch_size, settings)
         side = _side_of(bot)
         todo = itertools.islice(self.journal.todo(len(self.asked.prompts)), limit)
-        items = (item for planned in todo for item in self._looked_at(planned, side, seed))
         done: list[Result] = []
         noted = time.monotonic()
-        while window := list(itertools.islice(items, _WINDOW * batch_size)):
-            for result in _captioned(window, captioner):
-                done.append(result)
-                if len(done) >= batch_size or time.monotonic() - noted > _UNNOTED:
-                    yield from self._note(done)
-                    done, noted = [], time.monotonic()
-            yield from self._note(done)
-            done = []
+        with ThreadPoolExecutor(OPENERS) as pool:
+            seen = ahead(pool, todo, side)
+            items = (item for planned, picture in seen for item in self._looked_at(planned, picture, seed))
+            while window := list(itertools.islice(items, _WINDOW * batch_size)):
+                for result in _captioned(window, captioner):
+                    done.append(result)
+                    if len(done) >= batch_size or time.monotonic() - noted > _UNNOTED:
+                        yield from self._note(done)
+                        done, noted = [], time.monotonic()
+                yield from self._note(done)
+                done = []
         self.output.finish(self.journal)
 
-    def _looked_at(self, planned: Planned, side: int | None, seed: int | None) -> Iterator[tuple[Result, Job | None]]:
+    def _looked_at(self, planned: Planned, seen: Seen, seed: int | None) -> Iterator[tuple[Result, Job | None]]:
         """For each prompt that has no result for the picture as it is: what is known already, or what is to be done."""
         known = [self.journal.known(planned.place, number) for number in range(len(self.asked.prompts))]
         if planned.stamp == MISSING and all(one is not None and one.error is None for one in known):
             return  # it was captioned when it was there
-        data, error, content = b"", planned.picture.get("error"), None
-        if error is None:
-            try:
-                data = _read(planned)
-                content = hashlib.sha256(data).hexdigest()
-            except (ImageError, DataError) as failure:
-                error = _sentence(failure)
-        picture: Image.Image | None = None
+        content = seen.content
         for number, prompt in enumerate(self.asked.prompts):
             before = planned.before
             earlier = known[number]
@@ -409,7 +404,7 @@ class Run:
                 id=planned.id,
                 picture=planned.picture if planned.data is None else {**planned.picture, "inline": True},
             )
-            if error is None and self.asked.existing == "keep" and before is not None:
+            if seen.missing is None and self.asked.existing == "keep" and before is not None:
                 yield replace(made, caption=before, fixed=True), None
                 continue
             try:
@@ -418,8 +413,8 @@ class Run:
                 yield replace(made, error=str(failure)), None
                 continue
             made = replace(made, asked=asked)
-            if error is not None:
-                yield replace(made, error=error), None
+            if seen.missing is not None:
+                yield replace(made, error=seen.missing), None
                 continue
             if earlier is not None and content is not None and (earlier.content, earlier.asked) == (content, asked):
                 if earlier.gone:
@@ -432,14 +427,10 @@ class Run:
             if content is not None and (equal := self.journal.equal(content, asked)) is not None:
                 yield replace(made, caption=equal.caption, cut=equal.cut), None
                 continue
-            if picture is None:
-                try:
-                    picture = _opened(data, planned, side)
-                except ImageError as failure:
-                    error = str(failure)
-                    yield replace(made, error=error), None
-                    continue
-            yield made, Job(picture, asked, None if seed is None else _seed_of(seed, content))
+            if seen.picture is None:
+                yield replace(made, error=seen.damaged), None
+                continue
+            yield made, Job(seen.picture, asked, None if seed is None else _seed_of(seed, content))
 
     def _note(self, results: list[Result]) -> Iterator[Result]:
         if not results:
@@ -497,29 +488,9 @@ def _side_of(bot: Any) -> int | None:
     return None if processor is None else int(processor.image_processor.size["height"])
 
 
-def _read(planned: Planned) -> bytes:
-    if "path" in planned.picture:
-        return images.read(planned.picture["path"])
-    return stored(planned.picture, planned.data).read()
-
-
-def _opened(data: bytes, planned: Planned, side: int | None) -> Image.Image:
-    """The picture, as small as the model sees it: so a batch takes the same memory whatever the files hold."""
-    from PIL import Image
-
-    name = planned.picture.get("path") or planned.picture.get("name") or planned.place
-    picture = images.load(data, name=name)
-    return picture if side is None else picture.resize((side, side), Image.Resampling.BICUBIC)
-
-
 def _seed_of(seed: int, content: str | None) -> int:
     """A picture's own seed: the same whatever its place and company."""
     return int.from_bytes(hashlib.sha256(f"{seed} {content}".encode()).digest()[:8], "big") >> 1
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:]
 
 
 _NAMES = {"prompts": "the prompt", "existing": "existing captions", "absolute": "absolute paths"}

@@ -15,19 +15,25 @@ import csv
 import glob
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from minichat import images
 from minichat.captioning.journal import Planned
 from minichat.data.example import Cell, Member, Problem, StoredPicture, Where, is_table, parse, read_text, records
 from minichat.data.formats import folder as shards
 from minichat.data.formats import pairs, tables
 from minichat.data.formats.base import Shelf, empty
 from minichat.data.formats.tables import PICTURE, TEXT
-from minichat.errors import DataError, listing, shown
+from minichat.errors import DataError, ImageError, listing, shown
 from minichat.fileio import SPELLED, SUFFIXES, Skipped, looks_like_picture, open_file, walk
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 STDIN = "-"
 MISSING = "missing"  # the stamp of a file that is not there
@@ -430,9 +436,58 @@ def _records_of_tar(path: Path, source: str, leave_out: LeaveOut) -> Iterator[tu
         raise DataError(f"No picture is in the tar {source!r}: it needs files such as 000.jpg.")
 
 
-def _sentence(error: DataError) -> str:
+# --- Planned pictures, read and opened before it is their turn.
+
+
+OPENERS = min(4, os.cpu_count() or 1)  # threads
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A planned picture, read and opened; or why it is not there, or why it is none."""
+
+    content: str | None = None  # the hash of its bytes
+    picture: Image.Image | None = None
+    missing: str | None = None
+    damaged: str | None = None
+
+    @classmethod
+    def of(cls, planned: Planned, side: int | None) -> Seen:
+        """As small as the model sees it: so a batch takes the same memory whatever the files hold."""
+        from PIL import Image
+
+        if (error := planned.picture.get("error")) is not None:
+            return cls(missing=error)
+        try:
+            held = planned.picture
+            data = images.read(held["path"]) if "path" in held else stored(held, planned.data).read()
+        except (ImageError, DataError) as failure:
+            return cls(missing=_sentence(failure))
+        content = hashlib.sha256(data).hexdigest()
+        try:
+            name = held.get("path") or held.get("name") or planned.place
+            picture = images.load(data, name=name)
+        except ImageError as failure:
+            return cls(content, damaged=str(failure))
+        return cls(content, picture if side is None else picture.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def ahead(pool: ThreadPoolExecutor, todo: Iterable[Planned], side: int | None) -> Iterator[tuple[Planned, Seen]]:
+    """Each with what was seen of it, in order; the next ones are being opened meanwhile, for decoders need no lock."""
+    coming = deque[tuple[Planned, Future[Seen]]]()
+    for planned in todo:
+        coming.append((planned, pool.submit(Seen.of, planned, side)))
+        if len(coming) > 2 * OPENERS:
+            first, future = coming.popleft()
+            yield first, future.result()
+    while coming:
+        first, future = coming.popleft()
+        yield first, future.result()
+
+
+def _sentence(error: Exception) -> str:
     text = str(error)
     return text[:1].upper() + text[1:]
 
 
-__all__ = ["MISSING", "STDIN", "Sources", "caption_beside", "named_from", "stamp", "stored"]
+__all__ = ["MISSING", "OPENERS", "STDIN", "Seen", "Sources", "ahead", "caption_beside", "named_from", "stamp", "stored"]
