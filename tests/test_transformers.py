@@ -256,7 +256,7 @@ def sft(saved: str, out: Path, **options: Any) -> tuple[Any, dict[str, torch.Ten
         output_dir=str(out),
         max_steps=4,
         per_device_train_batch_size=2,
-        learning_rate=1e-2,
+        learning_rate=1e-3,
         lr_scheduler_type="constant",
         logging_steps=1,
         report_to=[],
@@ -307,7 +307,7 @@ def test_transformers_trainer_trains_it(saved: str, tmp_path: Path) -> None:
         max_steps=4,
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
-        learning_rate=1e-2,
+        learning_rate=1e-3,
         lr_scheduler_type="constant",
         logging_steps=1,
         report_to=[],
@@ -328,7 +328,7 @@ def test_accelerate_trains_it(saved: str) -> None:
     plain = model
     accelerator = Accelerator(cpu=True)
     loader: Any = DataLoader([TOLD] * 4, batch_size=2, collate_fn=collate(processor))  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-3)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     losses = []
     for _ in range(2):
