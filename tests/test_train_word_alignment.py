@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -18,10 +19,11 @@ from minichat.errors import DataError, SettingsError
 from minichat.inference.bot import load
 from minichat.model.qformer_pretrain import QFormerPretraining
 from minichat.prompt.tokenizer import read_wordpiece
-from minichat.toy.captions import LEVELS, NONE, SYMBOLS, TOKENS, WORDS, description
+from minichat.toy.captions import CELLS, LEVELS, NONE, SYMBOLS, TOKENS, WORDS, description
 from minichat.toy.dataset import SyntheticStream
 from minichat.toy.train_lm import word_vectors
 from minichat.toy.train_vision import KINDS, WordAlignment
+from minichat.toy.world import random_scene
 from minichat.train.config import Config, read_config
 from minichat.train.stages import Batch
 from minichat.train.trainer import train
@@ -203,18 +205,33 @@ class Words:
 
 
 def test_another_llm_names_things_in_its_own_words() -> None:
-    """Words are the mean of their pieces; neighbouring places are alike; symbols are as long as a word, and fixed."""
+    """Words are the mean of their pieces; a place is a word and a code, and neighbours are alike; all stay the same."""
     torch.manual_seed(0)
     embeddings = torch.randn(128, 64)
     vectors = dict(zip(WORDS, word_vectors(Words(), embeddings), strict=True))  # type: ignore[arg-type]
-    torch.testing.assert_close(vectors["red"], embeddings[[ord(letter) for letter in " red"]].mean(0))
+
+    def spelled(word: str) -> Tensor:
+        return embeddings[[ord(letter) for letter in f" {word}"]].mean(0)
+
+    torch.testing.assert_close(vectors["red"], spelled("red"))
     assert torch.equal(vectors["<x3>"], word_vectors(Words(), embeddings)[WORDS.index("<x3>")])  # type: ignore[arg-type]
     length = torch.stack([vectors[word] for word in WORDS if word not in SYMBOLS]).norm(dim=-1).mean()
-    torch.testing.assert_close(
-        torch.stack([vectors[word] for word in SYMBOLS]).norm(dim=-1), length.expand(len(SYMBOLS))
-    )
-    for axis in "xy":
+    for axis, thirds in (("x", ("left", "center", "right")), ("y", ("top", "middle", "bottom"))):
         row = torch.stack([vectors[f"<{axis}{level}>"] for level in range(LEVELS)])
-        apart = torch.cdist(row, row)
+        codes = row - torch.stack([spelled(third) for third in thirds]).repeat_interleave(LEVELS // 3, 0)
+        torch.testing.assert_close(codes.norm(dim=-1), length.expand(LEVELS))
+        apart = torch.cdist(codes, codes)
         assert apart.diagonal(1).mean() < 0.9 * apart.diagonal(8).mean()
         assert apart[~torch.eye(LEVELS, dtype=torch.bool)].min() > 0.1 * length  # and no two are the same
+    for symbol in ("<none>", "<outside>"):
+        torch.testing.assert_close(vectors[symbol].norm(), length)
+
+
+def test_a_thing_near_a_border_is_told_to_another_llm_once() -> None:
+    """What two cells tell of one thing, an LLM that never read such copies would count twice."""
+    draw = random.Random(3)
+    for _ in range(200):
+        scene = random_scene(draw)
+        told = [bag for bag in description(scene, copies=False)[:CELLS] if bag != (NONE,)]
+        assert len(told) == len(scene.things)
+        assert set(told) == {bag for bag in description(scene)[:CELLS] if bag != (NONE,)}

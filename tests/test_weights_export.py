@@ -23,6 +23,7 @@ from minichat.weights.qformer import read_stage1
 from minichat.weights.registry import find
 from tests import processes
 from tests.published_files import arguments, publish
+from tests.test_weights_adapted import adapt
 from tests.tiny import noise_picture
 
 ASK: dict[str, Any] = {"images": noise_picture(1), "max_new_tokens": 8}
@@ -230,3 +231,23 @@ def test_a_stage_1_model_in_another_precision(tmp_path: Path, dtype: str) -> Non
         read_stage1(str(folder)).model.state_dict() for folder in (tmp_path / "out", find("minichat-tiny-stage1"))
     )
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_without_its_llm_a_folder_says_the_same(models: dict[str, Path], tmp_path: Path) -> None:
+    """Vision side, trained projection and adapter go into one folder, which refers to the LLM as the model did."""
+    trained = write_projection(tmp_path / "trained", other(models["refers"]), str(models["refers"]))
+    config = json.loads((models["refers"] / "config.json").read_text())
+    adapt(Path(config["llm"]["path"]), trained / "adapter")
+    out = export(str(trained), "minichat", tmp_path / "out", without_llm=True)
+    assert not [name for name in load_file(out / WEIGHTS) if name.startswith("language_model.")]
+    assert json.loads((out / "config.json").read_text())["llm"] == config["llm"]
+    question = {"input_ids": torch.arange(3, 15)[None]}
+    with torch.no_grad():
+        ours, theirs = (minichat.load(m, device="cpu").model(**question).logits for m in (out, trained))
+        plain = minichat.load(models["refers"], device="cpu").model(**question).logits
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, plain)
+    with pytest.raises(ModelError, match=r"'holds' holds its LLM itself.*leave --without-llm"):
+        export(str(models["holds"]), "minichat", tmp_path / "holds", without_llm=True)
+    with pytest.raises(SettingsError, match=r"--without-llm is for --format minichat"):
+        export(str(models["refers"]), "llm", tmp_path / "llm", without_llm=True)

@@ -468,11 +468,14 @@ def export(
     dtype: Annotated[
         OutType | None, typer.Option("--dtype", help="Of a minichat, or of a projection's adapter; default: as stored.")
     ] = None,
+    without_llm: Annotated[
+        bool, typer.Option("--without-llm", help="Of a minichat: refer to its LLM as the model does, in a small folder.")
+    ] = False,
 ) -> None:
     """Write a model's trained projection, the whole model in one folder or for other programs, or its LLM."""
     from minichat.weights.export import export as write
 
-    write(model, form.value, out, verify, dtype.value if dtype else None)
+    write(model, form.value, out, verify, dtype.value if dtype else None, without_llm)
     typer.echo(f"It is in {out}.", err=True)
 
 

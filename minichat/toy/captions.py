@@ -197,13 +197,14 @@ WORDS = (*SIZES, *COLOURS, *SHAPES, *BACKGROUNDS, *NUMBERS[1 : MAX_THINGS + 1], 
 Bag = tuple[str, ...]
 
 
-def description(scene: Scene, rng: random.Random | None = None) -> list[Bag]:
+def description(scene: Scene, rng: random.Random | None = None, *, copies: bool = True) -> list[Bag]:
     """The words of each of a picture's 32 tokens: its cells, its background, and how many things there are.
 
     A cell has the words of the thing whose centre is in it or within `EDGE` of it, and `<none>` without one.
 
     Args:
         rng: tell it as one may who looks less sharply: edges are wider or narrower, and places off by one level.
+        copies: tell a thing near a border in both cells; without, once.
     """
     cells: dict[int, Bag] = {}
     told: list[tuple[Thing, list[int]]] = [(thing, list(_cells(thing, _blurred(EDGE, rng)))) for thing in scene.things]
@@ -213,7 +214,7 @@ def description(scene: Scene, rng: random.Random | None = None) -> list[Bag]:
         free = next((cell for cell in around if cell not in cells), None)
         if free is not None:
             cells[free] = words_of(thing, rng)
-    for thing, around in told:
+    for thing, around in told if copies else ():
         for cell in around:
             if cell not in cells:
                 cells[cell] = words_of(thing, rng)

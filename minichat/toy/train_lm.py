@@ -26,7 +26,7 @@ from minichat.prompt.processor import MODEL_FILE, MiniChatProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.template import BOS, get_template
 from minichat.prompt.tokenizer import ContentTokenizer, SentencePieceTokenizer
-from minichat.toy.captions import LEVELS, PLACES, SYMBOLS, TOKENS, WORDS, Bag, description, outside_description
+from minichat.toy.captions import LEVELS, NONE, OUTSIDE, SYMBOLS, TOKENS, WORDS, Bag, description, outside_description
 from minichat.toy.dataset import SyntheticPicture
 from minichat.toy.dialogues import ORDINALS, vocabulary_corpus
 from minichat.toy.speech.lessons import spoken_corpus
@@ -130,31 +130,47 @@ def summed(weight: Tensor, words: Tensor) -> Tensor:
     return told.sum(2)
 
 
+_THIRDS = {"x": ("left", "center", "right"), "y": ("top", "middle", "bottom")}
+
+
+def has_words(tokenizer: ContentTokenizer) -> bool:
+    """Whether each of `captions.WORDS` is one token, as the stage `language` makes them."""
+    with contextlib.suppress(KeyError):
+        return isinstance(tokenizer, SentencePieceTokenizer) and bool(word_ids(tokenizer))
+    return False
+
+
 def word_vectors(tokenizer: ContentTokenizer, embeddings: Tensor) -> Tensor:
-    """What each of `description.WORDS` is in an LLM's embeddings (V, H), as (W, H).
+    """What each of `captions.WORDS` is in an LLM's embeddings (V, H), as (W, H).
 
     The LLaMA of the stage `language` has a token for each. Another LLM has words: a word is the mean of its pieces, as
-    it is spelled after another one. For a place it has none: the levels of an axis are sinusoidal codes along random
-    directions, which are the same in every run, so that neighbours are alike; the other symbols are random directions.
-    All of these are as long as its words are on average.
+    it is spelled after another one. A level of a place is the LLM's word for that third of the picture and a sinusoidal
+    code along random directions, which are the same in every run, so that neighbours are alike. Nothing and no drawn
+    world are random directions. Codes and symbols are as long as its words are on average.
     """
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        with contextlib.suppress(KeyError):
-            ids = word_ids(tokenizer)
-            return embeddings[torch.tensor([ids[word] for word in WORDS], device=embeddings.device)]
-    pieces = {word: tokenizer.encode(_after_another(tokenizer, word)) for word in WORDS if word not in SYMBOLS}
-    spelled = {w: embeddings[torch.tensor(held, device=embeddings.device)].mean(0) for w, held in pieces.items()}
-    length = torch.stack(list(spelled.values())).norm(dim=-1).mean()
-    drawn = torch.Generator().manual_seed(0)
-    codes = sinusoidal_positions(LEVELS, _RATES)  # (L, 2 · rates)
-    vectors = dict(spelled)
-    for axis in (PLACES[:LEVELS], PLACES[LEVELS:]):
-        directions = torch.randn(codes.shape[1], embeddings.shape[1], generator=drawn)
-        vectors |= dict(zip(axis, (codes @ directions).to(embeddings), strict=True))
-    for symbol in (symbol for symbol in SYMBOLS if symbol not in vectors):
-        vectors[symbol] = torch.randn(embeddings.shape[1], generator=drawn).to(embeddings)
-    for symbol in SYMBOLS:
-        vectors[symbol] = vectors[symbol] * (length / vectors[symbol].norm())
+    if has_words(tokenizer):
+        ids = word_ids(tokenizer)  # type: ignore[arg-type]
+        return embeddings[torch.tensor([ids[word] for word in WORDS], device=embeddings.device)]
+
+    def spelled(word: str) -> Tensor:
+        pieces = tokenizer.encode(_after_another(tokenizer, word))
+        return embeddings[torch.tensor(pieces, device=embeddings.device)].mean(0)
+
+    vectors = {word: spelled(word) for word in WORDS if word not in SYMBOLS}
+    length = torch.stack(list(vectors.values())).norm(dim=-1).mean()
+    random = torch.Generator().manual_seed(0)
+
+    def as_long(directions: Tensor) -> Tensor:
+        return (directions / directions.norm(dim=-1, keepdim=True)).to(embeddings) * length
+
+    code = sinusoidal_positions(LEVELS, _RATES)  # (L, 2 · rates)
+    for axis, thirds in _THIRDS.items():
+        codes = as_long(code @ torch.randn(code.shape[1], embeddings.shape[1], generator=random))
+        third = torch.stack([spelled(word) for word in thirds])
+        for level in range(LEVELS):
+            vectors[f"<{axis}{level}>"] = codes[level] + third[level * len(thirds) // LEVELS]
+    for symbol in (NONE, OUTSIDE):
+        vectors[symbol] = as_long(torch.randn(embeddings.shape[1], generator=random))
     return torch.stack([vectors[word] for word in WORDS])
 
 

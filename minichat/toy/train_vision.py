@@ -20,7 +20,15 @@ from minichat.fileio import write_json
 from minichat.model.loss import processes
 from minichat.toy.captions import LEVELS, NONE, OUTSIDE, PLACES, TOKENS, WORDS, description, outside_description
 from minichat.toy.dataset import SyntheticPicture
-from minichat.toy.train_lm import in_numbers, sinusoidal_positions, summed, synthetic, train_tokenizer, word_vectors
+from minichat.toy.train_lm import (
+    has_words,
+    in_numbers,
+    sinusoidal_positions,
+    summed,
+    synthetic,
+    train_tokenizer,
+    word_vectors,
+)
 from minichat.toy.world import BACKGROUNDS, COLOURS, MAX_THINGS, NUMBERS, SHAPES, SIZES, Scene
 from minichat.train.checkpoint import TRAINING, trained
 from minichat.train.config import Config, NewVision
@@ -317,7 +325,10 @@ class WordAlignment(Stage):
                 f"words for {TOKENS} places of one: use a model with a Q-Former of so many queries."
             )
         embeddings = self.model.get_input_embeddings().weight.detach().float()
-        self._words = word_vectors(self._processor.content_tokenizer, embeddings)  # (W, H)
+        tokenizer = self._processor.content_tokenizer
+        # A LLaMA of the stage language has always read them. Another LLM would count a thing that is told twice twice.
+        self._copies = has_words(tokenizer)
+        self._words = word_vectors(tokenizer, embeddings)  # (W, H)
         self._apart = torch.cdist(self._words, self._words).square()  # (W, W)
         self._unit = _SPREAD * self._words.square().sum(-1).mean()
         alike = torch.zeros(len(WORDS), len(WORDS), dtype=torch.bool)
@@ -337,7 +348,9 @@ class WordAlignment(Stage):
         pictures = [synthetic(picture, row.where, "word_alignment") for row in rows for picture in row.pictures]
         if not pictures:
             raise DataError(f"{rows[0].where}: there is no picture to be named.")
-        told = [outside_description() if p.scene is None else description(p.scene) for p in pictures]
+        told = [
+            outside_description() if p.scene is None else description(p.scene, copies=self._copies) for p in pictures
+        ]
         pixels = self._processor.image_processor([p.open() for p in pictures], return_tensors="pt")["pixel_values"]
         return {
             "pixel_values": pixels,

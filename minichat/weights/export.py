@@ -13,7 +13,7 @@ from minichat.fileio import new_folder, write_json
 from minichat.prompt.template import OWN
 from minichat.weights.checkpoint_io import Entry
 from minichat.weights.hub import check_header, quiet, read_json, weight_files
-from minichat.weights.llm import read_adapter, trained_adapter
+from minichat.weights.llm import copy_adapter, read_adapter, trained_adapter
 from minichat.weights.projection import export_projection, is_projection, read_projection
 from minichat.weights.registry import find
 
@@ -41,14 +41,16 @@ _LLM = "language_model."
 _RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "projection.": "language_projection.", "bridge.": ""}
 
 
-def export(model: str, form: str, out: Path, verify: bool = False, dtype: str | None = None) -> Path:
+def export(
+    model: str, form: str, out: Path, verify: bool = False, dtype: str | None = None, without_llm: bool = False
+) -> Path:
     """Write a model (a known name, a folder or a hub id) to the new folder `out`, whole or not at all.
 
     `form`: "projection", the trained part alone; "blip2", a whole `Blip2ForConditionalGeneration`; "minichat", a whole
     model of ours, LLM and trained projection in it, or a stage-1 model; or "llm", its LLM alone. `verify` records
     hashes of everything that the projection belongs to; the others have no place for them. `dtype`: of a "minichat", or
-    of a projection's adapter; None: as they are stored. Raises `ModelError` for a model that is not whole, or cannot be
-    written so, and `SettingsError` for another form.
+    of a projection's adapter; None: as they are stored. `without_llm`: a "minichat" goes on referring to its LLM. Raises
+    `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another form.
     """
     if form not in FORMATS:
         raise SettingsError(f"format is {form!r}; it must be one of {', '.join(FORMATS)}.")
@@ -58,11 +60,13 @@ def export(model: str, form: str, out: Path, verify: bool = False, dtype: str | 
         raise SettingsError("--dtype is for --format minichat and projection: the others keep what is stored.")
     if dtype is not None and dtype not in DTYPES:
         raise SettingsError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
+    if without_llm and form != "minichat":
+        raise SettingsError("--without-llm is for --format minichat: a projection holds no LLM, the others need theirs.")
     if form == "projection":
         return export_projection(model, out, verify, dtype)
     if form == "llm":
         return export_llm(model, out)
-    return export_blip2(model, out) if form == "blip2" else export_minichat(model, out, dtype)
+    return export_blip2(model, out) if form == "blip2" else export_minichat(model, out, dtype, without_llm)
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,12 @@ def _hold(model: str) -> _Held:
     return _Held(folder, config, network, held, adapter)
 
 
-def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
+def export_minichat(model: str, out: Path, dtype: str | None = None, without_llm: bool = False) -> Path:
     """A folder of our own that refers to no other: vision side, projection and LLM together, or a stage-1 model.
 
     `dtype`: "float32", "bfloat16" or "float16" for all but the projection, which stays as it is; None: nothing changes,
-    save that a stage-1 model is written in float32.
+    save that a stage-1 model is written in float32. `without_llm`: the folder refers to the LLM as the model did, and
+    an adapter lies beside the vision side. Raises `ModelError` where the model holds its LLM itself.
     """
     import torch
 
@@ -148,12 +153,19 @@ def export_minichat(model: str, out: Path, dtype: str | None = None) -> Path:
     held = _hold(model)
     kept = {"projection.weight", "projection.bias"}
     cast = getattr(torch, dtype) if dtype else None
-    entries = [held.entry(name, name, dtype=None if name in kept else cast) for name in sorted(held.tensors)]
     config = read_json(held.folder, "config.json")
-    config.pop("llm", None)
+    if not without_llm:
+        config.pop("llm", None)
+    elif not config.get("llm"):
+        raise ModelError(f"{held.folder.name!r} holds its LLM itself, and so will what is exported: leave --without-llm.")
+    beside = copy_adapter(trained_adapter(folder, held.folder), dtype)
+    names = sorted(name for name in held.tensors if not (without_llm and name.startswith(_LLM)))
+    entries = [held.entry(name, name, dtype=None if name in kept else cast) for name in names]
     with new_folder(out, ModelError) as made:
         _copy_beside(held.folder, made, _BESIDE)
         write_tensors(made, entries)
+        if without_llm and beside is not None:
+            beside(made)
         write_json(made / "config.json", config)
     return out
 
