@@ -469,7 +469,8 @@ def export(
         OutType | None, typer.Option("--dtype", help="Of a minichat, or of a projection's adapter; default: as stored.")
     ] = None,
     without_llm: Annotated[
-        bool, typer.Option("--without-llm", help="Of a minichat: refer to its LLM as the model does, in a small folder.")
+        bool,
+        typer.Option("--without-llm", help="Of a minichat: refer to its LLM as the model does, in a small folder."),
     ] = False,
 ) -> None:
     """Write a model's trained projection, the whole model in one folder or for other programs, or its LLM."""

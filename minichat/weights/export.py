@@ -49,8 +49,9 @@ def export(
     `form`: "projection", the trained part alone; "blip2", a whole `Blip2ForConditionalGeneration`; "minichat", a whole
     model of ours, LLM and trained projection in it, or a stage-1 model; or "llm", its LLM alone. `verify` records
     hashes of everything that the projection belongs to; the others have no place for them. `dtype`: of a "minichat", or
-    of a projection's adapter; None: as they are stored. `without_llm`: a "minichat" goes on referring to its LLM. Raises
-    `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another form.
+    of a projection's adapter; None: as they are stored. `without_llm`: a "minichat" goes on referring to its LLM.
+
+    Raises `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another form.
     """
     if form not in FORMATS:
         raise SettingsError(f"format is {form!r}; it must be one of {', '.join(FORMATS)}.")
@@ -61,7 +62,7 @@ def export(
     if dtype is not None and dtype not in DTYPES:
         raise SettingsError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if without_llm and form != "minichat":
-        raise SettingsError("--without-llm is for --format minichat: a projection holds no LLM, the others need theirs.")
+        raise SettingsError("--without-llm is for --format minichat: a projection holds no LLM, the others need it.")
     if form == "projection":
         return export_projection(model, out, verify, dtype)
     if form == "llm":
@@ -157,7 +158,9 @@ def export_minichat(model: str, out: Path, dtype: str | None = None, without_llm
     if not without_llm:
         config.pop("llm", None)
     elif not config.get("llm"):
-        raise ModelError(f"{held.folder.name!r} holds its LLM itself, and so will what is exported: leave --without-llm.")
+        raise ModelError(
+            f"{held.folder.name!r} holds its LLM itself, and so will what is exported: leave --without-llm."
+        )
     beside = copy_adapter(trained_adapter(folder, held.folder), dtype)
     names = sorted(name for name in held.tensors if not (without_llm and name.startswith(_LLM)))
     entries = [held.entry(name, name, dtype=None if name in kept else cast) for name in names]
