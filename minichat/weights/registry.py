@@ -29,7 +29,6 @@ from minichat.weights.known_models import (
     PublishedFile,
     Repository,
     fetch_llm,
-    llm_at_hand,
     llm_is_here,
     packaged_folder,
 )
@@ -251,9 +250,8 @@ def _check_space(model: KnownModel, plan: _Plan) -> None:
 # --- Names that can be loaded: the built-in models, known published models, folders, hub ids.
 
 
-AUTO, SMALL, TINY = "auto", "minichat-small", "minichat-tiny"
-BUILT_IN = (SMALL, TINY)
-_PACKAGED = {SMALL: KNOWN_LLMS["smollm2-135m-instruct"]}  # of a built-in model, the LLM that comes from a package
+AUTO, TINY = "auto", "minichat-tiny"
+BUILT_IN = (TINY,)
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
 ASSETS = Path(str(resources.files("minichat"))) / "assets"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # of a repository on the hub; nothing that could run
@@ -290,13 +288,13 @@ def find(name: str | os.PathLike[str]) -> Path:
 
 
 def default_model() -> str:
-    """The built-in model that "auto" means: minichat-small where its LLM is on this machine, else minichat-tiny."""
-    return SMALL if llm_at_hand(_PACKAGED[SMALL]) else TINY
+    """The built-in model that "auto" means."""
+    return TINY
 
 
 def llm_of(name: str) -> PackagedLlm | None:
     """The packaged LLM that a named vision side stands before; None for all other models."""
-    return KNOWN_LLMS[JOINED[name].llm] if name in JOINED else _PACKAGED.get(name)
+    return KNOWN_LLMS[JOINED[name].llm] if name in JOINED else None
 
 
 def joined_config(model: Joined) -> MiniChatConfig:
@@ -407,13 +405,10 @@ def hint() -> str:
 
 
 def _built_in(name: str) -> Entry:
-    folder, llm = find(name), llm_of(name)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    folder = find(name)
+    size = sum(file.stat().st_size for file in folder.iterdir())
     config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
-    if llm is None:
-        return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
-    licence, disk, parts = f"{_OWN_LICENCE}, {llm.licence}", size + llm.folder, _llm(llm).parts
-    return Entry(name, llm_is_here(llm), config.template, licence, parts, llm.size, disk, _memory(config))
+    return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
 
 
 def _finder(name: str) -> Entry:
