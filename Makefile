@@ -131,7 +131,7 @@ $(ROAD)/model/config.json: $(ROAD)/4_finetune/minichat.json
 # SMOKE=1 as above, to runs/small-smoke.
 SMALL := runs/$(if $(SMOKE),small-smoke,small)
 
-small: $(SMALL)/model/minichat.json
+small: $(SMALL)/model/config.json
 
 $(SMALL)/questions.txt: train_configs/small/plain_questions.txt | $(INSTALLED)
 	@mkdir -p $(@D)
@@ -141,15 +141,15 @@ $(SMALL)/questions.txt: train_configs/small/plain_questions.txt | $(INSTALLED)
 $(SMALL)/plain.jsonl: $(SMALL)/questions.txt
 	$(BIN)/minichat data answers $< --model minichat-small-base --max-new-tokens 96 --batch-size 32 --out $@
 
-$(SMALL)/1_word_alignment/minichat.json: $(SMALL)/plain.jsonl
+$(SMALL)/1_word_alignment/config.json: $(SMALL)/plain.jsonl
 	$(TRAIN) train_configs/small/1_word_alignment.yaml out=$(@D) $(call smoke,20)
 
-$(SMALL)/2_talk/minichat.json: $(SMALL)/1_word_alignment/minichat.json $(SMALL)/plain.jsonl
+$(SMALL)/2_talk/minichat.json: $(SMALL)/1_word_alignment/config.json $(SMALL)/plain.jsonl
 	$(TRAIN) train_configs/small/2_talk.yaml out=$(@D) model.name=$(SMALL)/1_word_alignment \
 		data.train.1.source=$(SMALL)/plain.jsonl $(call smoke,2)
 
-$(SMALL)/model/minichat.json: $(SMALL)/2_talk/minichat.json
-	$(BIN)/minichat export $(SMALL)/2_talk --format projection --dtype bfloat16 --out $(@D)
+$(SMALL)/model/config.json: $(SMALL)/2_talk/minichat.json
+	$(BIN)/minichat export $(SMALL)/2_talk --format minichat --without-llm --dtype bfloat16 --out $(@D)
 
 # The stamp is written last: an install that was cut off is done again.
 $(INSTALLED): requirements.txt constraints.txt pyproject.toml
