@@ -90,7 +90,7 @@ def test_every_figure_of_the_documentation_is_there() -> None:
 
 def run(road: Path, name: str, values: list[float], more: str = "") -> None:
     (road / name).mkdir(parents=True)
-    lines = [json.dumps({"step": step, "loss": value, "rate": 0.1}) for step, value in enumerate(values, start=1)]
+    lines = [json.dumps({"step": step, "loss": value, "lr": 0.1}) for step, value in enumerate(values, start=1)]
     (road / name / "metrics.jsonl").write_text("\n".join(lines) + "\n" + more)
 
 

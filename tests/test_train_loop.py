@@ -51,7 +51,7 @@ def whole(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def same_curve(out: Path, whole: Path) -> None:
     ours, theirs = steps_of(out), steps_of(whole)
     assert [line["items"] for line in ours] == [line["items"] for line in theirs]
-    for name in ("loss", "norm"):
+    for name in ("loss", "grad_norm"):
         curves = (torch.tensor([line[name] for line in lines]) for lines in (ours, theirs))
         torch.testing.assert_close(*curves, rtol=5e-4, atol=5e-4)  # rounding grows from step to step
     weights = [load_file(folder / "projection.safetensors")["weight"] for folder in (out, whole)]
@@ -115,7 +115,7 @@ def test_the_optimizer_is_given_gradients_of_the_length_that_is_allowed(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     run(desk, f"out={tmp_path / 'run'}", f"optimizer.max_grad_norm={clip}", "run.epochs=1")
-    told = [line["norm"] for line in steps_of(tmp_path / "run")]
+    told = [line["grad_norm"] for line in steps_of(tmp_path / "run")]
     assert min(told) > 2e-3
     assert norms == pytest.approx([1e-3] * 5 if clipped else told, rel=1e-2)
 
@@ -293,7 +293,7 @@ def test_the_vision_encoder_has_a_precision_of_its_own(desk: Path, whole: Path, 
 
 def test_the_rate_follows_the_schedule(whole: Path, desk: Path) -> None:
     config = config_of(desk).optimizer
-    assert [line["rate"] for line in steps_of(whole)] == [lr_at(step, 20, config) for step in range(20)]
+    assert [line["lr"] for line in steps_of(whole)] == [lr_at(step, 20, config) for step in range(20)]
 
 
 @pytest.mark.parametrize(("steps", "told"), [(4, True), (5, False)])
@@ -313,7 +313,7 @@ def test_a_batch_without_a_picture_moves_the_projection_by_no_gradient(desk: Pat
     talks.write_text("".join(json.dumps(line) + "\n" for line in without))
     given = [f"data.train={talks}", f"out={tmp_path / 'run'}", "optimizer.weight_decay=0", "run.epochs=3"]
     run(desk, *given)
-    assert all(line["norm"] == 0 for line in steps_of(tmp_path / "run"))
+    assert all(line["grad_norm"] == 0 for line in steps_of(tmp_path / "run"))
     assert len(set(losses(tmp_path / "run"))) >= 1
     before, after = (minichat.load(folder, device="cpu").model for folder in (desk / "model", tmp_path / "run"))
     assert hashes(before) == hashes(after)

@@ -193,7 +193,7 @@ def test_against_a_quantized_llm_losses_are_close_to_bfloat16s(
     ours, theirs = (steps_of(out) for out in (tmp_path / "run", exact))
     assert len(ours) == 2
     losses, norms = (
-        [torch.tensor([line[name] for line in lines]) for lines in (ours, theirs)] for name in ("loss", "norm")
+        [torch.tensor([line[name] for line in lines]) for lines in (ours, theirs)] for name in ("loss", "grad_norm")
     )
     torch.testing.assert_close(*losses, rtol=close, atol=close * 0.05)
     assert not torch.equal(*losses)

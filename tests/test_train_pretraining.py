@@ -155,7 +155,7 @@ class TestProcesses:
         alone, shared = tmp_path / "alone", tmp_path / "shared"
         run(desk, f"out={alone}", *settings)
         in_processes(2, partial(run, desk, f"out={shared}", *settings))
-        for name in ("loss", "norm", "items"):
+        for name in ("loss", "grad_norm", "items"):
             ours, theirs = (torch.tensor([line[name] for line in steps_of(out)]) for out in (shared, alone))
             torch.testing.assert_close(ours, theirs, **CLOSE)
         torch.testing.assert_close(*(torch.tensor(validations(out)) for out in (shared, alone)), **CLOSE)

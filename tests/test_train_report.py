@@ -26,11 +26,12 @@ from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import ModelError, SettingsError
 from minichat.model.loss import ProcessGroup
 from minichat.train import logging
-from minichat.train.config import read_config
+from minichat.train.config import ModelConfig, read_config
 from minichat.train.logging import Entry, MetricsLogger, read_metrics
-from minichat.train.trainer import train
+from minichat.train.setup import save_memory
+from minichat.train.trainer import flops_of, train
 from minichat.train.yaml_config import plain
-from tests.tiny import noise_picture
+from tests.tiny import noise_picture, tiny_bot
 from tests.training import config_of, make_desk, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,16 +69,23 @@ def test_the_table_tells_what_is_about_to_happen(finished: tuple[Path, list[str]
 
 def test_progress_has_its_figures(finished: tuple[Path, list[str]]) -> None:
     lines = [line for line in finished[1] if line.startswith("step 5/") and "validation" not in line]
-    assert re.fullmatch(r"step 5/20  loss \d+\.\d{4}  rate \S+  [\d,]+ tokens/s  [\d.]+ GiB  \d+ s left", lines[0]), (
-        lines
-    )
+    assert re.fullmatch(_PROGRESS, lines[0]), lines
+
+
+_PROGRESS = (
+    r"step 5/20  loss \d+\.\d{4}  lr \S+  [\d,]+ tokens/s  \S+ s/step \(\d+% data\)  [\d,]+ GFLOP/s  "
+    r"[\d.]+ GiB  \d+ s left"
+)
+_FIGURES = {
+    "step", "loss", "lr", "grad_norm", "items", "tokens", "step_time", "data_time", "flops_per_second",
+}  # fmt: skip
 
 
 def test_all_steps_are_in_the_metrics(finished: tuple[Path, list[str]]) -> None:
     lines = read_metrics(finished[0] / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, 21))
-    assert all(line.keys() == {"step", "loss", "rate", "norm", "items", "tokens"} for line in steps)
+    assert all(line.keys() == _FIGURES for line in steps)
     assert [line["step"] for line in lines if "validation_loss" in line] == [5, 10, 15, 20]
 
 
@@ -102,7 +110,7 @@ def test_parts_in_which_something_trains() -> None:
 
 
 def entry(step: int, *losses: float, norm: float = 1.0) -> Entry:
-    return Entry(step, [torch.tensor(loss) for loss in losses], torch.tensor(norm), 1e-3, 7, 9)
+    return Entry(step, [torch.tensor(loss) for loss in losses], torch.tensor(norm), 1e-3, 7, 9, 0.5, 0.125)
 
 
 def metrics_logger(path: Path, **options: Any) -> tuple[MetricsLogger, list[Any]]:
@@ -119,11 +127,11 @@ def where(step: int) -> list[list[str]]:
 def test_a_loss_of_several_terms_tells_each(tmp_path: Path) -> None:
     kept, _ = metrics_logger(tmp_path / "metrics.jsonl", terms=("itc", "itm"))
     halves = [torch.tensor([0.5, 0.25]), torch.tensor([1.0, 0.5])]
-    kept.add(Entry(1, halves, torch.tensor(1.0), 1e-3, 7, 9))
+    kept.add(Entry(1, halves, torch.tensor(1.0), 1e-3, 7, 9, 0.5, 0.125))
     kept.flush(where)
     (line,) = read_metrics(tmp_path / "metrics.jsonl")
     assert (line["loss"], line["itc"], line["itm"]) == (2.25, 1.5, 0.75)
-    kept.add(Entry(2, [torch.tensor([0.5, math.nan])], torch.tensor(1.0), 1e-3, 7, 9))
+    kept.add(Entry(2, [torch.tensor([0.5, math.nan])], torch.tensor(1.0), 1e-3, 7, 9, 0.5, 0.125))
     with pytest.raises(ModelError, match=r"The loss is nan at step 2, from a\.jsonl:10"):
         kept.flush(where)
 
@@ -136,10 +144,57 @@ def test_a_steps_loss_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     assert [line["loss"] for line in kept.recent()] == [0.75, 0.0]
     kept.flush(where)
     assert kept.recent() == []
-    assert read_metrics(tmp_path / "metrics.jsonl")[0] == {
-        "step": 1, "loss": 0.75, "rate": 1e-3, "norm": 1.0, "items": 7, "tokens": 9,
+    line = read_metrics(tmp_path / "metrics.jsonl")[0]
+    assert line.pop("step_time") == pytest.approx(0.5, abs=0.4)  # and what it took to read it
+    assert line == {
+        "step": 1, "loss": 0.75, "lr": 1e-3, "grad_norm": 1.0, "items": 7, "tokens": 9, "data_time": 0.125,
     }  # fmt: skip
     assert [(step, figures["loss"]) for step, figures in tracked] == [(1, 0.75), (2, 0.0)]
+
+
+def test_of_flops_the_share_of_the_peak_is_told(tmp_path: Path) -> None:
+    kept, _ = metrics_logger(tmp_path / "metrics.jsonl")
+    kept.flops_per_token, kept.peak_flops = 6e9, 1e12
+    kept.add(entry(1, 1.0))
+    kept.flush(where)
+    (line,) = kept.recent()
+    assert line["flops_per_second"] == pytest.approx(6e9 * 9 / line["step_time"], rel=1e-3)
+    assert line["mfu"] == pytest.approx(line["flops_per_second"] / 1e12, rel=1e-2)
+    assert re.fullmatch(r"\d+ tokens/s  0\.\d+ s/step \(\d+% data\)  MFU \d+\.\d%", logging.speed([line]))
+    del line["mfu"]
+    assert logging.speed([line]).endswith(f"  {line['flops_per_second'] / 1e9:.0f} GFLOP/s")
+
+
+def test_flops_are_those_of_the_formula() -> None:
+    """PaLM's, appendix B: of a weight two there and, where it trains, two back; of attention four there, eight back."""
+    width, rows, length = 8, 3, 16
+    layer = torch.nn.Linear(width, width, bias=False)
+    tokens = torch.randn(rows, length, width)
+
+    def attended() -> torch.Tensor:
+        heads = layer(tokens).view(rows, 1, length, width)
+        return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads).sum()
+
+    product, attention = 2 * rows * length * width**2, 4 * rows * length**2 * width
+    back = lambda loss: loss.backward()  # noqa: E731
+    assert flops_of(layer, attended, back) == 2 * product + 3 * attention
+    layer.requires_grad_(False)
+    assert flops_of(layer, attended, back) == product + attention
+
+
+def test_what_is_done_again_to_save_memory_is_no_work_of_the_models() -> None:
+    model = tiny_bot().model.train()
+    ids = torch.randint(5, 90, (2, 12))
+
+    def loss() -> torch.Tensor:
+        embeds = model.get_input_embeddings()(ids).detach().requires_grad_()
+        return model.language_model(inputs_embeds=embeds, use_cache=False).logits.sum()
+
+    counted = []
+    for checkpointed in (False, True):
+        save_memory(model, ModelConfig(gradient_checkpointing=checkpointed))
+        counted.append(flops_of(model, loss, lambda loss: loss.backward()))
+    assert counted[0] == counted[1] > 0
 
 
 def test_it_is_rewound_to_a_step_and_loses_a_torn_line(tmp_path: Path) -> None:

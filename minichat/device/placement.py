@@ -43,6 +43,25 @@ class Device:
         return self.name.partition(":")[0]
 
 
+#: Dense FLOP/s in 16 bits with sums in float32, by a part of the GPU's name: NVIDIA's data sheets, which for some name
+#: twice that, with sparsity. The first that fits counts.
+_PEAKS = {
+    "B200": 2250e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12,
+    "A10G": 70e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "V100": 125e12, "T4": 65e12, "RTX A6000": 155e12,
+    "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """FLOP/s that a device can do in this precision, by its maker's data sheet; None where that is not known."""
+    import torch
+
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+
+
 @dataclass(frozen=True)
 class Machine:
     """Accelerators first, as PyTorch counts them, and the processor last."""

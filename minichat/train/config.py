@@ -382,11 +382,15 @@ class ReportConfig(Checked):
     """Send curves to Weights & Biases; it must be installed."""
     project: str = "minichat"
     """What they are filed under there."""
+    peak_flops: float | None = None
+    """FLOP/s that one device can do in this precision, for the model FLOPs utilisation; none: as its maker says."""
 
     def problems(self) -> Iterator[Problem]:
         yield from need(self.log_every > 0, "log_every", self.log_every, "at least 1")
         yield from need(0 <= self.samples <= 1000, "samples", self.samples, "from 0 to 1000")
         yield from need(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "at least 1")
+        peak = self.peak_flops
+        yield from need(peak is None or 0 < peak < math.inf, "peak_flops", peak, "above 0")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,9 +54,13 @@ class Entry:
     step: int
     losses: list[Tensor]
     norm: Tensor
-    rate: float
+    lr: float
     items: int
     tokens: int
+    seconds: float
+    """From the end of the step before on; what the device has yet to do is added when it is read."""
+    data_seconds: float
+    """Of those, spent waiting for the batch."""
 
 
 class MetricsLogger:
@@ -87,6 +92,10 @@ class MetricsLogger:
         self._waiting: list[Entry] = []
         self._recent: list[Line] = []
         self._digest = hashlib.sha256()  # of all lines, written or not
+        #: Of the model, forward and backward; 0 where they are not known.
+        self.flops_per_token = 0.0
+        #: FLOP/s that one device could do, where that is known.
+        self.peak_flops: float | None = None
         #: Lines that the disk did not take yet; a checkpoint holds them.
         self.unwritten: list[Line] = []
 
@@ -125,8 +134,10 @@ class MetricsLogger:
             return
         none = torch.zeros(len(self._terms) or 1, device=entries[0].norm.device)
         local = [sum((part.view(-1) for part in e.losses), none) for e in entries]
+        asked = time.monotonic()
         losses = self._group.add(torch.stack(local)).tolist()  # entries × terms
         norms = torch.stack([e.norm for e in entries]).tolist()
+        waited = (time.monotonic() - asked) / len(entries)
         lines, wrong = list[Line](), None
         for entry, parts, norm in zip(entries, losses, norms, strict=True):
             loss = sum(parts)
@@ -136,10 +147,25 @@ class MetricsLogger:
             line = {"step": entry.step, "loss": loss}
             if self._terms:
                 line |= zip(self._terms, parts, strict=True)
-            lines.append(line | {"rate": entry.rate, "norm": norm, "items": entry.items, "tokens": entry.tokens})
+            line |= {"lr": entry.lr, "grad_norm": norm, "items": entry.items, "tokens": entry.tokens}
+            lines.append(line | self._speed(entry, entry.seconds + waited))
         self.write(*lines)
         if wrong is not None:
             raise ModelError(self._culprit(*wrong, where))
+
+    def _speed(self, entry: Entry, seconds: float) -> Line:
+        """Times in seconds; of one device FLOP/s, and their share of its peak: model FLOPs utilisation.
+
+        MFU is defined in PaLM (arXiv:2204.02311, appendix B). A token's FLOPs are counted in a trial step, so that
+        frozen parts, adapters and kept features cost what they do. Padding is no token.
+        """
+        line = {"step_time": round(seconds, 6), "data_time": round(entry.data_seconds, 6)}
+        if self.flops_per_token:
+            speed = self.flops_per_token * entry.tokens / self._group.count / max(seconds, 1e-9)
+            line["flops_per_second"] = float(f"{speed:.4g}")
+            if self.peak_flops is not None:
+                line["mfu"] = float(f"{speed / self.peak_flops:.4g}")
+        return line
 
     def recent(self) -> list[Line]:
         """The steps' lines since this was last asked."""
@@ -293,6 +319,20 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def speed(lines: Sequence[Line]) -> str:
+    """Of some steps: tokens in a second, a step's time and the share of it that waited for data, and FLOP/s."""
+    seconds = max(1e-9, sum(line["step_time"] for line in lines))
+    said = [
+        f"{sum(line['tokens'] for line in lines) / seconds:,.0f} tokens/s",
+        f"{seconds / len(lines):.3g} s/step ({sum(line['data_time'] for line in lines) / seconds:.0%} data)",
+    ]
+    for name, unit, shown in (("mfu", 1.0, "MFU {:.1%}"), ("flops_per_second", 1e9, "{:,.0f} GFLOP/s")):
+        if all(name in line for line in lines):
+            mean = sum(line[name] * line["step_time"] for line in lines) / seconds
+            return "  ".join([*said, shown.format(mean / unit)])
+    return "  ".join(said)
 
 
 def memory_used(device: torch.device) -> int:

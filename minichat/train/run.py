@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from minichat.device.memory import gib
+from minichat.device.placement import peak_flops
 from minichat.errors import MiniChatError, ModelError, SettingsError
 from minichat.fileio import disk_errors, locked, replace_file
 from minichat.model.loss import ProcessGroup
@@ -95,6 +96,9 @@ class Run:
             terms=self.stage.terms,
             norms_may_overflow=self.accelerator.scaler is not None,
         )
+        device = self.accelerator.device
+        known = peak_flops(device, precision(self.config.model.dtype, device))
+        self.metrics.peak_flops = self.config.report.peak_flops or known
 
     def _track(self, figures: Mapping[str, float], step: int) -> None:
         if not self._tracked:
@@ -295,12 +299,11 @@ def tell_progress(run: Run, since: float) -> float:
     if lines:
         mean = {name: sum(line[name] for line in lines) / len(lines) for name in ("loss", *run.stage.terms)}
         loss = "  ".join(f"{name} {value:.4f}" for name, value in mean.items())
-        per_second = sum(line["tokens"] for line in lines) / max(1e-9, now - since)
         left = (now - since) / len(lines) * (run.steps - run.state.step)
         memory = gib(logging.memory_used(run.accelerator.device))
         run.say(
-            f"step {run.state.step}/{run.steps}  {loss}  rate {lines[-1]['rate']:.2e}  "
-            f"{per_second:,.0f} tokens/s  {memory}  {logging.duration(left)} left"
+            f"step {run.state.step}/{run.steps}  {loss}  lr {lines[-1]['lr']:.2e}  {logging.speed(lines)}  {memory}  "
+            f"{logging.duration(left)} left"
         )
     return now
 

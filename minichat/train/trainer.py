@@ -7,13 +7,16 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import set_checkpoint_early_stop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from minichat.device.memory import memory_errors
 from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
@@ -155,19 +158,72 @@ def seconds_left(run: Run) -> float:
     too_much = f"{rows} rows of {length} tokens do not fit into memory at once"
     try:
         with memory_errors(lambda: SettingsError(f"{too_much}: {less_memory(run)}.")):
-            for _ in range(2):  # the first time is slower
-                _settle(run.accelerator.device)
-                began = time.monotonic()
-                with run.accelerator.autocast():
-                    loss = run.stage.loss(batch) / max(1, run.stage.count(batch))
-                if loss.requires_grad:
-                    run.accelerator.backward(loss.sum())
-                _settle(run.accelerator.device)
-                seconds = time.monotonic() - began
+            flops = flops_of(run.stage.model, lambda: _forward(run, batch), run.accelerator.backward)
+            _settle(run.accelerator.device)
+            began = time.monotonic()  # the first time was slower
+            loss = _forward(run, batch)
+            if loss.requires_grad:
+                run.accelerator.backward(loss)
+            _settle(run.accelerator.device)
+            seconds = time.monotonic() - began
     finally:
         run.optimizer.zero_grad()
+    run.metrics.flops_per_token = flops / heaviest["attention_mask"].numel()
     mean = run.data.tokens_of_a_step or sum(tokens_of(some) for some in batches) * run.group.count
     return seconds * mean / run.group.count / max(1, tokens_of(heaviest)) * (run.steps - run.state.step)
+
+
+def _forward(run: Run, batch: dict[str, Tensor]) -> Tensor:
+    with run.accelerator.autocast():
+        loss: Tensor = (run.stage.loss(batch) / max(1, run.stage.count(batch))).sum()
+    return loss
+
+
+def flops_of(model: nn.Module, forward: Callable[[], Tensor], backward: Callable[[Tensor], None]) -> int:
+    """The FLOPs of a pass to a loss and back, in matrix products and attention, as the model asks for them.
+
+    What is only done again to save memory is left out, as in PaLM's model FLOPs (arXiv:2204.02311, appendix B): layers
+    under gradient checkpointing, and a fused attention's scores on the way back. Products in 8 bits are not seen.
+    """
+    aten = torch.ops.aten
+    kinds = ("efficient_attention", "flash_attention", "cudnn_attention", "flash_attention_for_cpu")
+    attention: dict[Any, Any] = {}
+    for kind in kinds:
+        attention[getattr(aten, f"_scaled_dot_product_{kind}")] = _attention_flops
+        attention[getattr(aten, f"_scaled_dot_product_{kind}_backward")] = _attention_flops_back
+    layers = [one for one in model.modules() if isinstance(one, GradientCheckpointingLayer)]
+    began, again = list[int](), 0
+    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+
+        def entered(layer: nn.Module, inputs: Any) -> None:
+            began.append(counter.get_total_flops())
+
+        def left(layer: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal again
+            again += counter.get_total_flops() - began.pop()
+
+        checkpointed = [layer for layer in layers if layer.gradient_checkpointing and layer.training]
+        hooks = [layer.register_forward_pre_hook(entered) for layer in checkpointed]
+        hooks += [layer.register_forward_hook(left) for layer in checkpointed]
+        try:
+            with set_checkpoint_early_stop(False):  # otherwise a layer's last products are not done again
+                loss = forward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not loss.requires_grad:
+            return int(counter.get_total_flops())
+        backward(loss)
+    return int(counter.get_total_flops()) - again
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *more: Any, **options: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+def _attention_flops_back(gradient: Any, query: Any, key: Any, value: Any, *more: Any, **options: Any) -> int:
+    """Four products, where the way there has two."""
+    return 2 * int(sdpa_flop_count(query, key, value))
 
 
 def _settle(device: torch.device) -> None:
@@ -369,8 +425,10 @@ def _steps(run: Run, interruption: Interruption) -> None:
         state.began = held_out_loss(run)
     stage.model.train()
     began, since = time.monotonic() - state.seconds, time.monotonic()
+    ended = since  # when the step before did
     loader = run.data.loader.load(state.step, config.data.num_workers, pinned=run.pinned)
     for batches, failure in _with_failure(loader):
+        waited = time.monotonic() - ended
         here = sum(stage.count(batch) for batch in batches), sum(tokens_of(batch) for batch in batches)
         told = int(interruption.signal is not None), int(failure is not None)
         items, tokens, stopping, failing = group.agree(*here, *told)
@@ -382,7 +440,7 @@ def _steps(run: Run, interruption: Interruption) -> None:
                 save_before_the_end(run, str(failure))
             raise failure or DataError("Another process of this run says why it ends." if failing else nothing)
 
-        _step(run, batches, items, tokens)
+        _step(run, batches, items, tokens, ended, waited)
         last = state.step == run.steps
         if last or state.step % config.report.log_every == 0:
             since = tell_progress(run, since)
@@ -391,10 +449,11 @@ def _steps(run: Run, interruption: Interruption) -> None:
         state.seconds = time.monotonic() - began
         if last or state.ended or state.step % config.run.save_every == 0:
             save(run)
+        ended = time.monotonic()
 
 
-def _step(run: Run, batches: Sequence[dict[str, Tensor]], items: int, tokens: int) -> None:
-    """One update; its figures stay on the device."""
+def _step(run: Run, batches: Sequence[dict[str, Tensor]], items: int, tokens: int, since: float, waited: float) -> None:
+    """One update; its losses stay on the device. `since`: when the one before ended; `waited`: seconds for data."""
     config, state, group, accelerator = run.config, run.state, run.group, run.accelerator
     seed_step(config.seed, state.step, group.rank)
     losses = []
@@ -411,7 +470,7 @@ def _step(run: Run, batches: Sequence[dict[str, Tensor]], items: int, tokens: in
     run.optimizer.step()
     run.optimizer.zero_grad()
     state.step += 1
-    run.metrics.add(Entry(state.step, losses, norm, lr, items, tokens))
+    run.metrics.add(Entry(state.step, losses, norm, lr, items, tokens, time.monotonic() - since, waited))
     run.whole = True
 
 
