@@ -36,6 +36,7 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> bool:
 def on_a_socket(app: FastAPI) -> Iterator[str]:
     """The address of a server that runs meanwhile."""
     listening, server = listen("127.0.0.1", 0), Server(app)
+    app.state.server = server
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,6 +21,7 @@ from minichat.serve.completions import Completions
 
 PORT = 8000
 _IDLE = 30.0  # seconds in which a connection must have asked for something
+_LINGER = 10.0  # … and in which the rest of a request must have arrived that was refused before its end
 _UNREAD = 60.0  # … and in which a client must have read something of what was sent
 _FILES = 65_536  # connections that are open at once, if the system allows it
 _CLOSING = 5  # seconds for connections to end by themselves, once all replies are written
@@ -58,18 +60,25 @@ def address_of(listening: socket.socket) -> str:
 
 
 class _Protocol(H11Protocol):
-    """HTTP, with a bound on how long a new connection may keep silent."""
+    """HTTP, with bounds on how long a new connection, or one that was refused in mid-sentence, may keep silent."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._silent = self.loop.call_later(_IDLE, self._hang_up)
+        self._deadline = self.loop.call_later(_IDLE, self._hang_up, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._silent.cancel()
+        self._deadline.cancel()
         super().connection_lost(exc)
 
-    def _hang_up(self) -> None:
-        if self.cycle is None:  # no request has arrived whole
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:  # what is left of the body is read, and forgotten
+            self._deadline.cancel()
+            self._deadline = self.loop.call_later(_LINGER, self._hang_up, self.cycle)
+
+    def _hang_up(self, cycle: Any) -> None:
+        """Close, if this is still the last request (None: none has arrived whole), and its body has not ended."""
+        if self.cycle is cycle and self.conn.their_state is not h11.DONE:
             self.transport.close()
 
 
