@@ -182,6 +182,43 @@ def test_plain_transformers_gives_the_same_logits(models: dict[str, Path], tmp_p
         torch.testing.assert_close(theirs[..., :vocabulary], ours, rtol=0, atol=1e-4)
 
 
+PROCESSED = """
+import sys, torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+given = processor(images=Image.open(sys.argv[2]), text="What is it?", return_tensors="pt")
+ids = model.generate(**given, max_new_tokens=8, do_sample=False, num_beams=1)
+assert not any(name.split(".")[0] == "minichat" for name in sys.modules)
+torch.save((type(processor).__name__, dict(given), ids), sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("name", ["refers", "minichat-tiny"])
+def test_auto_processor_opens_it_and_the_greedy_ids_are_ours(
+    models: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    """The picture stands first, where BLIP-2's processor puts it."""
+    model, picture = str(models.get(name, name)), noise_picture(4)
+    picture.save(tmp_path / "picture.png")
+    out = export(model, "blip2", tmp_path / "blip2")
+    done = processes.python(PROCESSED, tmp_path, out, tmp_path / "picture.png", tmp_path / "made.pt")
+    assert done.returncode == 0, done.stderr
+    kind, given, ids = torch.load(tmp_path / "made.pt")
+    assert kind == "Blip2Processor"
+    bot = minichat.load(model, device="cpu", dtype="float32")
+    pixels = bot.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(given["pixel_values"], pixels, rtol=0, atol=1e-5)
+    slots, words = bot.processor.num_image_tokens, given["input_ids"][0, bot.processor.num_image_tokens :]
+    assert set(given["input_ids"][0, :slots].tolist()) == {
+        json.loads((out / "config.json").read_text())["image_token_index"]
+    }
+    ours = torch.cat([torch.full((1, slots), bot.processor.image_token_id), words[None]], 1)
+    written = bot.model.generate(input_ids=ours, pixel_values=pixels, max_new_tokens=8, do_sample=False)
+    assert ids[0, -8:].tolist() == written[0, -8:].tolist()
+
+
 def test_blip2_needs_a_qformer(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="'merges' has no Q-Former"):
         export(str(models["merges"]), "blip2", tmp_path / "out")

@@ -174,13 +174,13 @@ def export_minichat(model: str, out: Path, dtype: str | None = None, without_llm
 
 
 def export_blip2(model: str, out: Path) -> Path:
-    """A folder that `transformers.Blip2ForConditionalGeneration` loads, with no code of ours.
+    """A folder that `transformers.Blip2ForConditionalGeneration` and `AutoProcessor` load, with no code of ours.
 
-    Its logits are this model's in the columns of the vocabulary. BLIP-2 looks its slots up in the embedding, so one row
-    is added for them where the LLM has none; it is never generated. What we call `ln_vision` has transformers' eps of
-    1e-6 there, not 1e-5.
+    Its logits are this model's in the columns of the vocabulary. BLIP-2 looks its slots up in the embedding, under the
+    id of the token `<image>`: the tokenizer's next one, for which a row is added where the LLM has none. It is never
+    generated. What we call `ln_vision` has transformers' eps of 1e-6 there, not 1e-5.
     """
-    from transformers import AutoTokenizer, Blip2Config, GenerationConfig
+    from transformers import Blip2Config, GenerationConfig
 
     from minichat.weights.checkpoint_io import write_tensors
 
@@ -188,7 +188,9 @@ def export_blip2(model: str, out: Path) -> Path:
     folder, config = held.folder, held.config
     if config.bridge_config.kind != "qformer":
         raise ModelError(f"{folder.name!r} has no Q-Former, which BLIP-2 needs: export its projection instead.")
-    rows = config.image_token_index + 1 - config.text_config.vocab_size
+    processor = _blip2_processor(folder, config)
+    slot = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    rows = slot + 1 - config.text_config.vocab_size
     grown = _vocabulary_tensors(held.network) if rows > 0 else set()
     entries = [
         held.entry(name, _renamed(name), lambda tensor: _with_rows(tensor, rows))
@@ -202,19 +204,32 @@ def export_blip2(model: str, out: Path) -> Path:
         qformer_config=config.bridge_config.qformer.to_dict(),
         text_config=text,
         num_query_tokens=config.bridge_config.num_query_tokens,
-        image_token_index=config.image_token_index,
+        image_token_index=slot,
         architectures=["Blip2ForConditionalGeneration"],
     )
     with quiet():
         generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    generation.suppress_tokens = [config.image_token_index]
+    generation.suppress_tokens = [slot]
     with new_folder(out, ModelError) as made:
         write_tensors(made, entries)
         theirs.save_pretrained(made)
         generation.save_pretrained(made)
-        tokenizer.save_pretrained(made)
+        with quiet():
+            processor.save_pretrained(made)
     return out
+
+
+def _blip2_processor(folder: Path, config: MiniChatConfig) -> Any:
+    """BLIP-2's own, which makes of a picture the same pixels as ours; its tokenizer has one more token, `<image>`."""
+    from transformers import Blip2Processor, BlipImageProcessor
+
+    from minichat.prompt.processor import MiniChatProcessor
+
+    with quiet():
+        ours = MiniChatProcessor.from_pretrained(folder, local_files_only=True)
+        pixels = ours.image_processor
+        shown = BlipImageProcessor(size=pixels.size, image_mean=pixels.image_mean, image_std=pixels.image_std)
+        return Blip2Processor(shown, ours.tokenizer, num_query_tokens=config.num_image_tokens)
 
 
 def export_llm(model: str, out: Path) -> Path:

@@ -1,0 +1,294 @@
+"""`minichat serve` under load, beside plain transformers behind a lock: `python -m benchmarks.serve --size medium`.
+
+Each server is a process of its own with the same weights, and so are the clients. 1, 8 and 32 clients stream replies of
+mixed lengths, half of them about a picture; the servers take turns for each number of clients. What counts is seen by
+the clients: requests and tokens in a second, and the time to a reply's first words.
+
+`--vllm PATH` adds `vllm serve`, PATH being the program in an environment that has `minichat[vllm]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import platform
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+
+NAME = "benchmark"
+PATH = "/v1/chat/completions"
+QUESTIONS = ("What is it?", "Describe it in detail, please.", "Tell me a story of two cats and a boat on the sea.")
+
+
+# --- The servers.
+
+
+def minichat_server(model: Path, port: int, dtype: str) -> list[str]:
+    options = ["--model", str(model), "--port", str(port), "--dtype", dtype, "--name", NAME, "--device", "cpu"]
+    return [sys.executable, "-m", "minichat", "serve", *options]
+
+
+def locked_server(model: Path, port: int, dtype: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.serve", "--locked", str(model), str(port), dtype]
+
+
+def vllm_server(program: str, model: Path, port: int, dtype: str) -> list[str]:
+    options = ["--port", str(port), "--dtype", dtype, "--served-model-name", NAME, "--max-num-seqs", "32"]
+    return [program, "serve", str(model), *options]
+
+
+def serve_locked(model: Path, port: int, dtype: str) -> None:
+    """What many do: transformers' `generate` with a streamer, one request after another."""
+    import minichat
+    from minichat.prompt.conversation import Conversation
+
+    bot, lock = minichat.load(model, device="cpu", dtype=dtype), threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.send_header("Connection", "close")
+            self.end_headers()
+            conversation = Conversation.from_messages(asked["messages"])
+            with lock:
+                batch = bot.processor.batch([bot.processor.render(conversation, add_generation_prompt=True)])
+                written = Streamer(self)
+                bot.model.generate(
+                    **batch, max_new_tokens=asked["max_tokens"], do_sample=False, streamer=written, eos_token_id=None
+                )
+            self.send({"choices": [], "usage": {"completion_tokens": written.tokens}})
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def send(self, content: Any) -> None:
+            self.wfile.write(b"data: " + json.dumps(content).encode() + b"\n\n")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    class Streamer:
+        """Sends each token's text; the first call has the prompt."""
+
+        def __init__(self, handler: Handler) -> None:
+            self._handler, self._ids, self.tokens = handler, list[int](), -1
+            self._shown = ""
+
+        def put(self, ids: Any) -> None:
+            self.tokens += 1
+            if self.tokens == 0:
+                return
+            self._ids += ids.flatten().tolist()
+            text = bot.processor.content_tokenizer.decode(self._ids)
+            self._handler.send({"choices": [{"delta": {"content": text[len(self._shown) :] or " "}}]})
+            self._shown = text
+
+        def end(self) -> None:
+            pass
+
+    ThreadingHTTPServer.request_queue_size = 128
+    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int) -> Iterator[str]:
+    """A server's address, once it answers."""
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        program = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while True:
+                with contextlib.suppress(httpx.HTTPError):
+                    if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
+                        break
+                if program.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(log.read().decode()[-3000:])
+                time.sleep(0.2)
+            yield url
+        finally:
+            program.terminate()
+            program.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- The clients, in a process of their own.
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a client sees of one reply: seconds to its first words and to its end, and its tokens."""
+
+    first: float
+    whole: float
+    tokens: int
+
+
+def picture(number: int) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.effect_noise((224, 224), 20 + number).convert("RGB").save(file, "JPEG")
+    address = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return {"type": "image_url", "image_url": {"url": address}}
+
+
+def question(number: int) -> dict[str, Any]:
+    text = {"type": "text", "text": f"{number}. {QUESTIONS[number % len(QUESTIONS)]}"}
+    return {"role": "user", "content": [picture(number), text] if number % 2 else [text]}
+
+
+def length(chance: random.Random) -> int:
+    return min(64, max(8, round(chance.lognormvariate(3.2, 0.5))))
+
+
+async def ask(client: httpx.AsyncClient, messages: list[Any], tokens: int) -> tuple[Seen, str]:
+    body = {"model": NAME, "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    began, first, text, used = time.perf_counter(), math.nan, "", 0
+    async with client.stream("POST", PATH, json=body) as answer:
+        if answer.status_code != 200:
+            raise SystemExit((await answer.aread()).decode())
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            if event["choices"] and (piece := event["choices"][0]["delta"].get("content")):
+                first = time.perf_counter() - began if math.isnan(first) else first
+                text += piece
+            used = (event.get("usage") or {}).get("completion_tokens", used)
+    whole = time.perf_counter() - began
+    return Seen(whole if math.isnan(first) else first, whole, used), text
+
+
+async def load(url: str, clients: int, each: int, seed: int) -> tuple[float, list[Seen]]:
+    """Seconds until all clients have had their replies, and what they saw."""
+    numbers = iter(range(seed * 10_000, (seed + 1) * 10_000))
+    chance = random.Random(seed)
+    async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:
+
+        async def one(asked: list[tuple[int, int]]) -> list[Seen]:
+            return [(await ask(client, [question(number)], tokens))[0] for number, tokens in asked]
+
+        plans = [[(next(numbers), length(chance)) for _ in range(each)] for _ in range(clients)]
+        began = time.perf_counter()
+        seen = await asyncio.gather(*(one(plan) for plan in plans))
+        return time.perf_counter() - began, [each for some in seen for each in some]
+
+
+async def coming_back(url: str, seed: int, turns: int = 6) -> tuple[float, float]:
+    """Seconds to the first words of a conversation of several turns and two pictures, and of its next turn."""
+    messages: list[dict[str, Any]] = []
+    for turn in range(turns):
+        about = f"{QUESTIONS[turn % len(QUESTIONS)]} This is conversation {seed}. " * 4
+        parts = [picture(seed + turn)] if turn in (0, 2) else []
+        messages.append({"role": "user", "content": [*parts, {"type": "text", "text": about}]})
+        messages.append({"role": "assistant", "content": f"It is number {turn}, as far as I can see. " * 4})
+    async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:
+        first, text = await ask(client, messages[:-1], 8)
+        more = [*messages[:-1], {"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
+        return first.first, (await ask(client, more, 8))[0].first
+
+
+def in_a_process(work: Any, *arguments: Any) -> Any:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_run, (work, arguments))
+
+
+def _run(work: Any, arguments: tuple[Any, ...]) -> Any:
+    return asyncio.run(work(*arguments))
+
+
+# --- The table.
+
+
+def row(name: str, clients: int, seconds: float, seen: list[Seen]) -> float:
+    firsts = sorted(each.first for each in seen)
+    tokens = sum(each.tokens for each in seen) / seconds
+    p50, p99 = statistics.median(firsts), firsts[min(len(firsts) - 1, math.ceil(0.99 * len(firsts)) - 1)]
+    print(
+        f"| {name} | {clients} | {len(seen) / seconds:.2f} | {1000 * p50:.0f} | {1000 * p99:.0f} | {tokens:.1f} |",
+        flush=True,
+    )
+    return tokens
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--locked"]:
+        serve_locked(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+        return
+    from benchmarks.random_model import SIZES, write_random_model
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--size", choices=SIZES, default="medium")
+    parser.add_argument("--model", type=Path, help="a folder that benchmarks.random_model has written")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--each", type=int, default=3, help="replies for each client")
+    parser.add_argument("--vllm", help="the program vllm of an environment that has minichat[vllm]")
+    arguments = parser.parse_args()
+    threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
+    print(f"{platform.processor() or platform.machine()}, {threads} threads, {arguments.dtype}, {arguments.size}")
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        model = arguments.model or write_random_model(arguments.size, Path(folder) / "model")
+        ports = [free_port() for _ in range(3)]
+        servers = {
+            "minichat serve": stack.enter_context(running(minichat_server(model, ports[0], arguments.dtype), ports[0])),
+            "transformers, locked": stack.enter_context(
+                running(locked_server(model, ports[1], arguments.dtype), ports[1])
+            ),
+        }
+        if arguments.vllm:
+            command = vllm_server(arguments.vllm, model, ports[2], arguments.dtype)
+            servers["vllm serve"] = stack.enter_context(running(command, ports[2]))
+        for url in servers.values():
+            in_a_process(load, url, 2, 1, 99)  # warms up
+        print("| server | clients | requests/s | first words p50, ms | p99, ms | tokens/s |\n|---|---|---|---|---|---|")
+        ratios = []
+        for clients in arguments.clients:
+            rates = {
+                name: row(name, clients, *in_a_process(load, url, clients, arguments.each, clients))
+                for name, url in servers.items()
+            }
+            times = [f"{rates['minichat serve'] / rate:.2f} times {name}'s" for name, rate in [*rates.items()][1:]]
+            ratios.append(f"{clients} clients: {', '.join(times)} tokens/s")
+        print("", *ratios, sep="\n", flush=True)
+        for name, url in servers.items():
+            found = [in_a_process(coming_back, url, 1000 * number) for number in range(1, 4)]
+            new, known = (statistics.median(each) for each in zip(*found, strict=True))
+            shown = f"{1000 * new:.0f} ms, when it comes back {1000 * known:.0f} ms: {new / known:.1f} times as fast"
+            print(f"{name}: the first words in a conversation {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
