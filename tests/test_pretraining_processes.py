@@ -42,7 +42,8 @@ def test_together_as_alone(together: list[Any], name: str) -> None:
     for share in shares:
         assert {key for key in share if key.startswith("grad.")} == gradients
         for key in gradients:
-            torch.testing.assert_close(share[key], alone[key], rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
+            near = max(1e-6, 1e-3 * float(alone[key].abs().max()))
+            torch.testing.assert_close(share[key], alone[key], rtol=1e-3, atol=near, msg=f"{name}: {key}")
 
 
 def test_shares_are_unlike(together: list[Any]) -> None:

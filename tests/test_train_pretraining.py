@@ -95,7 +95,7 @@ class TestAStep:
             return stage.loss(batch).item()
 
         stage.model.train()
-        assert len({round(at(step), 4) for step in range(32)}) > 2
+        assert len({at(step) for step in range(16)}) > 2
         assert at(3) == at(3)
         stage.model.eval()
         assert len({at(step) for step in range(8)}) == 1
