@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,11 @@ def theirs(folder: Path) -> Blip2ForConditionalGeneration:
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]
     model.vision_model.post_layernorm.eps = 1e-5
-    # Its slot takes a row of the vocabulary, whose logit is one more to choose from: let it be one that is there.
-    model.language_model.resize_token_embeddings(model.config.text_config.vocab_size - 1)
-    model.config.image_token_index = model.config.text_config.vocab_size - 2
+    # Where its slot takes a row more, that is one more logit to choose from: let it be one that is there.
+    own = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
+    if model.config.text_config.vocab_size > own:
+        model.language_model.resize_token_embeddings(own)
+        model.config.image_token_index = own - 1
     return model.eval()
 
 
