@@ -72,7 +72,7 @@ def bot(monkeypatch):
             raise ModelError("There is no model 'absent': check the name.")
         return fake
 
-    monkeypatch.setattr(import_module("minichat.inference.bot"), "load", load)  # `minichat.load` itself is the function
+    monkeypatch.setattr(import_module("minichat.inference.load"), "load", load)  # `minichat.load` is the function
     return fake
 
 
