@@ -33,6 +33,7 @@ from minichat.weights.known_models import (
     Repository,
     WholeModel,
     fetch_llm,
+    llm_at_hand,
     llm_is_here,
     packaged_folder,
 )
@@ -274,8 +275,9 @@ def _check_space(model: KnownModel, plan: _Plan) -> None:
 # --- Names that can be loaded: the built-in models, known published models, folders, hub ids.
 
 
-AUTO, TINY = "auto", "minichat-tiny"
-BUILT_IN = (TINY,)
+AUTO, SMALL, TINY = "auto", "minichat-small", "minichat-tiny"
+BUILT_IN = (SMALL, TINY)
+_PACKAGED = {SMALL: KNOWN_LLMS["smollm2-135m-instruct"]}  # of a built-in model, the LLM that comes from a package
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
 ASSETS = Path(str(resources.files("minichat"))) / "assets"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")  # of a repository; nothing that could run
@@ -322,13 +324,13 @@ def _is_whole(folder: Path) -> bool:
 
 
 def default_model() -> str:
-    """The built-in model that "auto" means."""
-    return TINY
+    """The built-in model that "auto" means: minichat-small where its LLM is on this machine, else minichat-tiny."""
+    return SMALL if llm_at_hand(_PACKAGED[SMALL]) else TINY
 
 
 def llm_of(name: str) -> PackagedLlm | None:
     """The packaged LLM that a named vision side stands before; None for all other models."""
-    return KNOWN_LLMS[JOINED[name].llm] if name in JOINED else None
+    return KNOWN_LLMS[JOINED[name].llm] if name in JOINED else _PACKAGED.get(name)
 
 
 def joined_config(model: Joined) -> MiniChatConfig:
@@ -440,10 +442,13 @@ def hint() -> str:
 
 
 def _built_in(name: str) -> Entry:
-    folder = find(name)
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    folder, llm = find(name), llm_of(name)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     config = MiniChatConfig.from_pretrained(folder, local_files_only=True)
-    return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
+    if llm is None:
+        return Entry(name, True, config.template, _OWN_LICENCE, (), 0, size, _memory(config))
+    licence, disk, parts = f"{_OWN_LICENCE}, {llm.licence}", size + llm.folder, _llm(llm).parts
+    return Entry(name, llm_is_here(llm), config.template, licence, parts, llm.size, disk, _memory(config))
 
 
 def _finder(name: str) -> Entry:
