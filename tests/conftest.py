@@ -18,6 +18,7 @@ import pytest
 from hypothesis import settings
 
 import tests.seeds  # noqa: F401 (shifts them)
+from minichat.weights.hub import home
 
 # The everyday suite tries the same examples each time, so that a red run is a change's doing;
 # HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -29,6 +30,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+REAL_HOME = home()  # of the user, before tests have one of their own
 
 
 def reference_folders() -> list[Path]:

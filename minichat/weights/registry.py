@@ -33,7 +33,6 @@ from minichat.weights.known_models import (
     Repository,
     WholeModel,
     fetch_llm,
-    llm_at_hand,
     llm_is_here,
     packaged_folder,
 )
@@ -276,7 +275,7 @@ def _check_space(model: KnownModel, plan: _Plan) -> None:
 
 
 AUTO, SMALL, TINY = "auto", "minichat-small", "minichat-tiny"
-BUILT_IN = (SMALL, TINY)
+BUILT_IN = (TINY, SMALL)
 _PACKAGED = {SMALL: KNOWN_LLMS["smollm2-135m-instruct"]}  # of a built-in model, the LLM that comes from a package
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
 ASSETS = Path(str(resources.files("minichat"))) / "assets"
@@ -324,8 +323,8 @@ def _is_whole(folder: Path) -> bool:
 
 
 def default_model() -> str:
-    """The built-in model that "auto" means: minichat-small where its LLM is on this machine, else minichat-tiny."""
-    return SMALL if llm_at_hand(_PACKAGED[SMALL]) else TINY
+    """The built-in model that "auto" means."""
+    return TINY
 
 
 def llm_of(name: str) -> PackagedLlm | None:
