@@ -37,9 +37,9 @@ def reference_folders() -> list[Path]:
     named = os.environ.get("MINICHAT_REFERENCE")
     if named is not None:
         return [Path(folder) for folder in named.split(os.pathsep) if folder]
-    shared = ROOT.parent / "shared"
-    places = (ROOT / "tests" / "reference", shared / "reference", shared / "reference-family")
-    return [folder for folder in places if folder.is_dir()]
+    return [
+        folder for folder in (ROOT / "tests" / "reference", ROOT.parent / "shared" / "reference") if folder.is_dir()
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,8 @@ cli.main()
 
 
 class FakeBot:
+    name = "fake"
+
     def __init__(self) -> None:
         self.calls: list[dict] = []
         self.chats: list[dict] = []
@@ -72,7 +74,7 @@ def bot(monkeypatch):
             raise ModelError("There is no model 'absent': check the name.")
         return fake
 
-    monkeypatch.setattr(import_module("minichat.inference.load"), "load", load)  # `minichat.load` is the function
+    monkeypatch.setattr(import_module("minichat.inference.bot"), "load", load)  # `minichat.load` itself is the function
     return fake
 
 
@@ -130,6 +132,7 @@ COMMANDS = [
     ["export"],
     ["models"],
     ["doctor"],
+    ["teach"],
     ["train"],
     ["evaluate"],
     ["data"],

@@ -19,7 +19,7 @@ import minichat
 from benchmarks.loading import FORMS, Loaded, load_here
 from benchmarks.random_model import write_random_model
 from minichat.errors import ModelError, SettingsError
-from minichat.inference.load import load
+from minichat.inference.bot import load
 from minichat.weights import registry
 from minichat.weights.checkpoint_io import largest
 from minichat.weights.convert import convert

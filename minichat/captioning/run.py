@@ -69,6 +69,8 @@ class Captioner:
 
         Raises `MiniChatError` for what concerns every picture alike, such as a setting.
         """
+        from minichat.inference.bot import CAPTION_PROMPT
+
         chosen = GenerationSettings().updated(**self._settings)
         jobs = iter(jobs)
         if not getattr(self._bot, "writes_together", lambda _: False)(chosen):
@@ -76,7 +78,7 @@ class Captioner:
                 yield from self.caption(part)
             return
         asked = (
-            ([job.picture], self._bot.caption_prompt if job.prompt is None else job.prompt, _seeded(chosen, job.seed))
+            ([job.picture], CAPTION_PROMPT if job.prompt is None else job.prompt, _seeded(chosen, job.seed))
             for job in jobs
         )
         for one in self._bot.captions(asked, self.batch_size):
@@ -246,11 +248,13 @@ class Run:
 
     def check_model(self, requested: str, name: str, bot: MiniChat) -> None:
         """Note the model, or refuse another than the run was begun with. Raises `DataError`."""
+        from minichat.inference.bot import CAPTION_PROMPT
+
         weights, dtype = weights_of(bot)
         now = {"requested": requested, "name": name, "weights": weights, "dtype": dtype}
         before = self.journal.fact("model")
         if before is None:
-            self.journal.note(model=now, prompt=bot.caption_prompt, defaults=asdict(GenerationSettings()))
+            self.journal.note(model=now, prompt=CAPTION_PROMPT, defaults=asdict(GenerationSettings()))
         elif before["dtype"] != dtype:
             raise DataError(
                 f"{self._name()} was begun in {before['dtype']}, and the model is now in {dtype}: say --dtype "
@@ -263,7 +267,7 @@ class Run:
                 "another --out."
             )
 
-        if self.journal.fact("prompt") != bot.caption_prompt:
+        if self.journal.fact("prompt") != CAPTION_PROMPT:
             self.own_prompt = self.journal.fact("prompt")
 
     def _settings(self) -> dict[str, Any]:

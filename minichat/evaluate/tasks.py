@@ -258,26 +258,19 @@ class OwnQuestion:
 
 @dataclass(frozen=True)
 class OwnQuestions:
-    """The questions of a user's files. `prompt`: how each is put, with "{question}" in it; None: as in a chat.
-
-    `candidates`: the answers of which the likeliest is taken; none: what the model writes.
-    """
+    """The questions of a user's files. `prompt`: how each is put, with "{question}" in it."""
 
     items: tuple[OwnQuestion, ...]
-    prompt: str | None = None
-    candidates: tuple[str, ...] = ()
+    prompt: str = "{question}"
 
     def content(self) -> Iterator[str]:
-        yield self.prompt or "{question}"
-        yield from self.candidates
+        yield self.prompt
         for item in self.items:
             yield json.dumps([item.name, item.text, item.answers])
 
     def take(self, teller: Teller) -> Outcome:
-        put, spelled = self.prompt or "{question}", self.prompt is not None
-        asks = [Ask(put.replace("{question}", item.text), item.pictures, spelled=spelled) for item in self.items]
-        told = teller.choices(asks, self.candidates) if self.candidates else teller.replies(asks, QUESTION_TOKENS)
-        replies = [reply.text for reply in told]
+        asks = [Ask(self.prompt.replace("{question}", item.text), item.pictures) for item in self.items]
+        replies = [reply.text for reply in teller.replies(asks, QUESTION_TOKENS)]
         records = [
             {"picture": item.name, "kind": item.kind, "question": item.text, "answers": list(item.answers),
              "reply": reply, "accuracy": accuracy(reply, item.answers), "within": within(reply, item.answers)}
@@ -317,9 +310,7 @@ class OwnCaptions:
             yield json.dumps([item.name, item.references])
 
     def take(self, teller: Teller) -> Outcome:
-        replies = teller.replies(
-            [Ask(self.prompt, (item.picture,), spelled=True) for item in self.items], CAPTION_TOKENS
-        )
+        replies = teller.replies([Ask(self.prompt, (item.picture,)) for item in self.items], CAPTION_TOKENS)
         figures = wording_figures(replies, [item.references for item in self.items])
         records: list[dict[str, Any]] = [
             {"picture": item.name, "reply": reply.text, "references": list(item.references)}

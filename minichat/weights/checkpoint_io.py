@@ -345,19 +345,16 @@ class Stream:
         self._as_stored = as_stored
         self._change = change
 
-    def add(self, path: Path, prefix: str = "", names: Iterable[str] | None = None, inner: str = "") -> None:
-        """Take in a file's tensors, or these of them. `inner`: in the file, all their names begin so.
-
-        Raises `ModelError`, naming the file, for one that is damaged.
-        """
+    def add(self, path: Path, prefix: str = "", names: Iterable[str] | None = None) -> None:
+        """Take in a file's tensors, or these of them. Raises `ModelError`, naming the file, for one that is damaged."""
         mapped = read_checkpoint(path).raw
         read = safe_open(path, framework="pt", backend="pread") if path.suffix == ".safetensors" else None
         for name in mapped if names is None else names:
-            value = mapped[inner + name]
-            check_float(path.name, inner + name, value)
+            value = mapped[name]
+            check_float(path.name, name, value)
             stays = self._as_stored(prefix + name) and _stored_as(value) == _STORED[self._dtype]
             if read is not None and not stays:
-                value = read.get_slice(inner + name)
+                value = read.get_slice(name)
             self.tensors[prefix + name] = StoredTensor(value, prefix + name, self)
 
     def changed(self, name: str, tensor: Tensor) -> Tensor:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.errors import ModelError
 from minichat.fileio import new_folder, write_json
-from minichat.weights.adapter import copy_adapter, trained_adapter
 from minichat.weights.checkpoint_io import of_facts
 from minichat.weights.hub import HUB_ID, check_header, read_json, weight_files
-from minichat.weights.known_models import JOINED, KNOWN, WHOLE
-from minichat.weights.llm import RECORD, RECORDED, hashes
+from minichat.weights.known_models import JOINED, KNOWN
+from minichat.weights.llm import RECORD, RECORDED, copy_adapter, hashes, trained_adapter
 from minichat.weights.registry import BUILT_IN, find
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ class Projection:
 
 
 def _is_known(name: str) -> bool:
-    return name in BUILT_IN or name in JOINED or name in KNOWN or name in WHOLE
+    return name in BUILT_IN or name in JOINED or name in KNOWN
 
 
 def vision_source(name: str) -> str:
@@ -257,8 +256,7 @@ def _reference(name: str, folder: Path) -> dict[str, str]:
         return {"name": name}
     if not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name):
         return {"id": name}
-    given = Path(name).expanduser()  # of a BLIP-2 the folder of transformers', not what was made of it
-    return {"path": str((given if given.is_dir() else folder).resolve())}
+    return {"path": str(folder.resolve())}
 
 
 # --- `--verify`: hashes of all that the weights hold, where a fingerprint is of the first 64 KiB of each tensor.

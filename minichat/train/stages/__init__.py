@@ -36,7 +36,6 @@ OF_A_MODEL = (
     "model.vision_dtype",
     "data.template",
     "data.max_reply_length",
-    "data.max_question_length",
     "data.feature_cache",
 )
 

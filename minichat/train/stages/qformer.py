@@ -21,7 +21,7 @@ from minichat.model import loss as gathering
 from minichat.model.config import PretrainingConfig
 from minichat.model.loss import ProcessGroup, set_trainable
 from minichat.model.qformer_pretrain import QFormerPretraining
-from minichat.prompt.image_processor import MiniChatImageProcessor
+from minichat.prompt.processor import MiniChatImageProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.tokenizer import read_wordpiece, tokenize
 from minichat.train.checkpoint import TRAINING, seed_of_all, trained
@@ -216,7 +216,6 @@ class Pretraining(Stage):
         "model.gradient_checkpointing",
         "data.template",
         "data.max_reply_length",
-        "data.max_question_length",
     )
     joined: ClassVar[bool] = True
 
