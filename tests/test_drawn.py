@@ -154,5 +154,5 @@ def test_each_word_of_a_description_is_one_piece() -> None:
 
 
 def test_a_vocabulary_that_is_too_small_is_refused() -> None:
-    with pytest.raises(SettingsError, match="vocabulary is 400"):
+    with pytest.raises(SettingsError, match=r"vocab_size is 400"):
         train_tokenizer(400, "minigpt-v2")

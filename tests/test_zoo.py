@@ -477,8 +477,8 @@ def test_a_name_that_is_not_known_lists_what_is_close() -> None:
         ("tiny", "did you mean 'minichat-tiny'"),
         (
             "xyz",
-            "minichat-tiny, minichat-small, minichat-tiny-stage1, smollm2-135m-instruct, minigpt4-vicuna-7b, minigpt4-vicuna-13b, "
-            "minigpt4-llama2-7b",
+            "minichat-tiny, minichat-small, minichat-tiny-stage1, smollm2-135m-instruct, minigpt4-vicuna-7b, "
+            "minigpt4-vicuna-13b, minigpt4-llama2-7b",
         ),
         ("", "minichat-tiny, minichat-small, minichat-tiny-stage1, smollm2-135m-instruct, minigpt4-vicuna-7b, "),
     ]:

@@ -168,7 +168,7 @@ def seconds_left(run: Run) -> float:
             seconds = time.monotonic() - began
     finally:
         run.optimizer.zero_grad()
-    run.metrics.flops_per_token = flops / heaviest["attention_mask"].numel()
+    run.metrics.flops_per_token = flops / max(1, heaviest["attention_mask"].numel())  # a share may hold no row
     mean = run.data.tokens_of_a_step or sum(tokens_of(some) for some in batches) * run.group.count
     return seconds * mean / run.group.count / max(1, tokens_of(heaviest)) * (run.steps - run.state.step)
 
