@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from minichat import images
+import minichat.images as images
 from minichat.captioning.formats import Beside, Coco, Parquet, Shards
 from minichat.captioning.journal import Shape, needs_caption, read_prompts
 from minichat.captioning.outputs import Csv, JsonLines, Output, append, format_of
