@@ -28,6 +28,8 @@ class ServedConfig(MiniChatConfig):
             )
         if self.is_encoder_decoder:
             raise ModelError("Its LLM is an encoder-decoder, which vLLM does not serve.")
+        if self.bridge_config.instructed:
+            raise ModelError("Its Q-Former reads the question with each picture, which vLLM does not hand over.")
         self.tie_word_embeddings = self.text_config.tie_word_embeddings  # vLLM takes the whole model's for the LLM's
         self.stored_vocabulary = getattr(self, "stored_vocabulary", None) or self.text_config.vocab_size
         self.text_config.vocab_size = max(self.stored_vocabulary, self.image_token_index + 1)
