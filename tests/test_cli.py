@@ -394,6 +394,7 @@ def test_serve_takes_its_key_from_a_file_or_the_environment(bot, monkeypatch, tm
     from minichat.serve import app, server
 
     seen = []
+    bot.name = "tiny"
     monkeypatch.setattr(app, "build_app", lambda bot, **options: seen.append(options))
     monkeypatch.setattr(server, "serve", lambda app, listening: listening.close())
     monkeypatch.delenv("MINICHAT_API_KEY", raising=False)
