@@ -45,6 +45,8 @@ cli.main()
 
 
 class FakeBot:
+    caption_prompt = "Describe it."
+
     def __init__(self) -> None:
         self.calls: list[dict] = []
         self.chats: list[dict] = []
@@ -130,6 +132,7 @@ COMMANDS = [
     ["export"],
     ["models"],
     ["doctor"],
+    ["teach"],
     ["train"],
     ["evaluate"],
     ["data"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from captioning import Bot, paint, run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minichat.errors import PromptError
@@ -16,6 +16,7 @@ from minichat.prompt.boxes import GROUNDING, TASKS, Box, parse
 hundredths = st.tuples(st.integers(0, 100), st.integers(0, 100)).map(sorted)
 
 
+@settings(deadline=None)
 @given(across=hundredths, down=hundredths, words=st.text("abc <>{}[]p/\n", max_size=12))
 def test_a_box_comes_back(across: list[int], down: list[int], words: str) -> None:
     box = Box(across[0] / 100, down[0] / 100, across[1] / 100, down[1] / 100)
