@@ -30,6 +30,8 @@ import os, sys, time
 from minichat import cli
 
 class Bot:
+    caption_prompt = "Describe it."
+
     def caption(self, pictures, prompt=None, batch_size=8, **settings):
         print("captioning", file=sys.stderr, flush=True)
         time.sleep(float(os.environ.get("SLOW", "0")))
