@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minichat import images
 from minichat.captioning.journal import Journal, Planned, Result, Shape, filled
 from minichat.captioning.outputs import Output
 from minichat.captioning.sources import MISSING, OPENERS, Seen, Sources, ahead
@@ -363,12 +364,12 @@ class Run:
         if seed is not None:
             settings.pop("seed", None)
         captioner = Captioner(bot, batch_size, settings)
-        side = _side_of(bot)
+        fit = _fit_of(bot)
         todo = itertools.islice(self.journal.todo(len(self.asked.prompts)), limit)
         done: list[Result] = []
         noted = time.monotonic()
         with ThreadPoolExecutor(OPENERS) as pool:
-            seen = ahead(pool, todo, side)
+            seen = ahead(pool, todo, fit)
             items = (item for planned, picture in seen for item in self._looked_at(planned, picture, seed))
             while window := list(itertools.islice(items, _WINDOW * batch_size)):
                 for result in _captioned(window, captioner):
@@ -468,7 +469,7 @@ def weights_of(bot: Any) -> tuple[str, str]:
     whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) <= _WHOLE
     silent = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
     config = {name: value for name, value in model.config.to_dict().items() if name not in silent}
-    said = json.dumps([config, bot.processor.image_processor.size], sort_keys=True, default=str)
+    said = json.dumps([config, bot.processor.image_processor.to_dict()], sort_keys=True, default=str)
     digest = hashlib.sha256(f"{fingerprint(tensors.items(), whole)} {said}".encode()).hexdigest()
     return digest, str(model.dtype).removeprefix("torch.")
 
@@ -478,10 +479,10 @@ def journal_of(out: Path) -> Path:
     return out.absolute().with_name(f".{out.name}.run")
 
 
-def _side_of(bot: Any) -> int | None:
-    """The side of the pictures that the model sees; None where that is not known."""
+def _fit_of(bot: Any) -> images.Fit | None:
+    """How the model's pictures become squares; None where that is not known."""
     processor = getattr(bot, "processor", None)
-    return None if processor is None else int(processor.image_processor.size["height"])
+    return None if processor is None else processor.image_processor.fit
 
 
 def _seed_of(seed: int, content: str | None) -> int:
