@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from benchmarks.screenshot import (
     replies,
     wait_for_reply,
 )
+from tests.browsing import NOTHING, until, watch
 
 pytestmark = [
     pytest.mark.browser,
@@ -94,36 +95,6 @@ def scripted() -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def fake(scripted: Running) -> tuple[FakeBot, str]:
     return scripted.page.sessions.new_chat.__self__, scripted.url
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until it is so."""
-    end = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def watch(page: Any) -> dict[str, list[str]]:
-    """What must not happen while a page is used: errors, dialogs, and requests to anywhere else."""
-    seen: dict[str, list[str]] = {"errors": [], "dialogs": [], "elsewhere": []}
-    host = page.url.split("/")[2]
-
-    def dialog(shown: Any) -> None:
-        seen["dialogs"].append(shown.message)
-        shown.dismiss()
-
-    def request(sent: Any) -> None:
-        if not sent.url.startswith(("data:", "blob:")) and sent.url.split("/")[2] != host:
-            seen["elsewhere"].append(sent.url)
-
-    page.on("pageerror", lambda error: seen["errors"].append(str(error)))
-    page.on("dialog", dialog)
-    page.on("request", request)
-    return seen
-
-
-NOTHING: dict[str, list[str]] = {"errors": [], "dialogs": [], "elsewhere": []}
 
 
 def test_a_person_talks_about_a_picture(served, browser):
