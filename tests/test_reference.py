@@ -79,7 +79,7 @@ class TestMiniGPT4:
     def stage(cls, case: MiniGPT4Case) -> Finetune:
         """The trainer's own stage, spelling prompts as the original's training did, and cutting replies as it did."""
         data = DataConfig(
-            (Source("none"),), template=case.facts["training_template"], max_reply_tokens=case.facts["max_txt_len"]
+            (Source("none"),), template=case.facts["training_template"], max_reply_length=case.facts["max_txt_len"]
         )
         config = Config(model=ModelConfig(str(case.out), device="cpu", dtype="float32"), data=data)
         return Finetune(config, torch.device("cpu"))

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -154,7 +153,6 @@ def _failure(error: Exception) -> str:
 
 _AT_ONCE = 500  # pictures that are noted together in the plan
 _WINDOW = 8  # batches of pictures that are opened together; in each, where a caption ends the next begins
-_UNNOTED = 0.5  # seconds that a result may wait for others, to be noted with them
 _WHOLE = 2**30  # bytes of weights that are hashed whole; of more the beginning of each tensor
 
 
@@ -370,16 +368,15 @@ class Run:
         side = _side_of(bot)
         todo = itertools.islice(self.journal.todo(len(self.asked.prompts)), limit)
         done: list[Result] = []
-        noted = time.monotonic()
         with ThreadPoolExecutor(OPENERS) as pool:
             seen = ahead(pool, todo, side)
             items = (item for planned, picture in seen for item in self._looked_at(planned, picture, seed))
             while window := list(itertools.islice(items, _WINDOW * batch_size)):
-                for result in _captioned(window, captioner):
+                for result, written in _captioned(window, captioner):
                     done.append(result)
-                    if len(done) >= batch_size or time.monotonic() - noted > _UNNOTED:
+                    if written:  # at once, so that a kill costs what is being written and no more
                         yield from self._note(done)
-                        done, noted = [], time.monotonic()
+                        done = []
                 yield from self._note(done)
                 done = []
         self.output.finish(self.journal)
@@ -447,15 +444,15 @@ class Run:
             yield one
 
 
-def _captioned(items: Sequence[tuple[Result, Job | None]], captioner: Captioner) -> Iterator[Result]:
-    """The results in order, each as soon as its caption is there."""
+def _captioned(items: Sequence[tuple[Result, Job | None]], captioner: Captioner) -> Iterator[tuple[Result, bool]]:
+    """The results in order, each as soon as its caption is there; and whether one was written for it."""
     outcomes = captioner.outcomes(job for _, job in items if job is not None)
     for result, job in items:
         if job is None:
-            yield result
+            yield result, False
         else:
             outcome = next(outcomes)
-            yield replace(result, caption=outcome.caption, error=outcome.error, cut=outcome.cut)
+            yield replace(result, caption=outcome.caption, error=outcome.error, cut=outcome.cut), True
 
 
 def weights_of(bot: Any) -> tuple[str, str]:
