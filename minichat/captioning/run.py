@@ -68,14 +68,14 @@ class Captioner:
 
         Raises `MiniChatError` for what concerns every picture alike, such as a setting.
         """
-        from minichat.inference.bot import CAPTION_PROMPT
-
         chosen = GenerationSettings().updated(**self._settings)
         jobs = iter(jobs)
         if not getattr(self._bot, "writes_together", lambda _: False)(chosen):
             while part := list(itertools.islice(jobs, self.batch_size)):
                 yield from self.caption(part)
             return
+        from minichat.inference.bot import CAPTION_PROMPT
+
         asked = (
             ([job.picture], CAPTION_PROMPT if job.prompt is None else job.prompt, _seeded(chosen, job.seed))
             for job in jobs
