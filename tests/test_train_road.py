@@ -283,7 +283,7 @@ def test_contrast_of_pictures_without_captions_is_none() -> None:
     network = VisionNetwork(NewVision(image_size=32, patch_size=8, width=24, layers=1, heads=2))
     states = network.states(torch.rand(2, 3, 32, 32))
     nothing = torch.zeros(2, 1, dtype=torch.int64)
-    assert float(network.contrast(states, nothing, nothing.bool())) == 0
+    assert float(network.contrast(states, nothing, nothing.bool(), nothing.nonzero()[:, 0])) == 0
 
 
 def test_muon_where_no_layers_matrix_trains_is_refused() -> None:

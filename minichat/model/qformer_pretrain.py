@@ -307,7 +307,7 @@ class QFormerPretraining(Blip2PreTrainedModel):
             to_texts, to_images, own = self._contrast(queries, input_ids, attention_mask, image_ids)
             if "itc" in wanted:
                 itc = self._contrastive_loss(to_texts, to_images, own)
-            if negatives is None:
+            if "itm" in wanted and negatives is None:
                 negatives = hard_negatives(to_texts.detach(), to_images.detach(), own, seed, places)
         if "itm" in wanted and negatives is not None:
             itm = self._matching_loss(patches, input_ids, attention_mask, *negatives)

@@ -179,10 +179,12 @@ class VisionNetwork(nn.Module):
         states: Tensor = self.norm(self.vision_model(pixel_values=pixels).last_hidden_state)
         return states
 
-    def contrast(self, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """The loss of finding each picture's caption among the others' and the other way round, summed over both."""
-        known = mask.any(-1)  # pictures of no drawn shapes have no caption
-        if not known.any():
+    def contrast(self, states: Tensor, ids: Tensor, mask: Tensor, known: Tensor) -> Tensor:
+        """The loss of finding each picture's caption among the others' and the other way round, summed over both.
+
+        `known` (K,) are the pictures that have a caption: those of no drawn shapes have none.
+        """
+        if not len(known):
             return states.new_zeros((), dtype=torch.float32)
         told = self.words(ids[known]) + self.places.weight[: ids.shape[1]]
         read = self.text(told, src_key_padding_mask=~mask[known])[:, 0]
@@ -227,7 +229,10 @@ class Vision(Stage):
         return Row(ids, ids, (picture,), example.where)
 
     def collate(self, rows: Sequence[Row]) -> Batch:
-        """Rows → `pixel_values` (B, 3, S, S), captions `input_ids`, `attention_mask` (B, T), and `labels`."""
+        """Rows → `pixel_values` (B, 3, S, S), captions `input_ids`, `attention_mask` (B, T), and `labels`.
+
+        `captioned` (K,) are the rows that have a caption.
+        """
         longest = max(1, *(len(row.ids) for row in rows))
         ids = np.zeros((len(rows), longest), np.int64)
         mask = np.zeros((len(rows), longest), np.int64)
@@ -239,6 +244,7 @@ class Vision(Stage):
         return {
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(mask),
+            "captioned": torch.from_numpy(np.flatnonzero(mask.any(-1))),  # worked out here: a GPU is not waited for
             "pixel_values": images.to_pixels([picture.open() for picture in pictures], side),
             **{name: torch.from_numpy(np.stack([one[name] for one in targets])) for name in targets[0]},
         }
@@ -252,7 +258,8 @@ class Vision(Stage):
         states = self.model.states(batch["pixel_values"])
         loss: Tensor = self.model.heads(states, batch)
         if self._sizes.contrastive_weight:
-            told = self.model.contrast(states, batch["input_ids"], batch["attention_mask"].bool())
+            mask = batch["attention_mask"].bool()
+            told = self.model.contrast(states, batch["input_ids"], mask, batch["captioned"])
             loss = loss + self._sizes.contrastive_weight * told
         return loss
 
