@@ -14,10 +14,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-long test-rounding test-clients lint fix tiny small
+.PHONY: help install demo test test-long test-rounding test-oldest test-clients lint fix tiny small
 
 help:
-	@echo "make demo | test | test-long | test-rounding | test-clients | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
+	@echo "make demo | test | test-long | test-rounding | test-oldest | test-clients | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
 
 install: $(INSTALLED)
 
@@ -34,6 +34,21 @@ test-long: $(INSTALLED)
 # The tests that compute, with other threads, instructions, kernels and seeds, one changed at a time.
 test-rounding: $(INSTALLED)
 	$(BIN)/python -m tests.rounding $(ARGS)
+
+# All tests on the oldest transformers that requirements.txt allows, in an environment of its own.
+OLDEST ?= .venv-oldest
+
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# It brings the huggingface_hub that it needs; everything else is the tested version.
+$(OLDEST)/.installed: requirements.txt constraints.txt pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	sed -n 's/^transformers>=\([0-9.]*\).*/transformers==\1/p' requirements.txt > $(OLDEST)/constraints.txt
+	grep -v -E '^(transformers|huggingface_hub)==' constraints.txt >> $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -r requirements.txt -c $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --no-deps -e .
+	@touch $@
 
 # The server with other people's clients, in an environment of their own; needs npm and Node.js 20 or newer.
 CLIENTS ?= .venv-clients

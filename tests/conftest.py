@@ -42,6 +42,51 @@ def reference_folders() -> list[Path]:
     ]
 
 
+def all_cases() -> list[Path]:
+    """Every reference case, a folder with a `case.json`. The same case below two folders is there twice."""
+    return [file.parent for root in reference_folders() for file in sorted(root.rglob("case.json"))]
+
+
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """A test of a reference case says which in its report, also from another process."""
+    params = getattr(item, "callspec", None)
+    named = [] if params is None else params.params.values()
+    item.user_properties += [("reference case", str(one)) for one in named if _is_case(one)]
+
+
+def _is_case(value: object) -> bool:
+    return isinstance(value, Path) and (value / "case.json").is_file()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many reference cases ran, wherever tests of them were asked for."""
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, ())
+        if report.when == "call" and "reference" in Path(report.nodeid.partition("::")[0]).name
+    ]
+    if reports:
+        ran = {value for report in reports for name, value in report.user_properties if name == "reference case"}
+        terminalreporter.section("reference cases")
+        terminalreporter.write_line(reference_summary(ran))
+
+
+def reference_summary(ran: set[str]) -> str:
+    """How many cases ran; where none did, where to put them."""
+    here = len(all_cases())
+    if ran:
+        return f"{len(ran)} of {here} ran: {', '.join(sorted(ran))}"
+    if here:
+        return f"None of {here} ran: their tests were not selected."
+    named = os.environ.get("MINICHAT_REFERENCE")
+    where = "there are none here" if named is None else f"MINICHAT_REFERENCE names {named!r}, where there are none"
+    return (
+        f"None ran: {where}. A case is a folder with a case.json. Put it below tests/reference, or name the folder "
+        f"that it is in: MINICHAT_REFERENCE=FOLDER (several with {os.pathsep!r} between them)."
+    )
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The first folder of reference cases: `MINICHAT_REFERENCE`, `tests/reference`, or one beside the project."""

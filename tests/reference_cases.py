@@ -16,16 +16,11 @@ from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.prompt.tokenizer import tokenize
 from minichat.weights.convert import convert
 from minichat.weights.qformer import read_blip2
-from tests.conftest import reference_folders
+from tests.conftest import all_cases
 
 TOLERANCE: dict[str, Any] = {"rtol": 0, "atol": 1e-4}
 #: Kind → a field that `case.json` has in this kind alone.
 KINDS = {"minigpt4": "chat_template", "blip2-stage1": "embed_dim"}
-
-
-def all_cases() -> list[Path]:
-    """Every folder with a `case.json`. The same case below two folders is there twice."""
-    return [file.parent for root in reference_folders() for file in sorted(root.rglob("case.json"))]
 
 
 def kind_of(folder: Path) -> str | None:

@@ -18,10 +18,10 @@ from minichat.prompt.render import IGNORED
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
 from minichat.train.stages.finetune import Finetune
 from minichat.weights.key_map import BLIP2_STAGE1
+from tests.conftest import all_cases, reference_summary
 from tests.reference_cases import (
     MiniGPT4Case,
     Stage1Case,
-    all_cases,
     cases_of,
     close,
     examples,
@@ -33,6 +33,16 @@ from tests.reference_cases import (
 
 def test_every_case_is_of_a_kind_that_is_tested() -> None:
     assert [folder for folder in all_cases() if kind_of(folder) is None] == []
+
+
+def test_the_summary_says_how_many_ran_or_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINICHAT_REFERENCE", str(tmp_path))
+    assert f"MINICHAT_REFERENCE names '{tmp_path}', where there are none" in reference_summary(set())
+    assert "Put it below tests/reference" in reference_summary(set())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "case.json").write_text("{}")
+    assert reference_summary(set()) == "None of 1 ran: their tests were not selected."
+    assert reference_summary({"a"}) == "1 of 1 ran: a"
 
 
 class TestMiniGPT4:
