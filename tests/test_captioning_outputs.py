@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from webdataset import WebDataset
 
 from minichat.data.formats import examples
 from tests.captioning import Bot, lines, paint, rows, run
@@ -137,14 +138,11 @@ def test_several_prompts_are_rows_that_can_be_learnt(bot, home):
 # --- COCO
 
 
-def load_res(results: Path, annotations: dict) -> dict:
-    """pycocotools' `COCO.loadRes` for captions, by its rules: a list, whose ids are all images of the annotations."""
-    found = json.loads(results.read_text())
-    assert isinstance(found, list)
-    ids = [one["image_id"] for one in found]
-    assert set(ids) == set(ids) & {image["id"] for image in annotations["images"]}
-    assert "caption" in found[0]
-    return {one["image_id"]: one["caption"] for one in found}
+def load_res(results: Path, annotations: Path) -> dict:
+    """Image ids and captions, as pycocotools reads results."""
+    from pycocotools.coco import COCO
+
+    return {one["image_id"]: one["caption"] for one in COCO(annotations).loadRes(str(results)).anns.values()}
 
 
 def test_coco_s_results_have_the_ids_of_the_annotations(bot, home):
@@ -152,7 +150,7 @@ def test_coco_s_results_have_the_ids_of_the_annotations(bot, home):
     document = {"images": [{"id": 100 + n, "file_name": name} for n, name in enumerate(names)], "annotations": []}
     (home / "photos" / "captions_val.json").write_text(json.dumps(document))
     done = run("photos/captions_val.json", "--out", "results.json", code=3)
-    said = load_res(home / "results.json", document)
+    said = load_res(home / "results.json", home / "photos" / "captions_val.json")
     assert said == {100: "It is red 1.", 101: jpeg_red(home / "photos/sub/2.jpg")}
     assert "photos/bad.png: “bad.png” is damaged" in done.stderr  # what has no row is named
     assert "exists already" in run("photos/1.png", "--out", _other("x.json"), code=1).stderr
@@ -257,9 +255,13 @@ def test_shards_are_read_by_datasets_and_ours(bot, home):
         assert tar.extractfile("photos/1.png").read() == (home / "photos" / "1.png").read_bytes()
         assert tar.extractfile("photos/1.txt").read().decode() == "It is red 1."
     assert names[:3] == ["photos/1.png", "photos/1.txt", "photos/1.json"]
-    # webdataset's rule: a record is what stands together under one name, up to the first dot of the last part.
-    keys = [name.rpartition("/")[0] + "/" + name.rpartition("/")[2].split(".")[0] for name in names]
-    assert keys == sorted(keys, key=keys.index) and all(keys.count(key) == 3 for key in keys)
+    records = [record for name in tars for record in WebDataset(f"shards/{name}", shardshuffle=False)]
+    # webdataset ends a key at the first dot of a name.
+    assert {one["__key__"] for one in records} == {"photos/1", "photos/sub/2", "photos/sub/a, “b”", "photos/v1_4"}
+    for one in records:
+        assert json.loads(one["json"])["caption"] == one["txt"].decode()
+        (ending,) = one.keys() & {"png", "jpg"}
+        assert one[ending]
     assert {one.replies[0] for one in examples("shards")} >= {"It is red 1.", "It is red 3.", "It is red 4."}
     for number in range(10, 13):  # datasets takes no endings of two kinds in a tar
         paint(home / "pngs" / f"{number}.png", number)
