@@ -27,7 +27,7 @@ from transformers import DynamicCache
 
 import minichat
 from benchmarks.random_model import SIZES, write_random_model
-from minichat.inference.bot import CAPTION_PROMPT, MiniChat
+from minichat.inference.bot import MiniChat
 from minichat.inference.engine import Engine
 from minichat.inference.generate import KVCache, Prompt, generate_rows, stream
 from minichat.inference.request import Request
@@ -43,7 +43,7 @@ def prompts(bot: MiniChat, count: int, words: bool) -> list[Prompt]:
     pictures = [Image.effect_noise((224, 224), 20 + number).convert("RGB") for number in range(count)]
     features = bot.encode(pictures)
     for number, picture in enumerate(pictures):
-        text = CAPTION_PROMPT if not words else "What is it? " * chance.randint(1, 8)
+        text = bot.caption_prompt if not words else "What is it? " * chance.randint(1, 8)
         rendered = bot.processor.render(Conversation().user(text, [picture]), add_generation_prompt=True)
         slot = bot.processor.image_token_id
         keys = [f"picture {number}" if token == slot else token for token in rendered.ids]

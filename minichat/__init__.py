@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minichat.errors import PromptError as PromptError
     from minichat.errors import SettingsError as SettingsError
     from minichat.inference.bot import MiniChat as MiniChat
-    from minichat.inference.bot import load as load
+    from minichat.inference.load import load as load
     from minichat.inference.sampling import GenerationSettings as GenerationSettings
     from minichat.inference.session import ChatSession as ChatSession
     from minichat.prompt.conversation import Conversation as Conversation
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "minichat.inference.bot",
+    "load": "minichat.inference.load",
     "MiniChat": "minichat.inference.bot",
     "ChatSession": "minichat.inference.session",
     "GenerationSettings": "minichat.inference.sampling",

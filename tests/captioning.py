@@ -15,6 +15,8 @@ from minichat.inference.bot import Caption
 class Bot:
     """Says which red a picture is; remembers what it was asked."""
 
+    caption_prompt = "Describe this image in detail."
+
     def __init__(self) -> None:
         self.asked: list[dict] = []
         self.fails_at: int | None = None  # so many pictures are captioned before Ctrl-C comes

@@ -27,6 +27,8 @@ PICTURES, BATCH = 120, 4
 class Bot:
     """Says which red a picture is, and notes each caption in a file."""
 
+    caption_prompt = "Which red?"
+
     def __init__(self, log: Path) -> None:
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 

@@ -22,8 +22,8 @@ from minichat.weights.hub import home
 
 # The everyday suite tries the same examples each time, so that a red run is a change's doing;
 # HYPOTHESIS_PROFILE=explore looks for new ones.
-settings.register_profile("steady", derandomize=True)
-settings.register_profile("explore", derandomize=False)
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 # A shell that runs the tests in the background tells them to ignore Ctrl-C, and so would the programs that they start.
@@ -37,9 +37,9 @@ def reference_folders() -> list[Path]:
     named = os.environ.get("MINICHAT_REFERENCE")
     if named is not None:
         return [Path(folder) for folder in named.split(os.pathsep) if folder]
-    return [
-        folder for folder in (ROOT / "tests" / "reference", ROOT.parent / "shared" / "reference") if folder.is_dir()
-    ]
+    shared = ROOT.parent / "shared"
+    places = (ROOT / "tests" / "reference", shared / "reference", shared / "reference-family")
+    return [folder for folder in places if folder.is_dir()]
 
 
 def all_cases() -> list[Path]:

@@ -19,8 +19,8 @@ from minichat.weights.qformer import read_blip2
 from tests.conftest import all_cases
 
 TOLERANCE: dict[str, Any] = {"rtol": 0, "atol": 1e-4}
-#: Kind → a field that `case.json` has in this kind alone.
-KINDS = {"minigpt4": "chat_template", "blip2-stage1": "embed_dim"}
+#: Kind → a field that `case.json` has in this kind, and in none of those after it.
+KINDS = {"minigpt-v2": "lora", "lavis": "generate", "minigpt4": "chat_template", "blip2-stage1": "embed_dim"}
 
 
 def kind_of(folder: Path) -> str | None:
@@ -43,9 +43,9 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 
 class MiniGPT4Case:
-    """A case, converted and loaded as anyone would."""
+    """A case, converted and loaded as anyone would. `trained`: what a run of the original saved."""
 
-    def __init__(self, folder: Path, out: Path) -> None:
+    def __init__(self, folder: Path, out: Path, trained: str = "minigpt4.pth", merge: bool = False) -> None:
         self.folder = folder
         self.facts: dict[str, Any] = json.loads((folder / "case.json").read_text())
         self.expected = load_file(folder / "expected.safetensors")
@@ -53,12 +53,13 @@ class MiniGPT4Case:
             out,
             vit=folder / "eva_vit.pth",
             qformer=folder / "blip2_qformer.pth" if self.facts["qformer"] else None,
-            projection=folder / "minigpt4.pth",
+            projection=folder / trained,
             llm=str(folder / "llm"),
             template=self.facts["chat_template"],
             vision_heads=self.facts["vision"]["heads"],
             qformer_heads=self.facts["qformer"]["heads"] if self.facts["qformer"] else None,
-            image_size=self.facts["image_size"],
+            image_size=None if "lora" in self.facts else self.facts["image_size"],  # which MiniGPT-v2's file says
+            merge=merge,
         )
         self.bot = minichat.load(self.out, device="cpu", dtype="float32")
         self.pictures = sorted((folder / "images").iterdir(), key=lambda file: int(file.stem))
@@ -104,6 +105,62 @@ def read_back(case: MiniGPT4Case, embeds: Tensor) -> list[int]:
 def without_stop(ids: list[int], stops: list[list[int]]) -> list[int]:
     """A reply's ids without the stop that ended it: a message keeps what was said."""
     return next((ids[: -len(stop)] for stop in stops if ids[-len(stop) :] == stop), ids)
+
+
+class LavisCase:
+    """BLIP-2 or InstructBLIP before its LLM, converted from LAVIS's file and loaded as anyone would."""
+
+    def __init__(self, folder: Path, out: Path) -> None:
+        self.folder = folder
+        self.facts: dict[str, Any] = json.loads((folder / "case.json").read_text())
+        self.expected = load_file(folder / "expected.safetensors")
+        (trained,) = (file for file in folder.glob("*.pth") if file.name != "eva_vit.pth")
+        self.instructed = (folder / "bert_tokenizer").is_dir()
+        words = {"tokenizer": folder / "bert_tokenizer", "instruction_tokens": self.facts["max_txt_len"]}
+        self.out = convert(
+            out,
+            vit=folder / "eva_vit.pth",
+            projection=trained,
+            llm=str(folder / "llm"),
+            vision_heads=self.facts["vision"]["heads"],
+            vision_layers=self.facts["vision"]["layers"],
+            qformer_heads=self.facts["qformer"]["heads"],
+            image_size=self.facts["image_size"],
+            **(words if self.instructed else {}),
+        )
+        self.bot = minichat.load(self.out, device="cpu", dtype="float32")
+        self.encodes = self.bot.model.config.is_encoder_decoder
+        self.pictures = sorted((folder / "images").iterdir(), key=lambda file: int(file.stem))
+
+    def examples(self) -> list[Example]:
+        """What the case trains on. Of OPT's texts, which are the prompt and what goes on from it, the rest is the
+        reply."""
+        found = []
+        for number, said in enumerate(self.facts["training"]):
+            question, reply = said["text_input"], said.get("text_output")
+            if reply is None:
+                question = self.facts["prompt"].strip()
+                reply = said["text_input"].removeprefix(question).removeprefix(" " if question else "")
+            picture = StoredPicture(said["image"], self.folder / "images" / said["image"])
+            turns = (Turn("user", (picture, question)), Turn("assistant", (reply,)))
+            found.append(Example(turns, Where("training.json", record=number + 1)))
+        return found
+
+    def limits(self) -> dict[str, int]:
+        """The settings by which the trainer cuts what LAVIS cuts."""
+        most = self.facts["max_txt_len"]
+        if self.instructed:  # one of the reply's is its own begin token
+            return {"max_question_length": most, "max_reply_length": self.facts["max_output_txt_len"] - 1}
+        if self.encodes:
+            return {"max_question_length": most, "max_reply_length": most}
+        return {"max_length": self.bot.model.config.num_image_tokens + most}
+
+    def prompts(self, asked: dict[str, Any]) -> dict[str, Tensor]:
+        """A batch to generate from, by the processor. Before OPT a prompt is cut from the right."""
+        pictures = [self.folder / "images" / name for name in asked["images"]]
+        most = self.bot.model.config.num_image_tokens + self.facts["max_txt_len"]
+        cut = {} if self.encodes or self.instructed else {"truncation": True, "max_length": most}
+        return dict(self.bot.captioner(pictures, asked["prompts"], return_tensors="pt", **cut))
 
 
 class Stage1Case:

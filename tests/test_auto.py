@@ -100,8 +100,8 @@ def test_every_public_name_is_there():
 
 def test_load_stays_a_function_when_its_module_is_imported():
     import minichat
-    import minichat.inference.bot
-    from minichat.inference.bot import load
+    import minichat.inference.load
+    from minichat.inference.load import load
 
     assert minichat.load is load
     assert callable(minichat.load)

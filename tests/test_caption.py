@@ -20,6 +20,8 @@ from minichat.errors import ContextError, DataError, ImageError, SettingsError
 class FakeBot:
     """Captions a picture with its top left colour; fails as it is told, and remembers its batches."""
 
+    caption_prompt = "Describe it."
+
     def __init__(self, fits: int = 1000, poison: dict[int, Exception] | None = None) -> None:
         self.fits = fits  # pictures that memory has room for
         self.poison = poison or {}  # a red value -> the error that such a picture causes

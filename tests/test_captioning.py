@@ -178,12 +178,10 @@ def test_other_weights_are_refused_and_auto_is_what_it_was(bot, photos, monkeypa
 
 
 def test_a_prompt_or_default_of_another_version_is_gone_on_with(bot, photos, monkeypatch):
-    import minichat.inference.bot
-
     run("photos/1.png", "--out", "c.jsonl")
     assert bot.asked[-1]["prompt"] is None
-    begun = minichat.inference.bot.CAPTION_PROMPT
-    monkeypatch.setattr(minichat.inference.bot, "CAPTION_PROMPT", "Look!")
+    begun = bot.caption_prompt
+    monkeypatch.setattr(bot, "caption_prompt", "Look!")
     run("photos/1.png", "photos/2.png", "--out", "c.jsonl")
     assert bot.asked[-1]["prompt"] == begun
 

@@ -30,6 +30,8 @@ import os, sys, time
 from minichat import cli
 
 class Bot:
+    caption_prompt = "Describe it."
+
     def caption(self, pictures, prompt=None, batch_size=8, **settings):
         print("captioning", file=sys.stderr, flush=True)
         time.sleep(float(os.environ.get("SLOW", "0")))
@@ -46,6 +48,7 @@ cli.main()
 
 class FakeBot:
     name = "fake"
+    caption_prompt = "Describe it."
 
     def __init__(self) -> None:
         self.calls: list[dict] = []
@@ -74,7 +77,7 @@ def bot(monkeypatch):
             raise ModelError("There is no model 'absent': check the name.")
         return fake
 
-    monkeypatch.setattr(import_module("minichat.inference.bot"), "load", load)  # `minichat.load` itself is the function
+    monkeypatch.setattr(import_module("minichat.inference.load"), "load", load)  # `minichat.load` is the function
     return fake
 
 

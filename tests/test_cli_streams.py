@@ -35,7 +35,7 @@ sys.modules |= {
     "minichat.evaluate.run": Fake(CHAT_TASKS=(), Plan=lambda *a, **k: None),
     "minichat.inference.doctor": Fake(examine=lambda *a, **k: report),
 }
-sys.modules["minichat.cli.models"]._measure = lambda *a: report
+sys.modules["minichat.cli.train"]._measure = lambda *a: report
 from minichat.weights import registry
 registry.catalogue, registry.hint = lambda: ["a model"] * 50, lambda: "a hint"
 

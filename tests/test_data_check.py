@@ -18,7 +18,7 @@ from minichat import cli
 from minichat.data.check import Report, check, plot, sample, to_html, to_terminal
 from minichat.data.example import Problem
 from minichat.data.formats import examples
-from minichat.inference.bot import load_processor
+from minichat.inference.load import load_processor
 from minichat.prompt.processor import MiniChatProcessor
 
 DATA = Path(__file__).parent / "data"

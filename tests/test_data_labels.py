@@ -23,17 +23,24 @@ def rendered(example: Example, template: Template) -> Rendered:
     return render(example.conversation(), template, tokenizer(), slot_id=SLOT_ID, slots_per_picture=SLOTS)
 
 
-def spelled(reply: str, template: Template) -> list[int]:
-    """A reply's ids and its end's: tokenised together where the end is text, as the originals do."""
-    end = template.reply_end.removesuffix(EOS)
-    ids = tokenizer().encode(keep_apart(neutralise(reply, template), end) + end)
+def spelled(reply: str, template: Template, *, nothing_asked: bool = False) -> list[int]:
+    """A reply's ids, with what begins and ends it: tokenised together where the end is text, as the originals do.
+
+    BLIP-2 before OPT learns a caption of which nothing is asked with the `</s>` that begins the text.
+    """
+    bare = nothing_asked and template.learns_begin
+    begin, end = "" if bare else template.reply_begin, template.reply_end.removesuffix(EOS)
+    ids = [tokenizer().eos_id] * bare + tokenizer().encode(begin + keep_apart(neutralise(reply, template), end) + end)
     return ids if end == template.reply_end else [*ids, tokenizer().eos_id]
 
 
 def check_law(example: Example, template: Template) -> None:
     made = rendered(example, template)
     supervised = [label for label in made.labels if label != IGNORED]
-    assert supervised == [token for reply in example.replies for token in spelled(reply, template)]
+    first, *others = example.replies
+    silent = example.turns[0].role == "user" and not example.turns[0].text
+    wanted = spelled(first, template, nothing_asked=silent)
+    assert supervised == wanted + [token for reply in others for token in spelled(reply, template)]
     assert supervised
     assert made.ids.count(SLOT_ID) == SLOTS * len(example.pictures)
     assert [picture.size for picture in made.pictures] == [picture.open().size for picture in example.pictures]

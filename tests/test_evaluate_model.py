@@ -31,8 +31,8 @@ def test_a_model_whose_vision_is_broken_falls_to_the_blank_level(bot, monkeypatc
     plan = Plan(("questions", "hallucination"), count=10, seed=5, redrawn=0)
     whole = evaluate(bot, plan)
     assert whole.blind == []
-    encode = bot.model.encode_features
-    monkeypatch.setattr(bot.model, "encode_features", lambda pixels: torch.zeros_like(encode(pixels)))
+    encode = bot.model.encode_patches
+    monkeypatch.setattr(bot.model, "encode_patches", lambda pixels: torch.zeros_like(encode(pixels)))
     broken = evaluate(bot, plan)
     assert [line.task for line in broken.blind] == ["questions", "hallucination"]
     for seen, unseen in zip(whole.lines, broken.lines, strict=True):
@@ -44,7 +44,7 @@ def test_a_model_whose_vision_is_broken_falls_to_the_blank_level(bot, monkeypatc
 
 
 def test_the_command_writes_a_folder_and_prints_its_table(bot, tmp_path, monkeypatch):
-    monkeypatch.setattr("minichat.cli.models.load_bot", lambda *arguments: bot)
+    monkeypatch.setattr("minichat.cli.train.load_bot", lambda *arguments: bot)
     out = tmp_path / "run"
     result = run("questions", "--count", 3, "--seed", 2, "--redrawn", 1, "--out", out, "--batch-size", 8, "--no-blank")
     assert result.exit_code == 0, result.stderr
@@ -68,7 +68,7 @@ def test_the_command_writes_a_folder_and_prints_its_table(bot, tmp_path, monkeyp
 def test_a_users_file(bot, tmp_path, monkeypatch):
     from minichat.toy import dataset
 
-    monkeypatch.setattr("minichat.cli.models.load_bot", lambda *arguments: bot)
+    monkeypatch.setattr("minichat.cli.train.load_bot", lambda *arguments: bot)
     folder = dataset.write(tmp_path / "scenes", 4, seed=9)
     result = run("questions", "--data", folder / "questions.jsonl", "--count", 12, "--out", tmp_path / "own")
     assert result.exit_code == 0, result.stderr
@@ -85,7 +85,7 @@ def test_a_users_file(bot, tmp_path, monkeypatch):
 
 
 def test_pictures_whose_names_are_no_unicode(bot, tmp_path, monkeypatch):
-    monkeypatch.setattr("minichat.cli.models.load_bot", lambda *arguments: bot)
+    monkeypatch.setattr("minichat.cli.train.load_bot", lambda *arguments: bot)
     folder = tmp_path / os.fsdecode(b"odd\xff")
     folder.mkdir()
     Image.effect_noise((64, 64), 90).convert("RGB").save(folder / os.fsdecode(b"noise\xff.png"))
@@ -124,7 +124,7 @@ def test_pictures_whose_names_are_no_unicode(bot, tmp_path, monkeypatch):
     ],
 )
 def test_what_is_asked_wrongly(bot, monkeypatch, tmp_path, arguments, code, message):
-    monkeypatch.setattr("minichat.cli.models.load_bot", lambda *arguments: bot)
+    monkeypatch.setattr("minichat.cli.train.load_bot", lambda *arguments: bot)
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert result.exit_code == code
@@ -137,7 +137,7 @@ def test_what_is_in_the_way_is_told_before_anything_is_measured(tmp_path, monkey
     def refuse(*arguments):
         raise AssertionError("nothing is to be loaded")
 
-    monkeypatch.setattr("minichat.cli.models.load_bot", refuse)
+    monkeypatch.setattr("minichat.cli.train.load_bot", refuse)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("")
     result = run("questions", "--out", tmp_path / "run")

@@ -33,9 +33,9 @@ def encoded(monkeypatch):
     counted: list[int] = []
     encode = BOT.encode
 
-    def counting(pictures):
+    def counting(pictures, questions=None):
         counted.append(len(pictures))
-        return encode(pictures)
+        return encode(pictures, questions)
 
     monkeypatch.setattr(BOT, "encode", counting)
     return counted

@@ -20,7 +20,7 @@ from benchmarks.loading import FORMS, Loaded, load_here
 from benchmarks.random_model import write_random_model
 from minichat.device import placement
 from minichat.errors import ModelError, SettingsError
-from minichat.inference.bot import load
+from minichat.inference.load import load
 from minichat.weights import registry
 from minichat.weights.checkpoint_io import largest
 from minichat.weights.convert import convert

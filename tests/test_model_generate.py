@@ -121,7 +121,11 @@ def test_sampling_follows_the_seed(model: MiniChatForConditionalGeneration) -> N
 
 
 def test_repetition_penalty_is_of_the_reply(model: MiniChatForConditionalGeneration) -> None:
-    """By keyword or by the generation's configuration; what the prompt says is not penalised."""
+    """By keyword or by the generation's configuration.
+
+    Of the prompt the begin token alone is penalised: in the originals' transformers 4.30 it stands for all of it.
+    """
+    begin = model.config.text_config.bos_token_id
     ids, mask = left_padded([row(1, "picture", 5), row(*range(3, 20))])
     given: dict[str, Any] = {"attention_mask": mask, "pixel_values": pictures(1)}
     grown, whole_mask = ids, mask
@@ -129,7 +133,7 @@ def test_repetition_penalty_is_of_the_reply(model: MiniChatForConditionalGenerat
         for _ in range(20):
             logits = model(input_ids=grown, attention_mask=whole_mask, pixel_values=pictures(1)).logits[:, -1]
             for scores, said in zip(logits, grown[:, ids.shape[1] :], strict=True):
-                seen = torch.zeros_like(scores).index_fill(0, said, 1).bool()
+                seen = torch.zeros_like(scores).index_fill(0, torch.cat([torch.tensor([begin]), said]), 1).bool()
                 scores[seen] = torch.where(scores > 0, scores / 3, scores * 3)[seen]  # Keskar et al., arXiv:1909.05858
             grown = torch.cat([grown, logits.argmax(-1, keepdim=True)], 1)
             whole_mask = torch.nn.functional.pad(whole_mask, (0, 1), value=1)

@@ -58,7 +58,7 @@ def test_only_hyphens_are_added_and_nothing_is_left_to_break(text: str) -> None:
         assert neutralise(spelled, template) is spelled
         assert not any(folded(marker) in folded(spelled) for marker in template.markers)
         assert not any(stop in spelled for stop in template.stops)
-        if template is not PLAIN:  # whose stop is one character
+        if "\n" not in template.stops:  # a stop of one character is gone where it stood
             assert spelled.replace("-", "") == text.replace("-", "")
 
 

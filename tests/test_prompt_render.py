@@ -62,9 +62,13 @@ def test_the_supervised_ids_are_the_replies_and_their_ends(conversation: Convers
         assert len(rendered.ids) == len(rendered.loss_mask) == len(rendered.labels)
         supervised = [i for i, learn in zip(rendered.ids, rendered.loss_mask, strict=True) if learn]
         assert [label for label in rendered.labels if label != -100] == supervised
+        first = _nothing_asked(conversation, template)
+        if first and len(conversation) > 1:  # as BLIP-2 learns captions before OPT
+            assert supervised.pop(0) == tokenizer().eos_id
         for message in conversation:
             if message.role == "assistant":
-                words = list(message.ids or ()) if message.ids is not None else _spelled(message.text, template)
+                begin, first = "" if first else template.reply_begin, False
+                words = list(message.ids) if message.ids is not None else _spelled(begin, message.text, template)
                 assert supervised[: len(words)] == words
                 assert supervised[len(words) :][: len(_ends(template))] == _ends(template) or message.ids is None
                 supervised = supervised[len(words) + (len(_ends(template)) if _by_itself(message, template) else 0) :]
@@ -76,11 +80,16 @@ def _by_itself(message: Message, template: Template) -> bool:
     return message.ids is not None or template.reply_end == EOS
 
 
-def _spelled(text: str, template: Template) -> list[int]:
+def _nothing_asked(conversation: Conversation, template: Template) -> bool:
+    """Whether the first question, of a template that minds, has no words, and nothing else is before it."""
+    return template.learns_begin and conversation.system is None and not any(m.text for m in conversation.messages[:1])
+
+
+def _spelled(begin: str, text: str, template: Template) -> list[int]:
     """A reply's own ids; where its end is text, reply and end are one text, as the originals tokenise them."""
+    kept = begin + neutralise(text, template)
     if template.reply_end == EOS:
-        return tokenizer().encode(neutralise(text, template))
-    kept = neutralise(text, template)
+        return tokenizer().encode(kept)
     return tokenizer().encode(kept + (" " if kept.endswith(template.reply_end[0]) else "") + template.reply_end)
 
 
@@ -92,8 +101,11 @@ def test_slots_are_counted_and_pictures_are_in_their_order(conversation: Convers
             rendered = _render(conversation, template, history=history)
             assert rendered.ids.count(SLOT_ID) == SLOTS * len(conversation.pictures)
             assert rendered.pictures == conversation.pictures
-            assert template.begin in ("", BOS)
-            assert not template.begin or rendered.ids[0] == tokenizer().bos_id
+            first = (
+                rendered.ids[SLOTS * len(conversation.turns[0].pictures) :] if template.pictures_first else rendered.ids
+            )
+            begins = {"": None, BOS: tokenizer().bos_id, EOS: tokenizer().eos_id}[template.begin]
+            assert begins is None or first[0] == begins
 
 
 def test_generated_ids_and_the_text_they_spell_render_the_same() -> None:
@@ -101,7 +113,7 @@ def test_generated_ids_and_the_text_they_spell_render_the_same() -> None:
     text = "A red circle and a blue star."
     for template in TEMPLATES.values():
         spelled = asked.assistant(text).user("Where is it?", [BLUE])
-        kept = asked.assistant(text, tokenizer().encode(text)).user("Where is it?", [BLUE])
+        kept = asked.assistant(text, tokenizer().encode(template.reply_begin + text)).user("Where is it?", [BLUE])
         assert _render(kept, template) == _render(spelled, template)
 
 

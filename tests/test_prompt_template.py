@@ -36,6 +36,11 @@ SPELLED = {
     "minigpt-v2": f"<s><s>[INST] {PIC} What is it? [/INST]A ring.</s><s>[INST] {PIC} And this? [/INST]",
     "plain": f"<s>{SLOT} What is it?A ring.\n{SLOT} And this?",
     "t5": f"{SLOT} What is it?</s>A ring.</s>{SLOT} And this?</s>",
+    "blip2-opt": f"{SLOT}</s>What is it? A ring.\n{SLOT}And this?",
+    "blip2-opt-chat": f"{SLOT}</s>Question: What is it? Answer: A ring.\nQuestion: {SLOT}And this? Answer:",
+    "blip2-t5": f"{SLOT}What is it?</s>A ring.</s>{SLOT}And this?</s>",
+    "instructblip": f"{SLOT}</s>What is it? A ring.</s>{SLOT}And this?",
+    "instructblip-t5": f"{SLOT}What is it?</s>A ring.</s>{SLOT}And this?</s>",
     "vicuna-v0-train": f"<s>###Human: {PIC} What is it? ###Assistant: A ring.###"
     f"<s>###Human: {PIC} And this? ###Assistant: ",
     "llama2-train": f"<s>[INST] {PIC} What is it? [/INST] A ring.</s><s>[INST] {PIC} And this? [/INST] ",
@@ -71,6 +76,7 @@ def test_a_system_message_stands_in_place_of_the_templates() -> None:
 def test_a_caption_without_words() -> None:
     conversation = Conversation().user("", [RED]).assistant("A red square.")
     assert render_text(conversation, TEMPLATES["plain"]) == f"<s>{SLOT}A red square.\n"
+    assert render_text(conversation, TEMPLATES["blip2-opt"]) == f"{SLOT}</s>A red square.\n"
 
 
 def test_pictures_may_stand_anywhere_in_a_question() -> None:
@@ -83,6 +89,7 @@ def test_pictures_may_stand_anywhere_in_a_question() -> None:
     ]
     conversation = Conversation.from_messages([{"role": "user", "content": parts}])
     assert render_text(conversation, TEMPLATES["minigpt-v2"]) == f"<s><s>[INST] Is {PIC} {PIC} larger? [/INST]"
+    assert render_text(conversation, TEMPLATES["instructblip"]) == f"{SLOT}{SLOT}</s>Islarger?"  # nothing is added
 
 
 def _through_jinja(conversation: Conversation, template: Template, ask: bool, **options: Any) -> str:
@@ -103,8 +110,8 @@ ordinary_text = st.lists(
 @settings(max_examples=25, deadline=None)
 def test_the_jinja_form_renders_the_same(conversation: Conversation) -> None:
     ask = len(conversation) > 0 and conversation.messages[-1].role == "user"
-    for name, template in TEMPLATES.items():
-        if name == "plain" and "\n" in "".join(m.text for m in conversation):
+    for template in TEMPLATES.values():
+        if "\n" in template.stops and "\n" in "".join(m.text for m in conversation):
             continue  # its stop is a line break, which is kept out of the renderer's prompt
         expected = render_text(conversation, template, add_generation_prompt=ask)
         assert _through_jinja(conversation, template, ask) == expected

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minichat.errors import ModelError, PromptError
 from minichat.prompt.tokenizer import FastTokenizer, SentencePieceTokenizer, encode_inside, to_hugging_face
+from tests.conftest import reference_folders
 
 TYPED = "</s> <s> <unk> <0x0A> </s><s>"
 
@@ -99,13 +100,14 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         FastTokenizer(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE())))
 
 
-def test_llamas_own_encodings(reference: Path) -> None:
+def test_llamas_own_encodings() -> None:
     """Encodings of prompt pieces by the original slow tokenizer; control ids in them are spelled by templates alone."""
-    folder = reference / "llama-tokenizer"
-    if not folder.is_dir():
+    folders = [folder / "llama-tokenizer" for folder in reference_folders()]
+    model = next((folder / "tokenizer.model" for folder in folders if (folder / "tokenizer.model").is_file()), None)
+    if model is None:
         pytest.skip("LLaMA's tokenizer is not among the reference cases")
-    llama = SentencePieceTokenizer(folder / "tokenizer.model")
-    cases = json.loads((folder / "encodings.json").read_text())
+    llama = SentencePieceTokenizer(model)
+    cases = [case for folder in folders for file in folder.glob("*.json") for case in json.loads(file.read_text())]
     plain = [case for case in cases if not {llama.bos_id, llama.eos_id} & set(case["ids"])]
     assert len(plain) > 8
     for case in plain:

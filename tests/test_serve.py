@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import minichat
 from minichat.inference.bot import MiniChat
 from minichat.prompt.conversation import Conversation
 from minichat.serve.app import build_app
 from tests.serving import Client, data_url, events, joined, on_a_socket, request, shown
 from tests.tiny import counting, noise_picture, saying, spell, tiny_bot
+from tests.tiny_blip2 import publish_whole
 
 QUESTIONS = (
     ("What is it?", (1,)),
@@ -52,6 +55,17 @@ def test_replies_are_those_of_a_chat(bot: MiniChat, client: Client, stream: bool
         reply = joined(client.events(*messages, **sampling)) if stream else said(client.reply(*messages, **sampling))
         assert reply == wanted
         messages.append({"role": "assistant", "content": reply, "refusal": None, "tool_calls": None, "annotations": []})
+
+
+def test_an_instructed_qformer_reads_the_question_here_too(tmp_path: Path) -> None:
+    bot = minichat.load(publish_whole(tmp_path / "model", "vicuna"), device="cpu", dtype="float32")
+    chat, messages, picture = bot.chat(max_new_tokens=8), [], noise_picture(1)
+    with on_a_socket(build_app(bot, name="tiny")) as url:
+        for text, pictures in (("What is it?", [picture]), ("Is it yellow?", []), ("a star", [noise_picture(2)])):
+            messages.append(shown(text, *pictures))
+            reply = said(Client(url).reply(*messages, max_tokens=8))
+            assert reply == chat.ask(text, pictures)
+            messages.append({"role": "assistant", "content": reply})
 
 
 def test_what_is_known_is_not_read_again_whoever_sends_it(bot: MiniChat, client: Client) -> None:

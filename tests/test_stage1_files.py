@@ -21,7 +21,7 @@ from minichat.images import to_pixels
 from minichat.model.config import PretrainingConfig
 from minichat.model.qformer_pretrain import QFormerPretraining
 from minichat.prompt.tokenizer import read_wordpiece, tokenize
-from minichat.weights import key_map
+from minichat.weights import account
 from minichat.weights.convert import convert
 from minichat.weights.key_map import BLIP2_STAGE1
 from minichat.weights.qformer import (
@@ -77,8 +77,8 @@ def publish(folder: Path, model: QFormerPretraining) -> dict[str, Any]:
 def publish_as_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for what BLIP-2 published, under its names, in `folder`, which becomes the working one."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(key_map, "VISION_HEADS", {16: 2})
-    monkeypatch.setattr(key_map, "QFORMER_HEADS", {12: 2})
+    monkeypatch.setattr(account, "VISION_HEADS", {16: 2})
+    monkeypatch.setattr(account, "QFORMER_HEADS", {12: 2})
     files = publish(folder, random_model())
     files["checkpoint"].rename("blip2_pretrained.pth")
     files["vit"].rename("eva_vit_g.pth")

@@ -17,7 +17,7 @@ from minichat import cli
 from minichat.data import formats
 from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import DataError
-from minichat.inference.bot import CAPTION_PROMPT
+from minichat.prompt.template import CAPTION_PROMPT
 from minichat.teach import run as teaching
 from minichat.teach.lessons import LEAST, QUESTIONS, Material, hold_out, is_unasked, lessons, look, moved
 from minichat.teach.measure import CHANCE, EXCHANGED, Surprise, common_words, exchangeable, is_named

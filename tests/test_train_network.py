@@ -52,7 +52,7 @@ def test_what_trains_is_in_float32_as_it_is_stored(desk: Path) -> None:
 def test_no_llm_is_loaded_in_more_than_it_is_trained_with(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of 7 billion weights takes 28 GB in float32."""
     asked: list[Any] = []
-    module = import_module("minichat.inference.bot")
+    module = import_module("minichat.inference.load")
     real = module.load
     monkeypatch.setattr(module, "load", lambda *given, **more: asked.append(more["dtype"]) or real(*given, **more))
     config = ModelConfig(name=str(desk / "model"), dtype="bfloat16")

@@ -16,7 +16,7 @@ from torch.nn.functional import log_softmax
 
 from minichat.data.example import Example, StoredPicture, Turn, Where
 from minichat.errors import DataError, SettingsError
-from minichat.inference.bot import load
+from minichat.inference.load import load
 from minichat.model.qformer_pretrain import QFormerPretraining
 from minichat.prompt.tokenizer import read_wordpiece
 from minichat.toy.captions import CELLS, LEVELS, NONE, SYMBOLS, TOKENS, WORDS, description

@@ -848,7 +848,7 @@ def test_demo_serves_the_model_it_is_told(monkeypatch, capsys, files):
         asked.update(name=name, **options)
         return FakeBot(name)
 
-    monkeypatch.setattr(importlib.import_module("minichat.inference.bot"), "load", load)
+    monkeypatch.setattr(importlib.import_module("minichat.inference.load"), "load", load)
     monkeypatch.setattr(Running, "wait", lambda self: self.close())
     assert demo.main(["--model", "some-folder", "--device", "cpu", "--dtype", "float32"]) == 0
     assert asked == {"name": "some-folder", "device": "cpu", "dtype": "float32"}
@@ -859,7 +859,7 @@ def test_demo_serves_the_model_it_is_told(monkeypatch, capsys, files):
     def pressed(name, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("minichat.inference.bot"), "load", pressed)
+    monkeypatch.setattr(importlib.import_module("minichat.inference.load"), "load", pressed)
     assert demo.main([]) == 130  # Ctrl-C ends it in order at any time, and not once the page is up alone
 
 

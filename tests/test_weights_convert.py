@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import minichat
 from minichat.errors import MiniChatError, ModelError, SettingsError
@@ -90,6 +92,60 @@ def test_the_vision_encoder_alone_from_a_hugging_face_blip2(tmp_path: Path) -> N
         convert(tmp_path / "other", no_qformer=True, **{**given, "qformer": tmp_path / "files" / QFORMER})
 
 
+LORA = "llama_model.base_model.model.model.layers.{}.self_attn.q_proj.lora_{}{}.weight"
+
+
+def with_lora(files: Path, spelled: str = "", alpha: float | None = 3.0) -> dict[str, torch.Tensor]:
+    """Put LoRA matrices into what the run saved, as MiniGPT-v2's does; what they add to the LLM."""
+    torch.manual_seed(0)
+    added, matrices = {}, {}
+    for layer in range(2):
+        a, b = torch.randn(5, 40), torch.randn(40, 5)
+        matrices |= {LORA.format(layer, "A", spelled): a, LORA.format(layer, "B", spelled): b}
+        added[f"language_model.model.layers.{layer}.self_attn.q_proj.weight"] = (alpha or 3.0) / 5 * b @ a
+    edit(files / PROJECTION, lambda c: c["model"].update(matrices))
+    edit(files / PROJECTION, lambda c: c["config"]["model"].update({} if alpha is None else {"lora_alpha": alpha}))
+    return added
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("spelled", ["", ".default"])
+def test_lora_of_minigpt_v2(files: Path, tmp_path: Path, spelled: str, merge: bool) -> None:
+    """In either spelling, kept as an adapter that plain PEFT opens, or merged."""
+    before = minichat.load(convert(tmp_path / "before", **arguments(files)), device="cpu").model.state_dict()
+    added = with_lora(files, spelled)
+    out = convert(tmp_path / "out", merge=merge, **arguments(files))
+    for name, tensor in minichat.load(out, device="cpu").model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name] + added.get(name, 0), atol=1e-5, rtol=0)
+    assert (out / "adapter").is_dir() != merge
+    if not merge:
+        llm = AutoModelForCausalLM.from_pretrained(files / LLM)
+        merged = peft.PeftModel.from_pretrained(llm, out / "adapter").merge_and_unload().state_dict()
+        for name, tensor in added.items():
+            own = name.removeprefix("language_model.")
+            torch.testing.assert_close(merged[own], before[name] + tensor, atol=1e-5, rtol=0)
+
+
+def test_lora_that_cannot_be_read_is_told(files: Path, tmp_path: Path) -> None:
+    added = with_lora(files, alpha=None)
+    with pytest.raises(SettingsError, match="--lora-alpha"):
+        convert(tmp_path / "out", **arguments(files))
+    out = minichat.load(convert(tmp_path / "told", lora_alpha=3, **arguments(files)), device="cpu").model.state_dict()
+    name = next(iter(added))
+    before = load_file(files / LLM / "model.safetensors")[name.removeprefix("language_model.")]
+    torch.testing.assert_close(out[name], before + added[name], atol=1e-5, rtol=0)
+    with_lora(files, ".default")
+    with pytest.raises(ModelError, match="both spellings"):
+        convert(tmp_path / "out", **arguments(files))
+    edit(files / PROJECTION, lambda c: [c["model"].pop(n) for n in list(c["model"]) if ".default." in n])
+    edit(files / PROJECTION, lambda c: c["model"].pop(LORA.format(1, "B", "")))
+    with pytest.raises(ModelError, match=r"one of the two matrices of model\.layers\.1"):
+        convert(tmp_path / "out", lora_alpha=3, **arguments(files))
+    edit(files / PROJECTION, lambda c: c["model"].update({LORA.format(1, "B", ""): torch.ones(41, 5)}))
+    with pytest.raises(ModelError, match="trained on another LLM"):
+        convert(tmp_path / "out", lora_alpha=3, **arguments(files))
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     content = torch.load(path, weights_only=True)
     change(content)
@@ -154,7 +210,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "Q-Former given as the projection": (
         no_change,
         {"projection": QFORMER},
-        "blip2.pth .* no tensor llama_proj.weight",
+        "blip2.pth .* no tensor t5_proj.bias",
     ),
     "projection given as the Q-Former": (no_change, {"qformer": PROJECTION}, "minigpt4.pth is no BLIP-2 Q-Former"),
     "a projection for a larger LLM": (

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+from minichat.weights.account import Account, Sizes, add_bridge, add_vision, bridge_sizes
 from minichat.weights.checkpoint_io import Checkpoint
-from minichat.weights.key_map import Account, Sizes, add_bridge, add_vision, bridge_sizes
 
 
 @pytest.fixture(scope="module")

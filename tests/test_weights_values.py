@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import minichat
 from minichat.errors import ModelError
-from minichat.inference.bot import load_processor
+from minichat.inference.load import load_processor
 from minichat.weights.convert import convert
 from minichat.weights.export import export
 from minichat.weights.llm import find_llm

@@ -29,17 +29,19 @@ from minichat.device import memory
 from minichat.device.placement import Device, Machine
 from minichat.errors import ModelError
 from minichat.inference.bot import MiniChat
+from minichat.model import MiniChatForConditionalGeneration
 from minichat.prompt.template import TEMPLATES
 from minichat.weights import hub as places
 from minichat.weights import registry
 from minichat.weights.convert import convert
 from minichat.weights.hub import HubFile
-from minichat.weights.known_models import KNOWN, KNOWN_LLMS, KnownModel, PublishedFile, Repository
+from minichat.weights.known_models import KNOWN, KNOWN_LLMS, WHOLE, KnownModel, PublishedFile, Repository, WholeModel
 from minichat.weights.projection import vision_source, write_projection
 from minichat.weights.registry import default_model, find
 from tests.hub import StandInHub, serving
 from tests.published_files import LLM, PROJECTION, QFORMER, VIT, publish, publish_blip2, publish_pickled
 from tests.tiny import noise_picture
+from tests.tiny_blip2 import publish_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARDS = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
@@ -477,10 +479,10 @@ def test_a_name_that_is_not_known_lists_what_is_close() -> None:
         ("tiny", "did you mean 'minichat-tiny'"),
         (
             "xyz",
-            "minichat-tiny, minichat-small, minichat-tiny-stage1, smollm2-135m-instruct, minigpt4-vicuna-7b, "
-            "minigpt4-vicuna-13b, minigpt4-llama2-7b",
+            "minichat-tiny, minichat-small, minichat-tiny-stage1, smollm2-135m-instruct, "
+            f"{', '.join(WHOLE)}, minigpt4-vicuna-7b, minigpt4-vicuna-13b, minigpt4-llama2-7b",
         ),
-        ("", "minichat-tiny, minichat-small, minichat-tiny-stage1, smollm2-135m-instruct, minigpt4-vicuna-7b, "),
+        ("", f"minichat-tiny, minichat-small, minichat-tiny-stage1, smollm2-135m-instruct, {', '.join(WHOLE)}, "),
     ]:
         with pytest.raises(ModelError, match=f"no known name .{re.escape(close)}"):
             find(name)
@@ -501,6 +503,38 @@ def test_the_table_agrees_with_itself(model: KnownModel) -> None:
         if file is not None:
             assert re.fullmatch("[0-9a-f]{64}", file.sha256 or "")
             assert file.hub is None or re.fullmatch("[0-9a-f]{40}", file.hub.revision)
+
+
+@pytest.mark.parametrize("model", WHOLE.values(), ids=lambda model: model.name)
+def test_the_table_of_whole_models_agrees_with_itself(model: WholeModel) -> None:
+    from minichat.weights.convert import _wanted
+
+    config = model.config()
+    own = sum(torch.Size(shape).numel() for shape in _wanted(config).values())
+    assert 0.99 < 4 * own / model.folder <= 1
+    with torch.device("meta"):
+        network = MiniChatForConditionalGeneration(config)
+    whole = sum(weight.numel() for weight in network.parameters())
+    if config.is_encoder_decoder:  # FLAN-T5's output layer is not its embedding, as transformers 5 makes it
+        whole += config.text_config.vocab_size * config.text_config.hidden_size
+    assert 0.99 < 4 * whole / model.repository.size < 1.01
+    page = (ROOT / "docs" / "MODELS.md").read_text()
+    assert f"| `{model.name}` | `{model.repository.id}`, {places.gigabytes(model.repository.size)} |" in page
+    assert f"| `{model.template}` |" in page
+
+
+def test_a_whole_blip2_of_the_hub(hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id: fetched, its vision side taken in once, its LLM left in the hub's cache; offline afterwards."""
+    hub.repositories["pub/whole"] = publish_whole(tmp_path / "whole", "opt")
+    bot = minichat.load("pub/whole", device="cpu")
+    said = bot.caption([noise_picture(1)], max_new_tokens=5)
+    stored = json.loads((find("pub/whole") / "config.json").read_text())
+    assert stored["llm"]["id"] == "pub/whole"
+    assert re.fullmatch("[0-9a-f]{40}", stored["llm"]["revision"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = len(hub.requests)
+    assert minichat.load("pub/whole", device="cpu").caption([noise_picture(1)], max_new_tokens=5) == said
+    assert len(hub.requests) == asked
 
 
 def test_the_page_says_what_the_table_says() -> None:
@@ -525,7 +559,7 @@ def test_models_lists_them(hub: StandInHub, published: Published, tmp_path: Path
     before = rows()
     finders = [name for name in registry.BUILT_IN_STAGE1 if (registry.ASSETS / name).is_dir()]
     built_in = ["minichat-tiny", *finders]  # the LLM of minichat-small is not
-    assert list(before) == ["minichat-tiny", "minichat-small", *finders, *KNOWN_LLMS, *KNOWN]
+    assert list(before) == ["minichat-tiny", "minichat-small", *finders, *KNOWN_LLMS, *WHOLE, *KNOWN]
     assert [name for name, row in before.items() if row["here"]] == built_in
     large = before["minigpt4-vicuna-7b"]
     assert large["disk"] == large["download"] + KNOWN["minigpt4-vicuna-7b"].folder

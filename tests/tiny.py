@@ -101,7 +101,8 @@ def counting(bot: MiniChat) -> Iterator[dict[str, int]]:
 
     def llm(module: Any, args: Any, kwargs: Any) -> None:
         counts["steps"] += 1
-        counts["tokens"] += kwargs["inputs_embeds"].shape[1]
+        given = kwargs.get("inputs_embeds", kwargs.get("decoder_input_ids"))
+        counts["tokens"] += given.shape[1]
 
     def vision(module: Any, args: Any, kwargs: Any) -> None:
         counts["pictures"] += kwargs["pixel_values"].shape[0]

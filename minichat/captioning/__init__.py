@@ -66,6 +66,10 @@ def open_output(
 ) -> Chosen:
     """The output that is asked for; nothing is made yet. Raises `DataError` for what does not go together."""
     known = format_of(out, form)
+    if shape.boxes and known != "jsonl":
+        raise DataError(
+            f"Boxes have no place in the format {known!r}: leave --boxes out, or write JSON lines (.jsonl)."
+        )
     shared: dict[str, Any] = {"prompts": prompts, "shape": shape}
     if known in ("jsonl", "csv"):
         kind = JsonLines if known == "jsonl" else Csv

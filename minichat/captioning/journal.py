@@ -82,6 +82,7 @@ class Shape:
     suffix: str = ""
     triggers: tuple[str, ...] = ()  # words that stand first, each with a comma
     append: bool = False  # all of this after the caption that the picture had already
+    boxes: bool = False  # beside it, the boxes that it names
 
     def __post_init__(self) -> None:
         if self.words is not None and (isinstance(self.words, bool) or self.words < 1):

@@ -1,6 +1,7 @@
 """Where captions go. Each output is a view of the run's journal, and can be brought up to date from it at any moment.
 
     jsonl    {"image", "caption"} or {"image", "error"}, a line each; a caption that was cut off has "finish": "length"
+             (with boxes, "boxes": [{"phrase", "box": [left, top, right, bottom]}], in fractions of the picture)
     csv      columns image, caption, finish, error
     parquet  the same columns
     coco     COCO's caption results: [{"image_id", "caption"}, …]
@@ -28,10 +29,11 @@ from typing import IO, Any, ClassVar
 from minichat.captioning.journal import Journal, Planned, Result, Shape, filled
 from minichat.errors import DataError, PromptError, shown
 from minichat.fileio import json_line, open_to_others, to_disk
+from minichat.prompt import boxes
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet", ".json": "coco"}
 FORMATS = ("jsonl", "csv", "parquet", "coco", "txt", "caption", "webdataset")
-_KEYS = {"image", "file_name", "prompt", "caption", "error", "finish"}
+_KEYS = {"image", "file_name", "prompt", "caption", "error", "finish", "boxes"}
 
 
 def format_of(out: Path | None, named: str | None) -> str:
@@ -293,6 +295,8 @@ class JsonLines(Lines):
             row["error"] = result.error
         else:
             row["caption"] = self.text(result)
+            if self.shape.boxes:
+                row["boxes"] = [box.as_dict() for box in boxes.parse(row["caption"])]
         if result.cut:
             row["finish"] = "length"
         return json_line(row).encode() + b"\n"

@@ -74,10 +74,8 @@ class Captioner:
             while part := list(itertools.islice(jobs, self.batch_size)):
                 yield from self.caption(part)
             return
-        from minichat.inference.bot import CAPTION_PROMPT
-
         asked = (
-            ([job.picture], CAPTION_PROMPT if job.prompt is None else job.prompt, _seeded(chosen, job.seed))
+            ([job.picture], self._bot.caption_prompt if job.prompt is None else job.prompt, _seeded(chosen, job.seed))
             for job in jobs
         )
         for one in self._bot.captions(asked, self.batch_size):
@@ -246,13 +244,11 @@ class Run:
 
     def check_model(self, requested: str, name: str, bot: MiniChat) -> None:
         """Note the model, or refuse another than the run was begun with. Raises `DataError`."""
-        from minichat.inference.bot import CAPTION_PROMPT
-
         weights, dtype = weights_of(bot)
         now = {"requested": requested, "name": name, "weights": weights, "dtype": dtype}
         before = self.journal.fact("model")
         if before is None:
-            self.journal.note(model=now, prompt=CAPTION_PROMPT, defaults=asdict(GenerationSettings()))
+            self.journal.note(model=now, prompt=bot.caption_prompt, defaults=asdict(GenerationSettings()))
         elif before["dtype"] != dtype:
             raise DataError(
                 f"{self._name()} was begun in {before['dtype']}, and the model is now in {dtype}: say --dtype "
@@ -265,7 +261,7 @@ class Run:
                 "another --out."
             )
 
-        if self.journal.fact("prompt") != CAPTION_PROMPT:
+        if self.journal.fact("prompt") != bot.caption_prompt:
             self.own_prompt = self.journal.fact("prompt")
 
     def _settings(self) -> dict[str, Any]:

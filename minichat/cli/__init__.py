@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from minichat import __version__
-from minichat.cli import chat, data, models, options
+from minichat.cli import chat, data, models, options, train
 from minichat.cli.options import FAILED, TERMINATED, commands
 
 app = commands()
@@ -32,7 +32,7 @@ def root(
         raise typer.Exit()
 
 
-for group in (chat, models):
+for group in (chat, train, models):
     app.registered_commands += group.app.registered_commands
 app.add_typer(data.app, name="data")
 app.add_typer(models.catalogue, name="models")

@@ -19,6 +19,7 @@ from minichat.cli.options import (
     Device,
     DeviceMap,
     Dtype,
+    LengthPenalty,
     Lines,
     Model,
     NewTokens,
@@ -227,6 +228,9 @@ def caption(
     forbid: Annotated[list[str] | None, typer.Option(help="Take this word out of captions.")] = None,
     words: Annotated[int | None, typer.Option(help="Keep the first so many words.")] = None,
     one_line: Annotated[bool, typer.Option("--one-line", help="No line breaks in captions.")] = False,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="Of MiniGPT-v2: ask for what is where, and add boxes, in fractions.")
+    ] = False,
     image_column: Annotated[str | None, typer.Option("--image-column", help="A list's column of pictures.")] = None,
     text_column: Annotated[str | None, typer.Option("--text-column", help="A list's column of captions.")] = None,
     null: Annotated[bool, typer.Option("--null", help="Paths on standard input end with NUL.")] = False,
@@ -251,6 +255,7 @@ def caption(
     temperature: Temperature = None,
     top_p: TopP = None,
     num_beams: Beams = None,
+    length_penalty: LengthPenalty = None,
     repetition_penalty: Penalty = None,
     seed: Seed = None,
 ) -> None:
@@ -259,16 +264,20 @@ def caption(
     With --out the same command goes on where it was stopped, and does what was added or changed since.
     """
     from minichat.captioning import Asked, Run, Shape, open_output, read_prompts, sources_for
+    from minichat.prompt.boxes import GROUNDING
 
     settings = given(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         num_beams=num_beams,
+        length_penalty=length_penalty,
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
     listed = [*(prompt or []), *(read_prompts(prompts) if prompts is not None else [])]
+    if boxes and not listed:
+        listed = [GROUNDING]
     chosen = open_output(
         out,
         None if form is None else form.value,
@@ -283,6 +292,7 @@ def caption(
             suffix=suffix,
             triggers=tuple(trigger or ()),
             append=existing == Existing.append,
+            boxes=boxes,
         ),
         shard_size=shard_size,
     )

@@ -306,7 +306,7 @@ def answers(
     from minichat.data.export import write
     from minichat.data.formats.base import read_instructions
     from minichat.evaluate.replies import Ask, Teller
-    from minichat.inference.bot import load
+    from minichat.inference.load import load
 
     asked = list(dict.fromkeys(read_instructions(questions)))
     said = Teller(load(model), batch_size=batch_size, progress=_progress).replies(list(map(Ask, asked)), max_new_tokens)
@@ -353,7 +353,7 @@ def _tell(left_out: list[Problem]) -> None:
 
 def _processor(model: str) -> Any:
     """A model's processor, and how many tokens it can read; its weights stay where they are."""
-    from minichat.inference.bot import load_processor
+    from minichat.inference.load import load_processor
 
     return load_processor(model)
 

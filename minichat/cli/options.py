@@ -245,6 +245,9 @@ NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="Longest
 Temperature = Annotated[float | None, typer.Option(help="0: always the likeliest word; above: sampled.")]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Sample from the likeliest words of this probability.")]
 Beams = Annotated[int | None, typer.Option("--num-beams", help="Above 1: beam search.")]
+LengthPenalty = Annotated[
+    float | None, typer.Option("--length-penalty", help="Of beams: below 1 short replies win more often.")
+]
 Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1: fewer repetitions.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed samples the same reply.")]
 
@@ -257,7 +260,7 @@ def load_bot(
     device_map: str | None = None,
     verify: bool = False,
 ) -> MiniChat:
-    from minichat.inference.bot import load
+    from minichat.inference.load import load
 
     bits = None if quantize is None else quantize.value
     chosen: Any = given(quantize=bits, device_map=device_map, verify=verify or None)

@@ -61,20 +61,37 @@ class Renderer:
         max_length: ids of a whole sample, such as the LLM's context; None: no limit.
         max_reply_tokens: ids from the first reply's first on, later questions among them (MiniGPT-4's `max_txt_len`,
             `minigpt4/models/minigpt_base.py`); None: no limit.
+        max_question_tokens: ids before the first reply, pictures apart: of the words those are kept that the template
+            says, of control tokens all (LAVIS's `max_txt_len`, `lavis/models/blip2_models`); None: no limit.
 
-    A reply that a limit cuts has no end token: its end is not where the writer ended it. What follows the last id that
-    is supervised could teach nothing and is left out, a picture too.
+    A reply that a limit cuts has no end token, unless the template says so: its end is not where the writer ended it.
+    What follows the last id that is supervised could teach nothing and is left out, a picture too.
     """
 
     def __init__(
-        self, processor: MiniChatProcessor, *, max_length: int | None = None, max_reply_tokens: int | None = None
+        self,
+        processor: MiniChatProcessor,
+        *,
+        max_length: int | None = None,
+        max_reply_tokens: int | None = None,
+        max_question_tokens: int | None = None,
     ) -> None:
-        for name, limit in (("max_length", max_length), ("max_reply_tokens", max_reply_tokens)):
+        for name, limit in (
+            ("max_length", max_length),
+            ("max_reply_tokens", max_reply_tokens),
+            ("max_question_tokens", max_question_tokens),
+        ):
             if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
                 raise DataError(f"{name} is {limit!r}; it must be a whole number of at least 1.")
+        if max_question_tokens is not None and not processor.spelling.keeps:
+            raise SettingsError(
+                f"max_question_tokens cuts questions, which the template {processor.template!r} does not allow: leave "
+                "it out, or set max_length."
+            )
         self.processor = processor
         self.max_length = max_length
         self.max_reply_tokens = max_reply_tokens
+        self.max_question_tokens = max_question_tokens
         self._end_text = processor.spelling.end[0]
         self._end_id = processor.end_id
         self._blank = Image.new("RGB", (1, 1))
@@ -92,11 +109,34 @@ class Renderer:
         ids, learn = np.array(rendered.ids, np.int32), np.array(rendered.loss_mask, bool)
         if not learn.any():
             raise DataError(f"{example.where}: there is no reply to learn from: add one, or remove the record.")
+        if self.max_question_tokens is not None:
+            asked = self._asked(ids, learn, self.max_question_tokens)
+            ids, learn = ids[asked], learn[asked]
         kept = self._kept(ids, learn, example.where)
+        cut = bool(learn[kept:].any())
         labels = np.where(learn, ids, np.int32(IGNORED))[:kept]
-        slots = int((ids[:kept] == self.processor.image_token_id).sum())
+        ids = ids[:kept]
+        if cut and self.processor.spelling.cut_ends and labels[-1] != self._end_id:
+            ids[-1] = labels[-1] = self._end_id
+        slots = int((ids == self.processor.image_token_id).sum())
         pictures = example.pictures[: slots // self.processor.num_image_tokens]
-        return Row(ids[:kept], labels, pictures, example.where, cut=bool(learn[kept:].any()))
+        if self.processor.instructed:
+            questions = [turn.text for turn in example.turns if turn.role == "user"]
+            replies = int((np.diff(learn[:kept].astype(np.int8), prepend=0) == 1).sum())
+            pictures = tuple(replace(picture, question=questions[replies - 1]) for picture in pictures)
+        return Row(ids, labels, pictures, example.where, cut=cut)
+
+    def _asked(self, ids: Ids, learn: NDArray[np.bool_], limit: int) -> NDArray[np.bool_]:
+        """Which ids stay where what is before the first reply is cut to `limit`, pictures apart."""
+        stays = np.ones(len(ids), bool)
+        before = np.arange(len(ids)) < int(learn.argmax())
+        pictures = before & (ids == self.processor.image_token_id)
+        controls = before & np.isin(ids, list(self.processor.controls))
+        words = (before & ~pictures & ~controls).nonzero()[0]
+        over = len(words) + int(controls.sum()) - limit
+        if over > 0:
+            stays[words[:over] if self.processor.spelling.keeps == "last" else words[len(words) - over :]] = False
+        return stays
 
     def _kept(self, ids: Ids, learn: NDArray[np.bool_], where: Where) -> int:
         """How many ids of a sample are within the limits, and needed."""
@@ -200,7 +240,8 @@ class Rows(Sequence[Row]):
 
 
 class _Pictures:
-    """Names and places on disk, end to end in one buffer; pictures of tables, or held as bytes, stay as they are."""
+    """Names and places on disk, end to end in one buffer; pictures of tables, held as bytes, or of which something is
+    asked stay as they are."""
 
     def __init__(self) -> None:
         self._text = bytearray()
@@ -212,7 +253,7 @@ class _Pictures:
 
     def append(self, picture: StoredPicture) -> None:
         source = picture.source
-        if isinstance(source, bytes | Cell):
+        if isinstance(source, bytes | Cell) or picture.question:
             self._held[len(self)] = picture
         else:
             # A name that is no Unicode can only have come from a path; no path holds a null, but a name may.
@@ -324,7 +365,8 @@ class Collator:
         """B rows → `input_ids`, `attention_mask`, `labels` (B, T), each picture's place in them kept.
 
         All rows' pictures, row by row in slot order, are `image_features` (I, n, D) where they are kept, or else
-        `pixel_values` (I, 3, S, S); neither is there where no row has a picture.
+        `pixel_values` (I, 3, S, S), with the words that an instructed Q-Former reads; neither is there where no row has
+        a picture.
 
         Raises `DataError`, with file and line, for a picture that cannot be opened or is not among the kept ones.
         """
@@ -350,7 +392,9 @@ class Collator:
             return {}
         if self.features is not None:
             return {"image_features": torch.stack(found)}
-        return {"pixel_values": self.processor.image_processor(found, return_tensors="pt")["pixel_values"]}
+        pixels = self.processor.image_processor(found, return_tensors="pt")["pixel_values"]
+        questions = [picture.question for row in rows for picture in row.pictures]
+        return {"pixel_values": pixels, **self.processor.words(questions)}
 
     def _read(self, picture: StoredPicture) -> Any:
         return picture.open() if self.features is None else self.features[picture]

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -215,11 +215,15 @@ class Member:
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """A picture on disk, in a tar or a table, or as bytes. `name` is what its record calls it."""
+    """A picture on disk, in a tar or a table, or as bytes. `name` is what its record calls it.
+
+    `question`: what is asked of it, where what a model sees in it depends on that.
+    """
 
     always_opens: ClassVar[bool] = False  # made when it is asked for: nothing of it can be missing or damaged
     name: str
     source: Path | Member | Cell | bytes
+    question: str = field(default="", kw_only=True)
 
     def read(self) -> bytes:
         """The file as it is. Raises `DataError` where it is missing, no file, or larger than any picture may be."""

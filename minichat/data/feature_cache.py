@@ -85,8 +85,9 @@ def _dtype(model: MiniChatForConditionalGeneration) -> torch.dtype:
 class FeatureCache:
     """Pictures → their features (n, D), read from disk as they are asked for, by any number of processes.
 
-    A picture is known by its file's content. A file that has the size and the time of its last change that it had when
-    it was read is taken to have the same content; any other is read again.
+    A picture is known by its file's content, and where an instructed Q-Former reads it, by what is asked of it, too. A
+    file that has the size and the time of its last change that it had when it was read is taken to have the same
+    content; any other is read again.
     """
 
     def __init__(self, folder: str | os.PathLike[str], origin: Origin) -> None:
@@ -164,15 +165,20 @@ class FeatureCache:
         return self._contents.find(key)
 
     def key(self, picture: StoredPicture) -> bytes:
-        """The picture's content; its file is read only where it is not known, or has changed."""
+        """What its features are kept under; its file is read only where it is not known, or has changed."""
         place = place_of(picture)
-        known = None if place is None else self.key_at(place)
-        return bytes.fromhex(picture.key()) if known is None else known
+        known = None if place is None else self.content_at(place)
+        return asked(bytes.fromhex(picture.key()) if known is None else known, picture.question)
 
-    def key_at(self, place: bytes) -> bytes | None:
+    def content_at(self, place: bytes) -> bytes | None:
         """The content that a place had when it was last read, or None."""
         entry = self._places.find(place)
         return None if entry is None else self._where[entry, PLACE:].tobytes()
+
+
+def asked(content: bytes, question: str) -> bytes:
+    """The key of a picture's features: its content, and what is asked of it where they depend on that."""
+    return hashlib.sha256(content + question.encode()).digest() if question else content
 
 
 class Lookup:
@@ -332,7 +338,7 @@ def encode(
     try:
         with _Shard(folder, rank, origin) as shard:
             known = FeatureCache(folder, origin)
-            encoder = _Encoder(model, shard, batch_size)
+            encoder = _Encoder(model, processor, shard, batch_size)
             for part in _parts(pictures, rank, processes):
                 for (number, where, picture), found in zip(part, _opened(part, known, processor, workers), strict=True):
                     if isinstance(found, _Opened):
@@ -357,11 +363,15 @@ _Item = tuple[int, Where, StoredPicture]  # the picture's number, from 1
 class _Opened:
     """A picture's content, and its pixels (1, 3, S, S) unless its features are known."""
 
-    name: str
-    place: bytes | None  # to be remembered
-    key: bytes
+    picture: StoredPicture
+    place: bytes | None  # to be remembered, with …
+    content: bytes
     pixels: Tensor | None
     instead: str | None = None  # the file in which the features are damaged
+
+    @property
+    def key(self) -> bytes:
+        return asked(self.content, self.picture.question)
 
 
 def _parts(pictures: Iterable[tuple[Where, StoredPicture]], rank: int, processes: int) -> Iterator[list[_Item]]:
@@ -406,23 +416,26 @@ class _Reader(Dataset[_Opened | MiniChatError]):
 
     def _open(self, picture: StoredPicture) -> _Opened:
         place = place_of(picture)
-        key = None if place is None else self.known.key_at(place)
-        if key is not None and self.known.holds(key):
-            return _Opened(picture.name, None, key, None)
+        content = None if place is None else self.known.content_at(place)
+        if content is not None and self.known.holds(asked(content, picture.question)):
+            return _Opened(picture, None, content, None)
         data = picture.read()
-        key = hashlib.sha256(data).digest()
+        content = hashlib.sha256(data).digest()
+        key = asked(content, picture.question)
         if self.known.holds(key):
-            return _Opened(picture.name, place, key, None)
+            return _Opened(picture, place, content, None)
         opened = StoredPicture(picture.name, data).open()
         pixels = self.processor.image_processor([opened])["pixel_values"]
-        return _Opened(picture.name, place, key, pixels, self.known.file_of(key))
+        return _Opened(picture, place, content, pixels, self.known.file_of(key))
 
 
 class _Encoder:
     """Gathers pictures, encodes as many as may go together, and hands them to the shard."""
 
-    def __init__(self, model: MiniChatForConditionalGeneration, shard: _Shard, batch_size: int) -> None:
-        self._model, self._shard, self._batch_size = model, shard, batch_size
+    def __init__(
+        self, model: MiniChatForConditionalGeneration, processor: MiniChatProcessor, shard: _Shard, batch_size: int
+    ) -> None:
+        self._model, self._processor, self._shard, self._batch_size = model, processor, shard, batch_size
         self._device = next(model.vision_model.parameters()).device
         self._waiting: list[_Opened] = []
         self._done: set[bytes] = set()
@@ -431,7 +444,7 @@ class _Encoder:
 
     def add(self, found: _Opened) -> None:
         if found.place is not None:
-            self._shard.remember(found.place, found.key)
+            self._shard.remember(found.place, found.content)
         if found.pixels is not None and found.key not in self._done:
             self._done.add(found.key)
             self.renewed |= set() if found.instead is None else {found.instead}
@@ -442,15 +455,17 @@ class _Encoder:
     def finish(self) -> None:
         if not self._waiting:
             return
+        from minichat.model.bridge import words_of
+
         waiting, self._waiting = self._waiting, []
         pixels = torch.cat([found.pixels for found in waiting if found.pixels is not None])  # (I, 3, S, S)
         with memory_errors(lambda: SettingsError(_TOO_MANY.format(self._batch_size))), torch.inference_mode():
-            features = self._model.encode_features(pixels.to(self._device)).cpu()  # (I, n, D)
+            words = words_of(self._processor.words([found.picture.question for found in waiting]), self._device)
+            features = self._model.encode_features(pixels.to(self._device), words).cpu()  # (I, n, D)
         for found, one in zip(waiting, features, strict=True):
             if not one.isfinite().all():
-                raise DataError(
-                    f"The model sees something that is no number in the picture {shown(found.name)}: try another dtype."
-                )
+                name = shown(found.picture.name)
+                raise DataError(f"The model sees something that is no number in the picture {name}: try another dtype.")
             self._shard.add(found.key, one)
 
 

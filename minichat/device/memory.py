@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from minichat.device.placement import QUANTIZED, Device, Machine, Placement, choose, look
@@ -269,12 +271,17 @@ class _Part:
 
 def _count(config: MiniChatConfig) -> dict[str, _Part]:
     """Part → its parameters, counted on a network without memory; a tied one is counted once."""
+    return _counted(config.to_json_string(use_diff=False))
+
+
+@lru_cache(maxsize=64)  # each form of a model is estimated
+def _counted(config: str) -> dict[str, _Part]:
     import torch
 
-    from minichat.model import MiniChatForConditionalGeneration
+    from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 
     with torch.device("meta"):
-        model = MiniChatForConditionalGeneration(config)
+        model = MiniChatForConditionalGeneration(MiniChatConfig(**json.loads(config)))
     parts = {name: _Part(_parameters(part)) for name, part in model.named_children()}
     linears = linear_layers(model.language_model)
     in_linears = sum(layer.weight.numel() for layer in linears)

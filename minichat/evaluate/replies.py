@@ -110,6 +110,7 @@ class Ask:
     pictures: tuple[Shown, ...] = ()
     before: tuple[Said, ...] = ()
     system: str = ""  # what the conversation is told before all else
+    spelled: bool = False  # the text is a whole prompt, put as what asks for a caption
 
     def all_pictures(self) -> tuple[Shown, ...]:
         """In the order in which the model is shown them."""
@@ -117,7 +118,7 @@ class Ask:
 
     def then(self, reply: Reply, text: str, pictures: tuple[Shown, ...] = ()) -> Ask:
         """The next question of the same conversation."""
-        return Ask(text, pictures, (*self.before, Said(self.text, self.pictures, reply)), self.system)
+        return Ask(text, pictures, (*self.before, Said(self.text, self.pictures, reply)), self.system, self.spelled)
 
 
 def check_batch_size(value: int) -> None:
@@ -148,7 +149,7 @@ class Teller:
         self.bot, self.batch_size, self.blind = bot, batch_size, blind
         self.answered = 0
         self._progress = progress
-        self._seen: OrderedDict[Shown, tuple[str, Tensor]] = OrderedDict()
+        self._seen: OrderedDict[tuple[Shown, str], tuple[str, Tensor]] = OrderedDict()
 
     def replies(self, asks: Sequence[Ask], max_new_tokens: int = 32) -> list[Reply]:
         """A reply for each question, in order.
@@ -180,10 +181,13 @@ class Teller:
         bot = self.bot
         settings = GenerationSettings(max_new_tokens=max_new_tokens)
         conversations = [_conversation(ask) for ask in asks]
-        rendered = [bot.processor.render(c, add_generation_prompt=True) for c in conversations]
+        rendered = [
+            (bot.captioner if ask.spelled else bot.processor).render(conversation, add_generation_prompt=True)
+            for ask, conversation in zip(asks, conversations, strict=True)
+        ]
         for conversation, prompt in zip(conversations, rendered, strict=True):
             check_context(conversation, len(prompt.ids), max_new_tokens, bot.context)
-        seen = self._look([picture for ask in asks for picture in ask.all_pictures()])
+        seen = self._look([(picture, ask.text) for ask in asks for picture in ask.all_pictures()])
         if bot.engine.alone is None:
             return self._together(rendered, seen, settings)
         batch = bot.processor.batch([replace(prompt, pictures=()) for prompt in rendered]).to(bot.device)
@@ -225,21 +229,32 @@ class Teller:
             replies.append(Reply(request.reply.text, request.reply.ids(), request.reply.finished))
         return replies
 
-    def _look(self, pictures: Sequence[Shown]) -> list[tuple[str, Tensor]]:
-        """Names and features (n, D) of pictures; those seen lately are not encoded again."""
-        new = [picture for picture in dict.fromkeys(pictures) if picture not in self._seen]
+    def _look(self, asked: Sequence[tuple[Shown, str]]) -> list[tuple[str, Tensor]]:
+        """Names and features (n, D) of pictures with what is asked of them; those seen lately are not encoded again."""
+        if not self.bot.processor.instructed:
+            asked = [(picture, "") for picture, _ in asked]
+        new = [pair for pair in dict.fromkeys(asked) if pair not in self._seen]
         if new:
-            features = self.bot.encode([picture.open() for picture in new])
+            features = self.bot.encode([picture.open() for picture, _ in new], [question for _, question in new])
             # Names that nobody else uses: what is measured does not depend on what the bot has read before.
-            self._seen |= {
-                picture: (f"asked {next(_COUNT)}", each) for picture, each in zip(new, features, strict=True)
-            }
-        for picture in pictures:
-            self._seen.move_to_end(picture)
-        seen = [self._seen[picture] for picture in pictures]
+            self._seen |= {pair: (f"asked {next(_COUNT)}", each) for pair, each in zip(new, features, strict=True)}
+        for pair in asked:
+            self._seen.move_to_end(pair)
+        seen = [self._seen[pair] for pair in asked]
         while len(self._seen) > KEPT:
             self._seen.popitem(last=False)
         return seen
+
+    def choices(self, asks: Sequence[Ask], candidates: Sequence[str]) -> list[Reply]:
+        """Of given answers the likeliest to each question, which is put as it is (`MiniChat.rank`)."""
+        found = []
+        for ask in map(_blinded, asks) if self.blind else asks:
+            pictures = [picture.open() for picture in ask.pictures]
+            with memory_errors(lambda: SettingsError(_TOO_MANY.format(self.batch_size))):
+                found.append(Reply(self.bot.rank([pictures], ask.text, candidates)[0][0][0]))
+            self.answered += 1
+            self._progress(self.answered)
+        return found
 
 
 def _blinded(ask: Ask) -> Ask:

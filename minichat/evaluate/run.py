@@ -28,6 +28,7 @@ from minichat.evaluate.tasks import (
     Polls,
 )
 from minichat.fileio import json_line, new_folder, open_file, write_json
+from minichat.prompt.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -351,6 +352,7 @@ class Plan:
     batch_size: int = 32
     blank: bool = True  # ask everything of a blank picture, too
     prompt: str | None = None  # of a user's captions and questions
+    candidates: tuple[str, ...] = ()  # of a user's questions: the answers of which the likeliest is taken
     reranked: int = RERANKED  # how many candidates a search matches
     redrawn: int = REDRAWN  # how many of the scenes are drawn by another program, too, and asked about
 
@@ -374,14 +376,15 @@ class Plan:
         exam: Exam = resolve_name(OF_SCENES[task])(count, self.seed, *more)
         return exam
 
-    def own(self, task: str, files: Files) -> Exam:
-        """The exam of a chat's task on a user's files. Raises `DataError`, and `SettingsError` for stories."""
-        from minichat.inference.bot import CAPTION_PROMPT
+    def own(self, task: str, files: Files, caption: str = Template.caption) -> Exam:
+        """The exam of a chat's task on a user's files. `caption`: what asks for one where the plan does not say.
 
+        Raises `DataError`, and `SettingsError` for stories.
+        """
         if task == "captions":
-            return OwnCaptions(files.captions(), CAPTION_PROMPT if self.prompt is None else self.prompt)
+            return OwnCaptions(files.captions(), caption if self.prompt is None else self.prompt)
         if task in ("questions", "pairs"):
-            return OwnQuestions(files.questions(), self.prompt or "{question}")
+            return OwnQuestions(files.questions(), self.prompt, self.candidates)
         if task == "hallucination":
             return Polls(files.polls())
         if task == "dialogue":
@@ -411,7 +414,7 @@ def evaluate(
     if "retrieval" in plan.tasks:
         raise SettingsError("To retrieve takes a Q-Former as stage 1 leaves it, not a chat model.")
     own = (
-        {} if files is None else {task: plan.own(task, files) for task in plan.tasks}
+        {} if files is None else {task: plan.own(task, files, bot.caption_prompt) for task in plan.tasks}
     )  # all is read before it is asked
     report = _report(bot.name, source or bot.name, bot.model, plan, files)
     for task in plan.tasks:

@@ -258,19 +258,26 @@ class OwnQuestion:
 
 @dataclass(frozen=True)
 class OwnQuestions:
-    """The questions of a user's files. `prompt`: how each is put, with "{question}" in it."""
+    """The questions of a user's files. `prompt`: how each is put, with "{question}" in it; None: as in a chat.
+
+    `candidates`: the answers of which the likeliest is taken; none: what the model writes.
+    """
 
     items: tuple[OwnQuestion, ...]
-    prompt: str = "{question}"
+    prompt: str | None = None
+    candidates: tuple[str, ...] = ()
 
     def content(self) -> Iterator[str]:
-        yield self.prompt
+        yield self.prompt or "{question}"
+        yield from self.candidates
         for item in self.items:
             yield json.dumps([item.name, item.text, item.answers])
 
     def take(self, teller: Teller) -> Outcome:
-        asks = [Ask(self.prompt.replace("{question}", item.text), item.pictures) for item in self.items]
-        replies = [reply.text for reply in teller.replies(asks, QUESTION_TOKENS)]
+        put, spelled = self.prompt or "{question}", self.prompt is not None
+        asks = [Ask(put.replace("{question}", item.text), item.pictures, spelled=spelled) for item in self.items]
+        told = teller.choices(asks, self.candidates) if self.candidates else teller.replies(asks, QUESTION_TOKENS)
+        replies = [reply.text for reply in told]
         records = [
             {"picture": item.name, "kind": item.kind, "question": item.text, "answers": list(item.answers),
              "reply": reply, "accuracy": accuracy(reply, item.answers), "within": within(reply, item.answers)}
@@ -310,7 +317,9 @@ class OwnCaptions:
             yield json.dumps([item.name, item.references])
 
     def take(self, teller: Teller) -> Outcome:
-        replies = teller.replies([Ask(self.prompt, (item.picture,)) for item in self.items], CAPTION_TOKENS)
+        replies = teller.replies(
+            [Ask(self.prompt, (item.picture,), spelled=True) for item in self.items], CAPTION_TOKENS
+        )
         figures = wording_figures(replies, [item.references for item in self.items])
         records: list[dict[str, Any]] = [
             {"picture": item.name, "reply": reply.text, "references": list(item.references)}

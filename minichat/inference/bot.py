@@ -1,167 +1,36 @@
-"""A name, a folder or a hub id → a network with every tensor accounted for → a bot that is ready to talk."""
+"""The loaded bot: a model, its processor, and what they are used for."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import GenerationConfig
 
-from minichat.device.memory import check_fits
-from minichat.device.placement import Placement, choose, entry_device, outline, suit_cpu
-from minichat.errors import MiniChatError, ModelError, PromptError, SettingsError, sentence, some
+from minichat.device.placement import entry_device
+from minichat.errors import PromptError, SettingsError
 from minichat.images import Source, identity
 from minichat.inference.engine import Engine
 from minichat.inference.generate import Prompt, StepLock, generate_rows
 from minichat.inference.kv_cache import shared
+from minichat.inference.rank import log_probabilities
 from minichat.inference.request import Request
 from minichat.inference.sampling import GenerationSettings, Stops
 from minichat.inference.session import ChatSession, check_context, prompt_keys, sources
-from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+from minichat.model import MiniChatForConditionalGeneration
+from minichat.model.bridge import words_of
 from minichat.prompt.conversation import Conversation
-from minichat.weights.check_config import asked_by, building, check_parts, check_values, decided_by, read_config
-from minichat.weights.checkpoint_io import Stream, large_apart
-from minichat.weights.hub import check_header, quiet, read_json, weight_files
-from minichat.weights.known_models import KNOWN
-from minichat.weights.llm import (
-    Adapter,
-    adding,
-    llm_dtypes,
-    read_adapter,
-    referred_llm,
-    trained_adapter,
-)
-from minichat.weights.projection import is_projection, read_projection, verify_weights
-from minichat.weights.registry import AUTO, BUILT_IN, default_model, find, is_here
 
 if TYPE_CHECKING:
     from minichat.prompt.processor import MiniChatProcessor
+    from minichat.prompt.render import Rendered
 
 
-# --- A folder of weights → the network, every tensor accounted for.
-
-
-_GENERATION = "generation_config.json"
-_LLM = "language_model."
-
-
-def load_network(
-    folder: Path, placement: Placement, reference: dict[str, str] | None = None, adapter: Adapter | None = None
-) -> MiniChatForConditionalGeneration:
-    """The network in `folder`, with the LLM that it refers to, if it does; placed and quantized as asked for.
-
-    `adapter`: added to the LLM's matrices as they are read, in float32, before they become what was asked for.
-
-    Raises `ModelError`, naming it, for a tensor that is missing, left over, of the wrong shape or not finite, and where
-    memory is short; `SettingsError` for a placement that does not fit this network.
-    """
-    adapters: list[Adapter] = []  # the LLM's own, then the trained one
-    stream = Stream(placement.dtype, placement.as_stored, adding(adapters))
-    try:
-        with quiet(), large_apart() if placement.quantize is not None else nullcontext():
-            config = read_config(folder)
-            config.llm = None  # what is saved of the loaded model holds its LLM
-            generation = _generation_config(folder)
-            if reference is not None:
-                llm = referred_llm(reference, folder.name)
-                adapters += [llm.adapter] if llm.adapter is not None else []
-                for checkpoint in llm.checkpoints:
-                    held = [name for name, holder in llm.tensors().items() if holder is checkpoint]
-                    stream.add(llm.folder / checkpoint.file, _LLM, held)
-            for file in weight_files(folder):
-                stream.add(folder / file)
-            if adapter is not None:
-                shapes = {n.removeprefix(_LLM): t.shape for n, t in stream.tensors.items() if n.startswith(_LLM)}
-                adapters.append(adapter)
-                adapter.check(shapes, tied=config.text_config.tie_word_embeddings)
-            _check_shapes(folder, stream, config)
-            check_fits(config, folder.name, placement)
-            model, account = MiniChatForConditionalGeneration.from_pretrained(
-                None,
-                config=config,
-                state_dict=stream.tensors,
-                generation_config=generation,
-                ignore_mismatched_sizes=True,  # reported below, with both shapes
-                output_loading_info=True,
-                **placement.options(config),
-            )
-    except MiniChatError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise ModelError(f"The model in {folder.name!r} cannot be loaded: {sentence(error)}.") from error
-    _check_account(folder, account)
-    _check_values(folder, stream)
-    if placement.quantize == "4bit" and placement.device.type == "cpu":
-        suit_cpu(model)
-    return model
-
-
-def _generation_config(folder: Path) -> GenerationConfig | None:
-    if not (folder / _GENERATION).is_file():  # there need not be one
-        return None
-    where = f"{_GENERATION} in {folder.name!r}"
-    check_values(read_json(folder, _GENERATION), where)
-    with building(where):
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
-
-
-def _check_account(folder: Path, account: dict[str, Any]) -> None:
-    """Every tensor is used, and none is missing: a missing one would be left random."""
-    for name, stored, wanted in sorted(account["mismatched_keys"]):
-        _refuse_shape(folder, name, stored, wanted)
-    for what, names in (("lack", account["missing_keys"]), ("have left over", account["unexpected_keys"])):
-        if names:
-            raise ModelError(
-                f"The weights of {folder.name!r} {what} {some(names)}: they do not belong to config.json"
-                f"{decided_by(names)}, or were not written whole."
-            )
-    if account["error_msgs"]:
-        raise ModelError(f"The weights of {folder.name!r} cannot be used: {'; '.join(account['error_msgs'])}.")
-
-
-def _check_shapes(folder: Path, stream: Stream, config: MiniChatConfig) -> None:
-    """Depths and shapes against the tensors that are there, before any is made."""
-    stored, where = read_json(folder, "config.json"), f"config.json in {folder.name!r}"
-    check_parts(stored, stream.tensors, where)
-    with building(where):
-        wanted = {name: tuple(tensor.shape) for name, tensor in outline(config).state_dict().items()}
-    for name in sorted(wanted.keys() & stream.tensors.keys()):
-        if (held := stream.tensors[name].shape) != wanted[name]:
-            _refuse_shape(folder, name, held, wanted[name], asked_by(stored, name, held, wanted[name]))
-
-
-def _refuse_shape(folder: Path, name: str, stored: Iterable[int], wanted: Iterable[int], by: str = "") -> None:
-    raise ModelError(
-        f"The tensor {name} of {folder.name!r} has the shape {tuple(stored)}, but config.json asks for "
-        f"{tuple(wanted)}{f' ({by})' * bool(by)}: weights and config.json do not belong together."
-    )
-
-
-def _check_values(folder: Path, stream: Stream) -> None:
-    if stream.not_finite:
-        raise ModelError(
-            f"The weights of {folder.name!r} hold values that are not finite, in {some(stream.not_finite)}: they are "
-            "damaged."
-        )
-    if stream.too_large:
-        raise ModelError(
-            f"The weights of {folder.name!r} hold values that float16 cannot, in {some(stream.too_large)}: use "
-            "dtype='bfloat16' or 'float32'."
-        )
-
-
-# --- The loaded bot: a model, its processor, and what they are used for.
-
-
-CAPTION_PROMPT = "Describe this image in detail."
 _PICTURES_AT_ONCE = 8
 
 
@@ -201,6 +70,16 @@ class MiniChat:
         """How many tokens a conversation may have, pictures and reply included; None if the LLM sets no limit."""
         return getattr(self.model.config.text_config, "max_position_embeddings", None)
 
+    @property
+    def caption_prompt(self) -> str:
+        """What asks for a caption where nobody says another thing: of most a request for a detailed description."""
+        return self.processor.spelling.caption
+
+    @functools.cached_property
+    def captioner(self) -> MiniChatProcessor:
+        """The processor that spells what asks for a caption: another than a chat's where the template says so."""
+        return self.processor.with_template(self.processor.spelling.captions or None)
+
     def chat(
         self,
         *,
@@ -227,8 +106,8 @@ class MiniChat:
 
         Args:
             images: what `minichat.images.load` takes, one or several pictures for each caption.
-            prompt: the question, or one for each caption; by default a request for a detailed description. "" for a
-                model that learned from pictures and texts without a question.
+            prompt: the question, or one for each caption; by default what the model's template has for it
+                (`caption_prompt`). "" for a model that learned from pictures and texts without a question.
             max_new_tokens: a caption is cut after so many, and its `finish` is then "length"; one for all, or one for
                 each.
             seed: of sampled captions, one for all or one for each: it alone decides what is drawn for a picture.
@@ -242,7 +121,7 @@ class MiniChat:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 4096:
             raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number from 1 to 4096.")
         rows = [sources(row) for row in sources(images)]
-        prompt = CAPTION_PROMPT if prompt is None else prompt
+        prompt = self.caption_prompt if prompt is None else prompt
         prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(rows):
             raise PromptError(f"There are {len(prompts)} prompts for {len(rows)} captions: give one, or one for each.")
@@ -304,32 +183,35 @@ class MiniChat:
         self, conversations: Sequence[Conversation], settings: Sequence[GenerationSettings]
     ) -> Iterator[Request]:
         """What asks for a reply to each conversation. Their pictures are encoded together, equal ones once."""
-        rendered = [self.processor.render(c, add_generation_prompt=True) for c in conversations]
+        rendered = [self.captioner.render(c, add_generation_prompt=True) for c in conversations]
         for conversation, prompt, chosen in zip(conversations, rendered, settings, strict=True):
             check_context(conversation, len(prompt.ids), chosen.max_new_tokens, self.context)
-        named = [[(identity(picture), picture) for picture in prompt.pictures] for prompt in rendered]
-        pictures = dict(pair for row in named for pair in row)
-        features = dict(zip(pictures, self.encode(list(pictures.values())), strict=True)) if pictures else {}
+        named = [
+            [(self.seen_as(p, prompt.question), p, prompt.question) for p in prompt.pictures] for prompt in rendered
+        ]
+        pictures = {name: (picture, question) for row in named for name, picture, question in row}
+        features = (
+            dict(zip(pictures, self.encode(*zip(*pictures.values(), strict=True)), strict=True)) if pictures else {}
+        )
         for prompt, row, chosen in zip(rendered, named, settings, strict=True):
-            seen = torch.stack([features[name] for name, _ in row]) if row else None  # (I, n, D)
-            asked = Prompt(prompt.ids, prompt_keys(prompt.ids, [name for name, _ in row], self.model.config), seen)
+            names = [name for name, *_ in row]
+            seen = torch.stack([features[name] for name in names]) if row else None  # (I, n, D)
+            asked = Prompt(prompt.ids, prompt_keys(prompt.ids, names, self.model.config), seen)
             yield Request(asked, chosen, self.processor.content_tokenizer, self.stops)
 
     def _answer_all(
         self, conversations: Sequence[Conversation], settings: Sequence[GenerationSettings]
     ) -> list[Caption]:
         """`settings` differ in lengths and seeds alone."""
-        rendered = [self.processor.render(c, add_generation_prompt=True) for c in conversations]
+        rendered = [self.captioner.render(c, add_generation_prompt=True) for c in conversations]
         for conversation, prompt, chosen in zip(conversations, rendered, settings, strict=True):
             check_context(conversation, len(prompt.ids), chosen.max_new_tokens, self.context)
-        batch = self.processor.batch(rendered, padding_side="left").to(self.device)
-        with self.step_lock, torch.inference_mode():
-            embeds = self.model.embed(batch["input_ids"], batch.get("pixel_values"))  # (B, T, H)
+        embeds, mask = self._read(rendered)
         lengths = [chosen.max_new_tokens for chosen in settings]
         replies = generate_rows(
             self.model,
             embeds,
-            batch["attention_mask"],
+            mask,
             settings[0],
             self.processor.content_tokenizer,
             self.stops,
@@ -339,15 +221,79 @@ class MiniChat:
         )
         return [Caption(reply.text, "stop" if reply.finished else "length") for reply in replies]
 
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Pictures → their features (I, n, D) before the projection, a few at a time."""
+    def rank(
+        self,
+        images: Sequence[Source | Sequence[Source]],
+        prompt: str | Sequence[str],
+        candidates: Sequence[str],
+    ) -> list[list[tuple[str, float]]]:
+        """For each picture the given answers with their log-probabilities, the likeliest first (InstructBLIP's VQA).
+
+        Args:
+            images, prompt: as for `caption`; `prompt` is put as it is.
+            candidates: answers, each with words in it. Their order decides where two are equally likely.
+
+        Raises `PromptError` for no candidates or one without words, and else as `caption` does.
+        """
+        if isinstance(candidates, str) or not candidates or not all(each.strip() for each in candidates):
+            raise PromptError("candidates must be a list of answers, at least one, and none of them empty.")
+        rows = [sources(row) for row in sources(images)]
+        prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
+        if len(prompts) != len(rows):
+            raise PromptError(f"There are {len(prompts)} prompts for {len(rows)} pictures: give one, or one for each.")
+        found = []
+        for text, row in zip(prompts, rows, strict=True):
+            asked = Conversation().user(text, row)
+            rendered = self.captioner.render(asked, add_generation_prompt=True)
+            ids = [self._answer_ids(asked, rendered, answer) for answer in candidates]
+            check_context(asked, len(rendered.ids), max(map(len, ids)), self.context)
+            embeds, _ = self._read([rendered])
+            with self.step_lock, torch.inference_mode():
+                scores = log_probabilities(self.model, embeds, ids)
+            found.append(sorted(zip(candidates, scores, strict=True), key=lambda pair: -pair[1]))
+        return found
+
+    def _answer_ids(self, asked: Conversation, prompt: Rendered, answer: str) -> list[int]:
+        """The ids by which an answer goes on from its prompt; an encoder–decoder's with its end."""
+        whole = not self.model.config.is_encoder_decoder
+        told = self.captioner.render(asked.assistant(answer), continue_final_message=whole)
+        return told.ids[len(prompt.ids) :]
+
+    def _read(self, rendered: Sequence[Rendered]) -> tuple[Tensor, Tensor]:
+        """Prompts with their pictures, padded on the left → embeddings (B, T, H) and their mask (B, T)."""
+        batch = self.processor.batch([replace(prompt, pictures=()) for prompt in rendered]).to(self.device)
+        shown = [(picture, prompt.question) for prompt in rendered for picture in prompt.pictures]
+        features = self.encode(*zip(*shown, strict=True)) if shown else None  # (I, n, D)
+        with self.step_lock, torch.inference_mode():
+            return self.model.embed(batch["input_ids"], image_features=features), batch["attention_mask"]
+
+    def encode(self, pictures: Sequence[Image.Image], questions: Sequence[str] | None = None) -> Tensor:
+        """Pictures → their features (I, n, D) before the projection, a few at a time.
+
+        `questions`: what is asked of each, which an instructed Q-Former needs and others leave aside.
+        """
         parts = []
         for start in range(0, len(pictures), _PICTURES_AT_ONCE):
-            some = list(pictures[start : start + _PICTURES_AT_ONCE])
-            pixels = self.processor.image_processor(some, return_tensors="pt")["pixel_values"]  # (I, 3, S, S)
-            with self.step_lock, torch.inference_mode():
-                parts.append(self.model.encode_features(pixels.to(self.model.device)))
+            part = slice(start, start + _PICTURES_AT_ONCE)
+            asked = None if questions is None else questions[part]
+            parts.append(self.read_patches(self.encode_patches(pictures[part]), asked))
         return torch.cat(parts)
+
+    def encode_patches(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Pictures → patches (I, 1 + P, W), all at once."""
+        pixels = self.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]  # (I, 3, S, S)
+        with self.step_lock, torch.inference_mode():
+            return self.model.encode_patches(pixels.to(self.model.device))
+
+    def read_patches(self, patches: Tensor, questions: Sequence[str] | None = None) -> Tensor:
+        """Patches (I, 1 + P, W) → features (I, n, D), all at once."""
+        words = words_of(self.processor.words(list(questions or [""] * len(patches))), patches.device)
+        with self.step_lock, torch.inference_mode():
+            return self.model.read_patches(patches, words)
+
+    def seen_as(self, picture: Image.Image, question: str) -> str:
+        """The name of what the LLM is shown of a picture: of an instructed Q-Former, another for each question."""
+        return f"{identity(picture)} {question}" if self.processor.instructed else identity(picture)
 
     @functools.cached_property
     def beginning(self) -> list[int]:
@@ -398,146 +344,3 @@ def _stops(model: MiniChatForConditionalGeneration, processor: MiniChatProcessor
     listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
     sequences = [(int(end),) for end in (processor.end_id, processor.content_tokenizer.eos_id, *listed)]
     return Stops(processor.spelling.stops, tuple(sequences))
-
-
-# --- A name, a folder or a hub id → a bot that is ready to talk.
-
-
-def load(
-    name: str | os.PathLike[str] = AUTO,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    quantize: str | None = None,
-    device_map: Mapping[str, Any] | str | None = None,
-    verify: bool = False,
-    merge_adapter: bool = True,
-) -> MiniChat:
-    """Load a model with its processor.
-
-    Args:
-        name: a built-in model's name, a folder (a whole model, one that refers to its LLM, or a trained projection),
-            or a hub id ("owner/name"), which is taken from the local cache where there is no network. "auto": the
-            built-in model, minichat-tiny.
-        device: "auto" (CUDA, else MPS, else CPU) or a device of PyTorch's.
-        dtype: "auto", "float32", "bfloat16" or "float16". "auto": on CUDA bfloat16, or float16 where that is only
-            emulated; on MPS float16; on a CPU float32, or bfloat16 for an LLM that is stored so where the processor
-            computes in it natively (the built-in models stay in float32). The projection is always in float32.
-        quantize: "8bit" or "4bit" stores the LLM's matrices so, and nothing else; it needs bitsandbytes.
-        device_map: where the LLM goes if it does not fit on `device`: "auto" fills the GPUs and then the CPU, a dict
-            says it for each part ("language_model.model.layers.0": 1). The vision side stays whole on `device`.
-        verify: hold all weights against the hashes that `--verify` recorded when the folder was made.
-        merge_adapter: add an adapter that was trained with the projection (its folder `adapter`) to the LLM's matrices.
-            False leaves them as the base model has them, for whoever attaches the adapter by PEFT.
-
-    Raises:
-        ModelError: if there is no such model, a file is missing or damaged, a tensor is missing, left over, of the
-            wrong shape or not finite, or model and processor do not belong together; if memory is short, and then
-            before a known model is fetched.
-        SettingsError: for a device, dtype, quantization or map that does not exist here or does not fit.
-    """
-    placement = choose(device, dtype, quantize, device_map)
-    name = default_model() if name == AUTO else name
-    _check_room(os.fspath(name), placement)
-    folder = own = find(name)
-    shown = os.fspath(name) if name in BUILT_IN else folder.name
-    projection = None
-    if is_projection(folder):
-        projection = read_projection(folder)
-        _check_room(projection.base_name(), placement)
-        folder = projection.base_folder()
-    reference = _check_files(folder)
-    if projection is not None:
-        projection.check(folder)
-    if verify:
-        verify_weights(folder, projection)
-    built_in = name in BUILT_IN or (projection is not None and projection.base_name() in BUILT_IN)
-    if dtype == "auto" and not built_in and llm_dtypes(folder, reference) == {torch.bfloat16}:
-        placement = placement.for_bfloat16()
-    trained = trained_adapter(own, folder) if merge_adapter else None
-    model = load_network(folder, placement, reference, None if trained is None else read_adapter(trained))
-    if projection is not None:
-        model.projection.load_state_dict(projection.tensors())
-    processor = _load_processor(folder)
-    _check_together(folder, model.config, processor)
-    return MiniChat(model, processor, name=shown)
-
-
-def load_processor(name: str | os.PathLike[str]) -> tuple[MiniChatProcessor, int | None]:
-    """A model's processor, and how many tokens its LLM can read (None: its configuration does not say).
-
-    `name` is as in `load`, and so are the errors; the weights stay where they are.
-    """
-    folder = find(name)
-    if is_projection(folder):
-        folder = read_projection(folder).base_folder()
-    _check_files(folder)
-    config = read_config(folder)
-    processor = _load_processor(folder)
-    _check_together(folder, config, processor)
-    return processor, getattr(config.text_config, "max_position_embeddings", None)
-
-
-def _check_room(name: str, placement: Placement) -> None:
-    """Raise `ModelError` where a known model that is not here yet would not fit into memory once it was fetched."""
-    if name not in KNOWN or is_here(KNOWN[name]):
-        return
-    from minichat.device.memory import check_fits
-
-    check_fits(KNOWN[name].config(), name, placement)
-
-
-def _check_files(folder: Path) -> dict[str, str] | None:
-    """Read what is small, the headers of the weights too, so that an error names its file.
-
-    Returns how the folder refers to its LLM, if it does.
-    """
-    config = read_json(folder, "config.json")
-    kind = config.get("model_type")
-    if config.get("architectures") == ["Blip2ForImageTextRetrieval"]:
-        raise ModelError(f"{folder.name!r} is no chat model: it finds pictures (minichat search).")
-    if kind != "minichat":
-        raise ModelError(f"{folder.name!r} holds a model of model_type {kind!r}, not 'minichat': convert it first.")
-    reference = config.get("llm")
-    if reference is not None and not (
-        isinstance(reference, dict) and all(isinstance(v, str) for v in reference.values())
-    ):
-        raise ModelError(f"llm in config.json of {folder.name!r} is {reference!r}; it must say where the LLM is.")
-    check_values(config, f"config.json in {folder.name!r}")
-    for file in weight_files(folder):
-        check_header(folder, file)
-    return reference
-
-
-def _load_processor(folder: Path) -> MiniChatProcessor:
-    from minichat.prompt.processor import MiniChatProcessor
-
-    try:
-        with quiet():
-            return MiniChatProcessor.from_pretrained(folder, local_files_only=True)
-    except ModelError:
-        raise
-    except MiniChatError as error:
-        raise ModelError(f"The processor in {folder.name!r} cannot be used: {error}") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged tokenizer.json may raise anything, also a bare Exception
-        raise ModelError(f"The processor in {folder.name!r} cannot be loaded: {sentence(error)}.") from error
-
-
-def _check_together(folder: Path, config: MiniChatConfig, processor: MiniChatProcessor) -> None:
-    """Model and processor count alike."""
-    pairs = {
-        "template": (config.template, processor.template),
-        "picture size": (config.vision_config.image_size, processor.image_processor.size["height"]),
-        "number of image tokens": (config.num_image_tokens, processor.num_image_tokens),
-        "image slot's id": (config.image_token_index, processor.image_token_id),
-    }
-    for what, (of_model, of_processor) in pairs.items():
-        if of_model != of_processor:
-            raise ModelError(
-                f"In {folder.name!r} the model's {what} is {of_model!r} but the processor's is {of_processor!r}: "
-                "they do not belong together."
-            )
-    rows, words = config.text_config.vocab_size, processor.content_tokenizer.vocab_size
-    if words > rows:
-        raise ModelError(f"In {folder.name!r} the tokenizer has {words} ids but the LLM only {rows} (vocab_size).")

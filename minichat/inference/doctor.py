@@ -16,9 +16,10 @@ from minichat.device.memory import CONTEXT, Choice, Needs, best, default, estima
 from minichat.device.placement import NEEDED, QUANTIZED, Machine, look
 from minichat.errors import MiniChatError, ModelError, sentence
 from minichat.weights import hub
+from minichat.weights.check_config import WITH_EYES, whole_config
 from minichat.weights.convert import vision_files
 from minichat.weights.hub import HUB_ID, WEIGHTS, files_folder, from_hub, quiet, read_json, weight_files
-from minichat.weights.known_models import JOINED, KNOWN, KnownModel, PublishedFile, Repository, llm_at_hand
+from minichat.weights.known_models import JOINED, KNOWN, WHOLE, KnownModel, PublishedFile, Repository, llm_at_hand
 from minichat.weights.projection import is_projection, read_projection
 from minichat.weights.registry import BUILT_IN, find, is_here, joined_config, llm_of
 
@@ -106,7 +107,7 @@ def examine(model: str | None = None, *, context: int = CONTEXT, batch: int = 1)
         SettingsError: for a context or batch out of range.
     """
     machine = look()
-    names = [*BUILT_IN, *KNOWN] if model is None else [model]
+    names = [*BUILT_IN, *WHOLE, *KNOWN] if model is None else [model]
     found = tuple(_examine(name, machine, context, batch) for name in names)
     return Report(machine, versions(), context, batch, found)
 
@@ -129,8 +130,8 @@ def read_config(name: str) -> MiniChatConfig:
 
     from minichat.model import MiniChatConfig
 
-    if name in KNOWN:
-        return KNOWN[name].config()
+    if name in KNOWN or name in WHOLE:
+        return (KNOWN.get(name) or WHOLE[name]).config()
     if name in JOINED:
         return joined_config(JOINED[name])
     folder = _folder(name)
@@ -142,6 +143,8 @@ def read_config(name: str) -> MiniChatConfig:
         with quiet():
             if kind == "minichat":
                 return MiniChatConfig.from_pretrained(folder, local_files_only=True)
+            if kind in WITH_EYES:
+                return whole_config(stored)
             if kind in {
                 **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
                 **MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,

@@ -21,7 +21,7 @@ from torch import Tensor
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.device.placement import entry_device, look
 from minichat.errors import PromptError
-from minichat.inference.generate import StepLock, one_query, one_row
+from minichat.inference.generate import StepLock, beginning, one_query, one_row
 from minichat.inference.kv_cache import KeyValuePool, PrefixTree, States, poolable, shared
 from minichat.inference.request import Request, Scores
 from minichat.inference.sampling import Sampler, noise_generator
@@ -373,6 +373,7 @@ class Engine:
             vocabulary,
             entry_device(self.model),
             [slot] if slot < vocabulary else [],  # no reply holds a picture
+            beginning(self.model),
         )
         self._sampler = (requests, sampler)
         return sampler

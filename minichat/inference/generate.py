@@ -21,7 +21,6 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PretrainedConfig,
-    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
@@ -33,6 +32,7 @@ from transformers.utils import ModelOutput
 from minichat.device.placement import entry_device
 from minichat.errors import SettingsError
 from minichat.inference.sampling import Decoder, GenerationSettings, ReplyText, Stops
+from minichat.model.minichat import ReplyPenalty
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatForConditionalGeneration
@@ -253,18 +253,20 @@ def logits_processors(
     device: torch.device,
     never: Sequence[int] = (),
     seeds: Sequence[int | None] | None = None,
+    begin: int | None = None,
 ) -> LogitsProcessorList:
     """What turns logits (B, V) into scores whose largest is the next id.
 
     Args:
         never: ids that may not be generated.
+        begin: what a repetition penalty counts as said before the reply.
         seeds: of the rows, where they are sampled and each has its own.
     """
     processors = LogitsProcessorList()
     if never:
         processors.append(SuppressTokensLogitsProcessor(list(never), device=device))
     if settings.repetition_penalty != 1:
-        processors.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
+        processors.append(ReplyPenalty(float(settings.repetition_penalty), begin))
     if settings.temperature > 0:
         processors.append(_Temperature(float(settings.temperature)))
         if settings.top_p < 1:
@@ -374,7 +376,7 @@ def stream(
     """
     step_lock = step_lock or StepLock()
     device = _device(model)
-    choose = logits_processors(settings, 1, device, _never(model))
+    choose = logits_processors(settings, 1, device, _never(model), begin=beginning(model))
     with step_lock, torch.inference_mode():
         logits = _read_prompt(model, prompt, cache)
     for step in range(settings.max_new_tokens):
@@ -426,6 +428,11 @@ def _never(model: MiniChatForConditionalGeneration) -> list[int]:
     slot, llm = model.config.image_token_index, model.config.text_config
     starts = [_start(model)] if model.config.is_encoder_decoder else []
     return [*starts, *([slot] if slot < llm.vocab_size else [])]
+
+
+def beginning(model: MiniChatForConditionalGeneration) -> int | None:
+    """What a repetition penalty counts as said before a reply (`ReplyPenalty`)."""
+    return None if model.config.is_encoder_decoder else model.config.text_config.bos_token_id
 
 
 def _start(model: MiniChatForConditionalGeneration) -> int:
@@ -506,7 +513,7 @@ def generate_rows(
         top_k=50,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
-        length_penalty=1.0,
+        length_penalty=float(settings.length_penalty),
         early_stopping=False,
         min_length=0,
         num_return_sequences=1,
@@ -518,7 +525,9 @@ def generate_rows(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
             generation_config=config,
-            logits_processor=logits_processors(settings, embeds.shape[0], embeds.device, _never(model), seeds),
+            logits_processor=logits_processors(
+                settings, embeds.shape[0], embeds.device, _never(model), seeds, beginning(model)
+            ),
             stopping_criteria=StoppingCriteriaList([_StopRows(tokenizer, stops, step_lock, cancelled, whole)]),
         ).tolist()
     rows = [row[begun:] for row in rows]

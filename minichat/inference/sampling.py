@@ -24,6 +24,7 @@ _RANGES: dict[str, tuple[type, float, float, str]] = {
     "temperature": (Real, 0, 10, "a number from 0 (greedy) to 10"),
     "top_p": (Real, math.ulp(0.0), 1, "a number above 0 and up to 1"),
     "num_beams": (Integral, 1, 32, "a whole number from 1 to 32"),
+    "length_penalty": (Real, -10, 10, "a number from -10 to 10"),
     "repetition_penalty": (Real, 0.1, 10, "a number from 0.1 to 10 (1 = none)"),
     "seed": (Integral, 0, 2**63 - 1, "None or a whole number from 0 to 2**63 - 1"),
 }
@@ -40,6 +41,7 @@ class GenerationSettings:
     temperature: float = 0.0  # 0: always the likeliest id; above: sampled, the higher the bolder
     top_p: float = 1.0  # sampling only: from the likeliest ids that together have this probability
     num_beams: int = 1  # above 1: beam search, which does not sample
+    length_penalty: float = 1.0  # beam search only: a score is divided by length to this power; below 0 short ones win
     repetition_penalty: float = 1.0  # above 1: ids that the reply already holds become less likely
     seed: int | None = None  # sampling only: the same seed gives the same reply; None: another each time
 
@@ -257,10 +259,12 @@ class Sampler:
         vocabulary: int,
         device: torch.device,
         never: Sequence[int] = (),
+        begin: int | None = None,
     ) -> None:
         """Make ready for rows that have `written` these ids so far; ids that are `never` chosen are the same for all.
 
         Args:
+            begin: what a repetition penalty counts as said before each reply.
             generators: of each row, as `noise_generator` makes them; they are the rows' own and live as long.
         """
         self._never = torch.tensor(list(never), device=device) if never else None
@@ -272,7 +276,8 @@ class Sampler:
         if any(each.repetition_penalty != 1 for each in settings):
             self._penalties = column([each.repetition_penalty for each in settings])  # (B, 1)
             self._seen = torch.zeros(len(settings), vocabulary, dtype=torch.bool, device=device)
-            pairs = [(row, token) for row, ids in enumerate(written) for token in set(ids)]
+            said = set() if begin is None else {begin}
+            pairs = [(row, token) for row, ids in enumerate(written) for token in said | set(ids)]
             if pairs:
                 rows, tokens = torch.tensor(pairs, device=device).T
                 self._seen[rows, tokens] = True

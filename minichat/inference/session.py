@@ -130,7 +130,14 @@ class _Encoded:
 
     picture: Image.Image
     identity: str
+    question: str  # with which it was read; empty where features do not depend on it
     features: Tensor  # (n, D)
+    patches: Tensor | None  # (1 + P, W), of which the next question makes other features
+
+    @property
+    def name(self) -> str:
+        """What the LLM's cache knows the features by."""
+        return f"{self.identity} {self.question}" if self.patches is not None else self.identity
 
 
 class Bot(Protocol):
@@ -152,6 +159,10 @@ class Bot(Protocol):
     def beginning(self) -> list[int]: ...
 
     def encode(self, pictures: Sequence[Image.Image]) -> Tensor: ...
+
+    def encode_patches(self, pictures: Sequence[Image.Image]) -> Tensor: ...
+
+    def read_patches(self, patches: Tensor, questions: Sequence[str]) -> Tensor: ...
 
     def state(self) -> tuple[Any, ...]: ...
 
@@ -402,19 +413,35 @@ class ChatSession:
             # After an edit further back there may be room again.
             self._forgotten if questions >= self._forgotten_at else 0,
         )
-        encoded = self._encode(rendered.pictures)
+        encoded = self._encode(rendered.pictures, rendered.question)
         features = torch.stack([e.features for e in encoded]) if encoded else None  # (I, n, D)
-        keys = prompt_keys(rendered.ids, [e.identity for e in encoded], self.bot.model.config)
+        keys = prompt_keys(rendered.ids, [e.name for e in encoded], self.bot.model.config)
         return Prompt(rendered.ids, keys, features), forgotten
 
-    def _encode(self, pictures: Sequence[Image.Image]) -> list[_Encoded]:
-        """Each picture with its features. Only those that are new are encoded, only those given are kept."""
-        known = {e.identity: e.features for e in self._encoded.values()}
+    def _encode(self, pictures: Sequence[Image.Image], question: str) -> list[_Encoded]:
+        """Each picture with its features. Only those that are new are encoded, only those given are kept.
+
+        An instructed Q-Former reads the patches again for another question; the vision encoder sees a picture once.
+        """
         identities = {id(p): self._encoded[id(p)].identity if id(p) in self._encoded else identity(p) for p in pictures}
+        known = {e.identity: e for e in self._encoded.values()}
         fresh = {identities[id(p)]: p for p in pictures if identities[id(p)] not in known}
-        if fresh:
-            known.update(zip(fresh, self.bot.encode(list(fresh.values())), strict=True))
-        self._encoded = {id(p): _Encoded(p, identities[id(p)], known[identities[id(p)]]) for p in pictures}
+        named, shown = list(fresh), list(fresh.values())
+        if not self.bot.processor.instructed:
+            if shown:
+                seen = zip(named, shown, self.bot.encode(shown), strict=True)
+                known |= {name: _Encoded(picture, name, "", features, None) for name, picture, features in seen}
+        else:
+            patches = {name: e.patches for name, e in known.items()}
+            if shown:
+                patches |= dict(zip(named, self.bot.encode_patches(shown), strict=True))
+            wanted = {i for i in identities.values() if i not in known or known[i].question != question}
+            for name in wanted:
+                of_one = patches[name]
+                if of_one is not None:
+                    features = self.bot.read_patches(of_one[None], [question])[0]
+                    known[name] = _Encoded(fresh.get(name) or known[name].picture, name, question, features, of_one)
+        self._encoded = {id(p): replace(known[identities[id(p)]], picture=p) for p in pictures}
         return [self._encoded[id(p)] for p in pictures]
 
 

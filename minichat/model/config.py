@@ -23,6 +23,7 @@ class BridgeConfig(PreTrainedConfig):
 
     `kind="qformer"`: `ln_vision`, then `num_query_tokens` learned queries read the patches through a Q-Former
     (BLIP-2, arXiv:2301.12597; MiniGPT-4 with Vicuna).
+    With `instructed` the Q-Former reads the question beside the queries (InstructBLIP, arXiv:2305.06500, section 2.3).
     `kind="patch_merge"`: `ln_vision`, the class token dropped, then `merge` neighbours of the raster order joined into
     one token (MiniGPT-4 with Llama-2, MiniGPT-v2).
 
@@ -38,6 +39,7 @@ class BridgeConfig(PreTrainedConfig):
     ln_vision: bool = True  # False: the patches reach the bridge as the vision encoder left them
     ln_vision_eps: float = 1e-5  # the originals' `ln_vision`; a Hugging Face BLIP-2 uses its vision encoder's 1e-6
     qformer: Any = None  # a Blip2QFormerConfig; stays None for `patch_merge`
+    instructed: bool = False  # what is asked of a picture goes into the Q-Former, too
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.kind not in BRIDGE_KINDS:
@@ -51,6 +53,10 @@ class BridgeConfig(PreTrainedConfig):
             )
         if self.kind == "qformer" and not isinstance(self.qformer, PreTrainedConfig):
             self.qformer = Blip2QFormerConfig(**(self.qformer or {}))
+        if self.instructed:
+            if self.kind != "qformer":
+                raise ModelError(f"bridge_config.instructed is true, but bridge_config.kind is {self.kind!r}.")
+            self.qformer.use_qformer_text_input = True
         super().__post_init__(**kwargs)
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    Blip2QFormerModel,
     Blip2VisionModel,
     Cache,
     GenerationMixin,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
@@ -25,7 +25,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from minichat.errors import ImageError, ModelError, PromptError
-from minichat.model.config import BridgeConfig, MiniChatConfig
+from minichat.model.bridge import QFormerBridge, Words, build_bridge
+from minichat.model.config import MiniChatConfig
 from minichat.model.loss import (
     encode_and_decode,
     generate_from_encoder,
@@ -35,52 +36,6 @@ from minichat.model.loss import (
     token_loss,
 )
 from minichat.prompt.render import IGNORED
-
-# --- From patches to image tokens, before the projection: (I, 1 + P, W) → (I, n, D).
-#
-# I pictures, P patches (and one class token), W the vision encoder's width, n image tokens, D the bridge's width.
-
-
-def build_bridge(config: MiniChatConfig) -> QFormerBridge | PatchMergeBridge:
-    """The bridge that `config.bridge_config.kind` names."""
-    kind = QFormerBridge if config.bridge_config.kind == "qformer" else PatchMergeBridge
-    return kind(config.bridge_config, config.vision_config.hidden_size)
-
-
-def _ln_vision(config: BridgeConfig, width: int) -> nn.Module:
-    return nn.LayerNorm(width, eps=config.ln_vision_eps) if config.ln_vision else nn.Identity()
-
-
-class QFormerBridge(nn.Module):
-    """`ln_vision`, then learned queries that read the patches through the Q-Former (arXiv:2301.12597, section 3.1)."""
-
-    def __init__(self, config: BridgeConfig, vision_width: int) -> None:
-        super().__init__()
-        self.ln_vision = _ln_vision(config, vision_width)
-        self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.qformer.hidden_size))
-        self.qformer = Blip2QFormerModel(config.qformer)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """(I, 1 + P, W) → (I, n, D)."""
-        patches = self.ln_vision(patches)
-        queries = self.query_tokens.expand(patches.shape[0], -1, -1)  # (I, n, D)
-        return self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state
-
-
-class PatchMergeBridge(nn.Module):
-    """`ln_vision`, then neighbours joined: MiniGPT-4 with Llama-2 (its `minigpt4/models/minigpt4.py::encode_img`)."""
-
-    def __init__(self, config: BridgeConfig, vision_width: int) -> None:
-        super().__init__()
-        self.ln_vision = _ln_vision(config, vision_width)
-        self.merge = config.merge
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """(I, 1 + P, W) → (I, P / merge, merge · W): each token is a row of `merge` patches, not a square."""
-        patches = self.ln_vision(patches)[:, 1:]  # without the class token: (I, P, W)
-        pictures, count, width = patches.shape
-        return patches.reshape(pictures, count // self.merge, self.merge * width)
-
 
 # --- `generate` with the cache of an earlier turn: what is given may be the whole conversation, or only what is new.
 #
@@ -260,8 +215,16 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             rest_frozen_parts(self)
         return self
 
-    def encode_features(self, pixel_values: Tensor) -> Tensor:
+    def encode_features(self, pixel_values: Tensor, words: Words | None = None) -> Tensor:
         """Pictures (I, 3, S, S) → `image_features` (I, n, D), the bridge's output before the projection.
+
+        `words`: what is asked of each picture, of a model whose Q-Former reads that (`encode_patches`, then
+        `read_patches`). Raises as those do.
+        """
+        return self.read_patches(self.encode_patches(pixel_values), words)
+
+    def encode_patches(self, pixel_values: Tensor) -> Tensor:
+        """Pictures (I, 3, S, S) → patches (I, 1 + P, W), which depend on nothing but the pictures.
 
         Raises `ImageError` for pixels of another shape than the vision encoder's.
         """
@@ -272,23 +235,41 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"this model needs (pictures, 3, {side}, {side}): use its own image processor."
             )
         if pixel_values.shape[0] == 0:
-            return pixel_values.new_zeros(0, self.config.num_image_tokens, self.config.image_feature_size)
-        patches = self.vision_model(pixel_values=pixel_values).last_hidden_state  # (I, 1 + P, W)
-        return self.bridge(patches)
+            return pixel_values.new_zeros(0, 1 + self.config.num_patches, self.config.vision_config.hidden_size)
+        return self.vision_model(pixel_values=pixel_values).last_hidden_state
 
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
+    def read_patches(self, patches: Tensor, words: Words | None = None) -> Tensor:
+        """Patches (I, 1 + P, W), and for an instructed Q-Former its `words` → `image_features` (I, n, D).
+
+        Raises `PromptError` where words are missing or nothing reads them, and unless each picture has its own.
+        """
+        instructed = self.config.bridge_config.instructed
+        if (words is not None) != instructed:
+            said = "needs what is asked of each picture: give" if instructed else "reads no question: leave out"
+            raise PromptError(f"This model's bridge {said} qformer_input_ids and qformer_attention_mask.")
+        if words is not None and len(words[0]) != len(patches):
+            raise PromptError(f"There are {len(words[0])} rows of qformer_input_ids for {len(patches)} pictures.")
+        if not len(patches):
+            return patches.new_zeros(0, self.config.num_image_tokens, self.config.image_feature_size)
+        return self.bridge(patches, words)
+
+    def encode_images(self, pixel_values: Tensor, words: Words | None = None) -> Tensor:
         """Pictures (I, 3, S, S) → image tokens (I, n, H), in the LLM's embedding space."""
-        return self._project(self.encode_features(pixel_values))
+        return self._project(self.encode_features(pixel_values, words))
 
     def embed(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, image_features: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        words: Words | None = None,
     ) -> Tensor:
         """Token ids (B, T) and pictures → embeddings (B, T, H), each picture's n tokens in its n slots.
 
         A slot is an id equal to `config.image_token_index`. Pictures come as `pixel_values` (I, 3, S, S) or as
         `image_features` (I, n, D), flat. Raises `PromptError`, with both numbers, unless slots and pictures match.
         """
-        return self._embed(input_ids, None, pixel_values, image_features)[0]
+        return self._embed(input_ids, None, pixel_values, image_features, words)[0]
 
     def _embed(
         self,
@@ -296,6 +277,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None,
         pixel_values: Tensor | None,
         image_features: Tensor | None,
+        words: Words | None,
     ) -> tuple[Tensor, Tensor | None]:
         """`embed`, with the features that went in; embeddings that are there already pass through."""
         if inputs_embeds is not None and input_ids is None:
@@ -306,7 +288,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise PromptError("Give either input_ids or inputs_embeds.")
         self._count(torch.eq(input_ids, self.config.image_token_index), pixel_values, image_features)
         if pixel_values is not None:
-            image_features = self.encode_features(pixel_values)  # (I, n, D)
+            image_features = self.encode_features(pixel_values, words)  # (I, n, D)
         return self.splice(input_ids, image_features), image_features
 
     def splice(self, input_ids: Tensor, image_features: Tensor | None = None) -> Tensor:
@@ -364,6 +346,8 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -377,7 +361,8 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits (B, R, V), R tokens of a reply. `decoder_input_ids`, if not given, are the labels behind a start token.
 
         1. `input_ids` (B, T) with slots and `pixel_values` (I, 3, S, S) or `image_features` (I, n, D), or
-           `inputs_embeds` (B, T, H) with the pictures already in place.
+           `inputs_embeds` (B, T, H) with the pictures already in place. With pixels an instructed Q-Former needs what
+           is asked of each picture, `qformer_input_ids` and `qformer_attention_mask` (I, L).
         2. With `past_key_values`, ids are the new tokens alone; `attention_mask` then covers old and new (B, P + T).
         3. `labels` (B, T), −100 = no loss: the next-token cross-entropy, a mean over the supervised tokens or a sum
            divided by `num_items_in_batch`. They may be a copy of `input_ids`: slots and padding are never supervised.
@@ -388,7 +373,8 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if labels is not None:
             labels = self._targets(labels, attention_mask)
-        inputs_embeds, image_features = self._embed(input_ids, inputs_embeds, pixel_values, image_features)  # (B, T, H)
+        words = _words(qformer_input_ids, qformer_attention_mask)
+        inputs_embeds, image_features = self._embed(input_ids, inputs_embeds, pixel_values, image_features, words)
         if self.config.is_encoder_decoder:
             kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
             loss, outputs = encode_and_decode(
@@ -442,6 +428,8 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_features: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Generate as transformers' `generate` does, with pictures in any row.
@@ -458,7 +446,8 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises `PromptError` where slots and pictures, or mask and cache, do not match, and for a cache of an
         encoder–decoder, which reads each conversation anew.
         """
-        inputs_embeds, _ = self._embed(input_ids, inputs_embeds, pixel_values, image_features)  # (B, T, H)
+        words = _words(qformer_input_ids, qformer_attention_mask)
+        inputs_embeds, _ = self._embed(input_ids, inputs_embeds, pixel_values, image_features, words)  # (B, T, H)
         cache = kwargs.get("past_key_values")
         if self.config.is_encoder_decoder:
             if cache is not None:
@@ -493,7 +482,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return result
 
     def _penalise_replies(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The same settings, with a repetition penalty that reads whole replies.
+        """The same settings, with a repetition penalty of whole replies, as the originals have it (`ReplyPenalty`).
 
         transformers 5.23 leaves out as many ids of a row as its prompt has padding; without a prompt's ids before them
         those are the reply's own, and a row would depend on the batch it is in.
@@ -502,12 +491,32 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         penalty = settings.get("repetition_penalty", (given or self.generation_config).repetition_penalty)
         if penalty is None or penalty == 1:
             return settings
-        processors = [RepetitionPenaltyLogitsProcessor(float(penalty)), *(settings.get("logits_processor") or ())]
+        own = ReplyPenalty(float(penalty), self.config.text_config.bos_token_id)
+        processors = [own, *(settings.get("logits_processor") or ())]
         settings = {**settings, "repetition_penalty": 1.0, "logits_processor": LogitsProcessorList(processors)}
         if given is not None:  # keywords beside it are on their way out of transformers
             settings["generation_config"] = copy.deepcopy(given)
             settings["generation_config"].repetition_penalty = settings.pop("repetition_penalty")
         return settings
+
+
+class ReplyPenalty(LogitsProcessor):
+    """The repetition penalty of a reply's ids (B, T) and of `begin`, which in the originals stands for the prompt.
+
+    MiniGPT-4 and LAVIS give transformers 4.30 to 4.33 embeddings, and those versions count one `<s>` in their place.
+    """
+
+    def __init__(self, penalty: float, begin: int | None) -> None:
+        self._penalise, self._begin = RepetitionPenaltyLogitsProcessor(penalty), begin
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        seen = input_ids if self._begin is None else nn.functional.pad(input_ids, (1, 0), value=self._begin)
+        return self._penalise(seen, scores)
+
+
+def _words(ids: Tensor | None, mask: Tensor | None) -> Words | None:
+    """Word pieces (I, L) for an instructed Q-Former; without a mask all of them are words."""
+    return None if ids is None else (ids, torch.ones_like(ids) if mask is None else mask)
 
 
 def _kept(logits_to_keep: int | Tensor) -> slice | Tensor:

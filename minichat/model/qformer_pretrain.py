@@ -15,9 +15,9 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 from transformers.utils import ModelOutput
 
 from minichat.errors import ImageError, PromptError
+from minichat.model.bridge import QFormerBridge
 from minichat.model.config import PretrainingConfig
 from minichat.model.loss import first_row, gather, longest, mean, rest_frozen_parts
-from minichat.model.minichat import QFormerBridge
 
 # --- Who sees whom in the Q-Former: the three self-attention masks of BLIP-2's first stage (arXiv:2301.12597, figure
 # 2).

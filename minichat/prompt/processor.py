@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,16 +12,22 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file
 
-from minichat import images as pictures_io
-from minichat.errors import ModelError, PromptError, SettingsError
+from minichat.errors import ModelError, PromptError
 from minichat.prompt.chat_template import read_chat_template
 from minichat.prompt.conversation import Conversation
+from minichat.prompt.image_processor import MiniChatImageProcessor, flat
 from minichat.prompt.render import IGNORED, History, Rendered, control_id, render, render_text
 from minichat.prompt.template import BOS, EOS, OWN, SLOT, Template, get_template, spells_begin, to_jinja
-from minichat.prompt.tokenizer import ContentTokenizer, FastTokenizer, SentencePieceTokenizer, to_hugging_face
+from minichat.prompt.tokenizer import (
+    ContentTokenizer,
+    FastTokenizer,
+    SentencePieceTokenizer,
+    read_wordpiece,
+    to_hugging_face,
+    tokenize,
+)
 
 # --- Hugging Face's options of a batch: padding, cutting, and pictures that come beside messages.
 
@@ -127,68 +132,11 @@ def _positive(name: str, value: Any) -> int | None:
     return value
 
 
-# --- Hugging Face's side of a picture: the image processor that turns pictures into a model's pixels.
-
-
-_MOST_PIXELS = 10_000  # pixels of a side
-
-
-class MiniChatImageProcessor(BaseImageProcessor):
-    """Pictures to pixels (`minichat.images.to_pixels`): squares of `size` pixels, by CLIP's mean and deviation."""
-
-    model_input_names = ["pixel_values"]
-
-    def __init__(
-        self,
-        size: int | Mapping[str, int] = 224,
-        image_mean: Sequence[float] = pictures_io.CLIP_MEAN,
-        image_std: Sequence[float] = pictures_io.CLIP_STD,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        sides = dict(size) if isinstance(size, Mapping) else {"height": size, "width": size}
-        whole = all(isinstance(side, int) and 1 <= side <= _MOST_PIXELS for side in sides.values())
-        if set(sides) != {"height", "width"} or not whole or sides["height"] != sides["width"]:
-            raise SettingsError(f"size is {sides}: MiniChat's pictures are squares, such as 224.")
-        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-            if not _are_channels(values, positive=name == "image_std"):
-                raise SettingsError(f"{name} is {values!r}; it must be three numbers, and a deviation above 0.")
-        self.size = sides
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
-
-    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Any nesting of pictures, each whatever `minichat.images.load` takes → `pixel_values` (I, 3, S, S)."""
-        pictures = [pictures_io.load(source) for source in flat(images)]
-        pixels = pictures_io.to_pixels(pictures, self.size["height"], self.image_mean, self.image_std)
-        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
-
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        return self.preprocess(images, *args, **kwargs)
-
-
-def _are_channels(values: Any, positive: bool) -> bool:
-    """A finite number for each of red, green and blue."""
-    if not isinstance(values, (list, tuple)) or len(values) != 3:
-        return False
-    return all(
-        isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or not positive) for value in values
-    )
-
-
-def flat(images: Any) -> list[Any]:
-    """One picture, a list, or lists of lists → a list; None holds none."""
-    if images is None:
-        return []
-    if isinstance(images, (list, tuple)):
-        return [picture for image in images for picture in flat(image)]
-    return [images]
-
-
 # --- Hugging Face's side of the prompt: the processor that turns messages into a model's inputs.
 
 
 MODEL_FILE = "tokenizer.model"
+QFORMER = "qformer_tokenizer"  # the folder of the word pieces that an instructed Q-Former reads
 _MOST_IDS = 10_000_000  # no vocabulary has more ids, and no picture more slots
 
 
@@ -203,6 +151,8 @@ class MiniChatProcessor(ProcessorMixin):
         sentencepiece: content is tokenised by a SentencePiece `tokenizer.model` that lies beside the other files.
         own_template: the tokenizer's own template as it was recorded; where it is not given, its `chat_template` is
             read (`minichat.prompt.chat_template`).
+        max_instruction_tokens: of a model whose Q-Former reads the question, too: so many word pieces of it, the last.
+            `qformer_tokenizer` then says which there are.
 
     Raises PromptError for an unknown template, or one of the tokenizer's own that cannot be spelled piece by piece;
     ModelError where `tokenizer.model` is wanted and missing.
@@ -218,10 +168,15 @@ class MiniChatProcessor(ProcessorMixin):
         sentencepiece: bool = False,
         chat_template: str | None = None,
         own_template: dict[str, Any] | None = None,
+        max_instruction_tokens: int | None = None,
     ) -> None:
-        for name, value, least in (("num_image_tokens", num_image_tokens, 1), ("image_token_id", image_token_id, 0)):
+        for name, value, least in (
+            ("num_image_tokens", num_image_tokens, 1),
+            ("image_token_id", image_token_id, 0),
+            ("max_instruction_tokens", max_instruction_tokens, 3),
+        ):
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if not (whole and least <= value <= _MOST_IDS) and not (name == "image_token_id" and value is None):  # type: ignore[operator]
+            if not (whole and least <= value <= _MOST_IDS) and not (name != "num_image_tokens" and value is None):  # type: ignore[operator]
                 raise ModelError(f"{name} is {value!r}; it must be a whole number from {least} to {_MOST_IDS}.")
         if template == OWN and own_template is None:
             tokenizer, own = read_chat_template(tokenizer)
@@ -238,7 +193,9 @@ class MiniChatProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.image_token_id = len(tokenizer) if image_token_id is None else image_token_id
         self.sentencepiece = sentencepiece
+        self.max_instruction_tokens = max_instruction_tokens
         self._content: ContentTokenizer | None = None
+        self.word_pieces: PreTrainedTokenizerBase | None = None
 
     @classmethod
     def from_tokenizer_model(
@@ -265,6 +222,34 @@ class MiniChatProcessor(ProcessorMixin):
                 raise ModelError(f"{MODEL_FILE} is missing: put the model's own beside its processor_config.json.")
             self._content = FastTokenizer(self.tokenizer, spells_begin(self.spelling))
         return self._content
+
+    @property
+    def instructed(self) -> bool:
+        """Whether pictures are read with what is asked of them."""
+        return self.max_instruction_tokens is not None
+
+    def read_word_pieces(self, folder: Path) -> None:
+        """Take the Q-Former's word pieces from a folder with BERT's `vocab.txt`. Raises as `read_wordpiece` does."""
+        self.word_pieces = read_wordpiece(folder)
+        self.word_pieces.truncation_side = "left"
+
+    def save_word_pieces(self, folder: Path) -> None:
+        """Write them into the folder `qformer_tokenizer` in this one, where the model has some."""
+        if self.word_pieces is not None:
+            self.word_pieces.save_pretrained(folder / QFORMER)
+
+    def words(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """What an instructed Q-Former reads with each of I pictures: `qformer_input_ids` and its mask (I, L).
+
+        Nothing where the model's is none. Raises `ModelError` where the word pieces are missing.
+        """
+        if self.max_instruction_tokens is None or not questions:
+            return {}
+        if self.word_pieces is None:
+            raise ModelError(f"The Q-Former's word pieces are missing: put the model's folder {QFORMER} back.")
+        return {
+            f"qformer_{k}": v for k, v in tokenize(self.word_pieces, questions, self.max_instruction_tokens).items()
+        }
 
     @property
     def spelling(self) -> Template:
@@ -340,7 +325,8 @@ class MiniChatProcessor(ProcessorMixin):
         """B prompts as tensors, padded to the longest: `input_ids`, `attention_mask` (B, T), with `labels` also those.
 
         `pixel_values` (I, 3, S, S) holds the pictures of all rows, row by row, in slot order; it is absent where there
-        are none. Labels are −100 where nothing is supervised. T is at least `length`, and a multiple of `multiple`.
+        are none. An instructed Q-Former has `words` beside them. Labels are −100 where nothing is supervised. T is at
+        least `length`, and a multiple of `multiple`.
         """
         if not rendered:
             raise PromptError("A batch needs at least one conversation.")
@@ -359,6 +345,7 @@ class MiniChatProcessor(ProcessorMixin):
         pictures = [picture for row in rendered for picture in row.pictures]
         if pictures:
             data["pixel_values"] = self.image_processor(pictures)["pixel_values"]
+            data |= self.words([row.question for row in rendered for _ in row.pictures])
         if labels:
             data["labels"] = padded([row.labels for row in rendered], IGNORED)
         return BatchFeature(data)
@@ -482,6 +469,7 @@ class MiniChatProcessor(ProcessorMixin):
         if isinstance(self._content, SentencePieceTokenizer):
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             (Path(save_directory) / MODEL_FILE).write_bytes(self._content.serialized)
+        self.save_word_pieces(Path(save_directory))
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     @classmethod
@@ -500,6 +488,9 @@ class MiniChatProcessor(ProcessorMixin):
             if file is None:
                 raise ModelError(f"{MODEL_FILE} is missing: put the model's own beside its processor_config.json.")
             processor._content = SentencePieceTokenizer(file)
+        if processor.instructed:
+            file = cached_file(pretrained_model_name_or_path, f"{QFORMER}/tokenizer.json", **where)
+            processor.read_word_pieces(Path(str(file)).parent)
         return processor
 
 

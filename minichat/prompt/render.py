@@ -15,7 +15,7 @@ Two spellings of a history:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from PIL import Image
@@ -31,11 +31,15 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt: T ids, a mask of the T that are supervised, and the pictures in the order of their slots."""
+    """A prompt: T ids, a mask of the T that are supervised, and the pictures in the order of their slots.
+
+    `question`: the words of the last one, with which an instructed Q-Former reads every picture.
+    """
 
     ids: list[int]
     loss_mask: list[bool]
     pictures: tuple[Image.Image, ...]
+    question: str = ""
 
     @property
     def labels(self) -> list[int]:
@@ -134,7 +138,8 @@ def render(
                 continue
         ids += new
         mask += [learn] * len(new)
-    return Rendered(ids, mask, tuple(pictures))
+    question = next((message.text for message in reversed(conversation.turns) if message.role == "user"), "")
+    return Rendered(ids, mask, tuple(pictures), question.strip() if "user" in template.trims else question)
 
 
 def render_text(
@@ -184,12 +189,19 @@ class _Speller:
         self._history = history
         self._text = ""
         self._inside = False  # the segment before ended in text
+        self._begins = False  # a first question without words, whose reply begins the text
 
     def spell(self, conversation: Conversation, ask: bool, go_on: bool = False) -> Iterator[Segment]:
         t = self._template
         system = conversation.system
+        if t.pictures_first:
+            for picture in conversation.turns[0].pictures if conversation.turns else ():
+                yield from self._slot(picture)
+        if t.learns_begin and system is None and len(conversation.turns) > 1:
+            self._begins = not conversation.turns[0].text
         if system is None:
-            yield from self._words(t.opening)
+            for segment in self._words(t.opening):
+                yield replace(segment, learn=True) if self._begins and isinstance(segment, Control) else segment
         elif not t.takes_system:
             raise PromptError("This model's chat template takes no system message: say it in the first question.")
         else:
@@ -204,6 +216,7 @@ class _Speller:
             if number > 0:
                 yield from self._words(t.between)
             yield from self._words(t.user_prefix)
+            message = _without_pictures(message) if number == 0 and t.pictures_first else message
             yield from self._content(message, t.user_suffix + t.assistant_prefix)
             yield from self._words(t.user_suffix)
         if ask:
@@ -242,16 +255,21 @@ class _Speller:
                 words = neutralise(group, t)
                 self._text += keep_apart(words, following) if number == len(groups) - 1 else words
                 continue
-            self._text += t.picture_prefix
-            yield from self._flush()
-            yield Slot(group.image)
-            self._inside = t.joined
-            self._text = t.picture_suffix
+            yield from self._slot(group.image)
+
+    def _slot(self, image: Image.Image) -> Iterator[Segment]:
+        t = self._template
+        self._text += t.picture_prefix
+        yield from self._flush()
+        yield Slot(image)
+        self._inside = t.joined
+        self._text = t.picture_suffix
 
     def _reply(self, message: Message, open_end: bool) -> Iterator[Segment]:
         t = self._template
         said = message.text.strip() if "assistant" in t.trims else message.text
-        text = t.reply_begin + neutralise(said, t)
+        begin, self._begins = "" if self._begins else t.reply_begin, False
+        text = begin + neutralise(said, t)
         if self._history == "text":
             if open_end:
                 self._text += t.reply_gap + text
@@ -262,7 +280,7 @@ class _Speller:
             yield from self._words(end if said or t.controls else "")
             return
         yield from self._flush()
-        if gap := t.reply_gap + (t.reply_begin if message.ids is not None else ""):
+        if gap := t.reply_gap + (begin if message.ids is not None else ""):
             yield Gap(gap)
         if open_end:
             yield (Words(text, True, t.joined) if message.ids is None else Generated(message.ids, message.text))
@@ -283,6 +301,10 @@ class _Speller:
             yield Words(self._text, inside=self._inside)
             self._inside = True
         self._text = ""
+
+
+def _without_pictures(message: Message) -> Message:
+    return replace(message, parts=tuple(part for part in message.parts if not isinstance(part, Picture)))
 
 
 def _trimmed(groups: list[str | Picture]) -> list[str | Picture]:

@@ -22,6 +22,7 @@ from minichat.errors import PromptError
 BOS = "<s>"
 EOS = "</s>"
 SLOT = "<ImageHere>"
+CAPTION_PROMPT = "Describe this image in detail."  # of most; a template may have another
 OWN = "tokenizer"  # the name of a template that was read from a tokenizer's own
 
 
@@ -73,6 +74,17 @@ class Template:
     joined: bool = False
     #: Whether a conversation may bring a system text.
     takes_system: bool = True
+    #: The first question's pictures stand before everything else, `begin` too.
+    pictures_first: bool = False
+    #: Where nothing is asked, `begin` is learnt with the reply, which comes without `reply_begin`.
+    learns_begin: bool = False
+    #: What asks for a caption where nobody says another thing, and the template that it is asked by; empty: this one.
+    caption: str = CAPTION_PROMPT
+    captions: str = ""
+    #: The end of a question that is kept where questions are cut, "first" or "last"; empty: none may be cut.
+    keeps: str = ""
+    #: A reply that is cut has its end all the same.
+    cut_ends: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -86,6 +98,8 @@ class Template:
             strings = value if field.type == "tuple[str, ...]" else (value,)
             if not isinstance(strings, tuple) or not all(isinstance(text, str) for text in strings):
                 raise PromptError(f"Template {self.name!r}: {field.name} must be text, not {value!r}.")
+        if self.keeps not in ("", "first", "last"):
+            raise PromptError(f"Template {self.name!r}: keeps must be 'first', 'last' or empty, not {self.keeps!r}.")
         if any(not text for text in (*self.stops, *self.markers, *self.controls)):
             raise PromptError(f"Template {self.name!r}: an empty stop or marker would match everywhere.")
 
@@ -139,6 +153,9 @@ _VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
+_BARE: dict[str, Any] = {"picture_prefix": "", "picture_suffix": "", "picture_gap": "", "pictures_first": True}
+_SHORTLY = "Write a short description for the image."
+
 _ALL = (
     # Chat. MiniGPT-4's conversation.py: CONV_VISION_Vicuna0, CONV_VISION_LLama2, CONV_VISION_minigptv2. The Llama-2
     # forms spell <s> before every question, also the first, after the sequence's own, and no </s> in their history.
@@ -180,9 +197,43 @@ _ALL = (
     ),
     # MiniGPT-4's first stage: a picture, its caption, a line break (minigpt_base.py with an empty prompt list).
     Template(name="plain", reply_end="\n", picture_prefix="", picture_suffix="", stops=("\n",)),
-    # An encoder–decoder: the encoder reads a prompt up to its `</s>`, the decoder writes the reply up to its own. With
-    # FLAN-T5, BLIP-2 puts the picture before the bare words (lavis/models/blip2_models/blip2_t5.py).
+    # An encoder–decoder: the encoder reads a prompt up to its `</s>`, the decoder writes the reply up to its own.
     Template(name="t5", begin="", assistant_prefix=EOS, picture_prefix="", picture_suffix=""),
+    # BLIP-2 and InstructBLIP: the picture, then a text to go on with (lavis/models/blip2_models/blip2_opt.py,
+    # blip2_t5.py, blip2_vicuna_instruct.py, blip2_t5_instruct.py). `</s>` begins it for OPT and for their Vicuna. What
+    # asks for a caption is of lavis/projects/blip2/eval, and of InstructBLIP's paper (arXiv:2305.06500, table 5).
+    Template(
+        name="blip2-opt",
+        begin=EOS,
+        reply_begin=" ",
+        reply_end="\n",
+        stops=("\n",),
+        learns_begin=True,
+        caption="a photo of",
+        keeps="first",
+        **_BARE,
+    ),
+    # The words of BLIP-2's dialogues (examples/blip2_instructed_generation.ipynb), by which OPT tells that it is asked.
+    Template(
+        name="blip2-opt-chat",
+        begin=EOS,
+        user_prefix="Question: ",
+        assistant_prefix=" Answer:",
+        reply_begin=" ",
+        reply_end="\n",
+        stops=("\n",),
+        markers=("Question:", "Answer:"),
+        caption="a photo of",
+        captions="blip2-opt",
+        **_BARE,
+    ),
+    Template(
+        name="blip2-t5", begin="", assistant_prefix=EOS, caption="a photo of", keeps="first", cut_ends=True, **_BARE
+    ),
+    Template(name="instructblip", begin=EOS, reply_gap=" ", caption=_SHORTLY, keeps="last", **_BARE),
+    Template(
+        name="instructblip-t5", begin="", assistant_prefix=EOS, caption=_SHORTLY, keeps="last", cut_ends=True, **_BARE
+    ),
     # Training as the originals did it: prompt_template and end_sym of train_configs/*.yaml, minigpt_base.py.
     Template(
         name="vicuna-v0-train",
@@ -237,12 +288,12 @@ def split_controls(spelled: str, controls: tuple[str, ...] = (BOS, EOS)) -> list
 
 
 _JINJA = """\
-{%- macro words(message) -%}
+{%- macro words(message, bare=false) -%}
 {%- if message.content is string -%}
 {{- message.content -}}
 {%- else -%}
 {%- set before = namespace(kind="") -%}
-{%- for part in message.content if part.type == "image" or part.text -%}
+{%- for part in message.content if (part.type == "image" and not bare) or part.text -%}
 {%- if before.kind and "image" in (before.kind, part.type) -%}
 {{- <picture_gap> -}}
 {%- endif -%}
@@ -255,6 +306,13 @@ _JINJA = """\
 {%- endfor -%}
 {%- endif -%}
 {%- endmacro -%}
+{%- if <pictures_first> -%}
+{%- for part in (messages | selectattr("role", "equalto", "user") | first | default({"content": ""})).content -%}
+{%- if part.type == "image" -%}
+{{- <picture> -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
 {%- if messages and messages[0].role == "system" -%}
 {{- <start> -}}{{- words(messages[0])<system_filter> -}}{{- <system_suffix> -}}
 {%- set turns = messages[1:] -%}
@@ -267,9 +325,13 @@ _JINJA = """\
 {%- if not loop.first -%}
 {{- <between> -}}
 {%- endif -%}
-{{- <user_prefix> -}}{{- words(message)<user_filter> -}}{{- <user_suffix> -}}
+{{- <user_prefix> -}}{{- words(message, <pictures_first> and loop.first)<user_filter> -}}{{- <user_suffix> -}}
 {%- else -%}
-{{- <assistant_prefix> -}}{{- <reply_start> -}}{{- words(message)<assistant_filter> -}}{{- <reply_end> -}}
+{{- <assistant_prefix> -}}
+{%- if not (<learns_begin> and loop.index0 == 1 and turns[0] == messages[0] and not words(turns[0], true)) -%}
+{{- <reply_start> -}}
+{%- endif -%}
+{{- words(message)<assistant_filter> -}}{{- <reply_end> -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
@@ -291,6 +353,7 @@ def to_jinja(template: Template, *, slots_per_picture: int = 1, slot: str = SLOT
     values["reply_start"] = template.reply_gap + template.reply_begin
     values["picture"] = template.picture_prefix + slot * slots_per_picture + template.picture_suffix
     spelled = {name: _expression(value) for name, value in values.items()}
+    spelled |= {name: str(getattr(template, name)).lower() for name in ("pictures_first", "learns_begin")}
     for role in ("system", "user", "assistant"):
         spelled[f"{role}_filter"] = "|trim" if role in template.trims else ""
     return re.sub(r"<(\w+)>", lambda match: spelled[match[1]], _JINJA)

@@ -159,8 +159,8 @@ class Features:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._state: Any = None
 
-    def of(self, pictures: Mapping[str, Image.Image]) -> dict[str, Tensor]:
-        """The features (n, D) of each picture, by its identity."""
+    def of(self, pictures: Mapping[str, tuple[Image.Image, str]]) -> dict[str, Tensor]:
+        """The features (n, D) of each picture with its question, by the name of what the LLM is shown of it."""
         with self._lock:
             if (state := self._bot.state()) != self._state:  # other weights or preprocessing
                 self._kept.clear()
@@ -168,7 +168,8 @@ class Features:
             found = {name: self._kept[name] for name in pictures if name in self._kept}
             new = [name for name in pictures if name not in found]
             if new:
-                found |= zip(new, self._bot.encode([pictures[name] for name in new]), strict=True)
+                shown, asked = zip(*(pictures[name] for name in new), strict=True)
+                found |= zip(new, self._bot.encode(shown, asked), strict=True)
             self._metrics.pictures_encoded.inc(len(new))
             self._metrics.pictures_known.inc(len(pictures) - len(new))
             for name, features in found.items():
@@ -279,13 +280,17 @@ class Preparer:
         rendered = bot.processor.render(conversation, add_generation_prompt=True)
         most = self._most(asked, len(rendered.ids))
         self._check_room(asked, len(rendered.ids), most)
-        seen = None
+        seen, names = None, identities
         if identities:
             if cancelled():
                 return None
-            features = self.features.of(dict(zip(identities, conversation.pictures, strict=True)))
-            seen = torch.stack([features[identity] for identity in identities])  # (I, n, D)
-        prompt = Prompt(rendered.ids, prompt_keys(rendered.ids, identities, bot.model.config), seen)
+            question = rendered.question
+            if bot.processor.instructed:  # its Q-Former reads the question, too
+                names = [bot.seen_as(picture, question) for picture in conversation.pictures]
+            pictures = {n: (picture, question) for n, picture in zip(names, conversation.pictures, strict=True)}
+            features = self.features.of(pictures)
+            seen = torch.stack([features[each] for each in names])  # (I, n, D)
+        prompt = Prompt(rendered.ids, prompt_keys(rendered.ids, names, bot.model.config), seen)
         stops = Stops((*bot.stops.strings, *asked.stop), bot.stops.sequences, bot.stops.strings_end)
         requests = [
             Request(

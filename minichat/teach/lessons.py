@@ -16,7 +16,7 @@ from minichat.data import formats
 from minichat.data.example import Example, Problem, StoredPicture, Turn
 from minichat.data.export import groups_of
 from minichat.errors import DataError, MiniChatError
-from minichat.inference.bot import CAPTION_PROMPT
+from minichat.prompt.template import CAPTION_PROMPT
 
 # --- What a person has: records that can be learnt from, and what is wrong with the others.
 

@@ -154,6 +154,8 @@ def _seconds_of_a_step(stage: Finetune, taught: Sequence[Example]) -> float:
     """By a trial. Each picture is seen once; the way back through the LLM takes twice as long as the way there."""
     import torch
 
+    from minichat.model.bridge import words_of
+
     rows = [stage.render(one) for one in itertools.islice(lessons(taught, BATCH, _side(stage)), BATCH)]
     seconds = 0.0
     with torch.no_grad():
@@ -161,7 +163,7 @@ def _seconds_of_a_step(stage: Finetune, taught: Sequence[Example]) -> float:
             began = time.monotonic()
             batch = {name: tensor.to(stage.bot.device) for name, tensor in stage.collate(rows).items()}
             if "pixel_values" in batch:
-                batch["image_features"] = stage.model.encode_features(batch.pop("pixel_values"))
+                batch["image_features"] = stage.model.encode_features(batch.pop("pixel_values"), words_of(batch))
             seen = time.monotonic()
             stage.loss(batch).item()
             seconds = seen - began + 3 * (time.monotonic() - seen)

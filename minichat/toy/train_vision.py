@@ -318,6 +318,7 @@ class WordAlignment(Stage):
         "data.template",
         "data.max_length",
         "data.max_reply_length",
+        "data.max_question_length",
         "data.feature_cache",
     )
 

@@ -264,6 +264,8 @@ class DataConfig(Checked):
     """A row's length in tokens is cut here; none: at the LLM's context."""
     max_reply_length: int | None = None
     """After the first question, so many tokens are kept of a row; a reply that is cut has no end."""
+    max_question_length: int | None = None
+    """Of what stands before the first reply, so many tokens are kept, pictures apart; of BLIP-2's templates alone."""
     feature_cache: str | None = None
     """A folder that keeps the frozen parts' output for each picture, not of a stream. None: computed each time."""
     damaged_pictures: Literal["leave_out", "refuse"] = "leave_out"
@@ -273,8 +275,9 @@ class DataConfig(Checked):
 
     def problems(self) -> Iterator[Problem]:
         yield from need(self.max_length is None or self.max_length > 1, "max_length", self.max_length, "at least 2")
-        limit = self.max_reply_length
-        yield from need(limit is None or limit > 0, "max_reply_length", limit, "at least 1")
+        for name in ("max_reply_length", "max_question_length"):
+            limit = getattr(self, name)
+            yield from need(limit is None or limit > 0, name, limit, "at least 1")
         yield from need(0 <= self.num_workers <= 256, "num_workers", self.num_workers, "from 0 to 256")
 
 

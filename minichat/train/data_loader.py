@@ -499,7 +499,7 @@ def _opened(row: Row, picture: StoredPicture) -> StoredPicture:
     if picture.always_opens:
         return picture
     try:
-        return _OpenedPicture(picture.name, picture.source, picture.open())
+        return _OpenedPicture(picture.name, picture.source, picture.open(), question=picture.question)
     except MiniChatError as error:
         raise _Damaged(f"{row.where}: {error}") from None
 

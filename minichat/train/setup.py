@@ -18,11 +18,12 @@ from minichat.device.placement import half
 from minichat.errors import ModelError, SettingsError, some
 from minichat.fileio import new_folder, write_json
 from minichat.model.loss import set_trainable
+from minichat.prompt.processor import QFORMER
 from minichat.train.checkpoint import OF_A_RUN, TRAINING
 from minichat.train.config import LoraConfig, ModelConfig
+from minichat.weights.adapter import ADAPTER, ADAPTER_WEIGHTS, CONFIG, read_adapter, trained_adapter
 from minichat.weights.checkpoint_io import Entry, write_tensors
 from minichat.weights.hub import WEIGHTS, read_json, weight_files
-from minichat.weights.llm import ADAPTER, ADAPTER_WEIGHTS, CONFIG, read_adapter, trained_adapter
 from minichat.weights.projection import FACTS, is_projection, read_projection, unpack, write_projection
 from minichat.weights.registry import find
 
@@ -245,7 +246,7 @@ def open_bot(
     A part of which anything trains is in float32 as a whole; the others are in `config.dtype`. Raises what
     `minichat.load` raises, and `SettingsError` for a part that the model does not have.
     """
-    from minichat.inference.bot import load
+    from minichat.inference.load import load
 
     dtype = precision(config.dtype, device)
     learning = {top(part) for part in trainable}
@@ -411,6 +412,8 @@ def _write_model(
         for file in base.iterdir():
             if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in {FACTS, *OF_A_RUN}:
                 shutil.copy(file, made / file.name)
+        if (base / QFORMER).is_dir():
+            shutil.copytree(base / QFORMER, made / QFORMER)
         write_tensors(made, entries)
         if beside is not None:
             beside(made)

@@ -68,6 +68,7 @@ _FLAGS = (
     "is_encoder_decoder",
     "use_cache",
     "use_qformer_text_input",
+    "instructed",
 )
 _ACTIVATIONS = ("hidden_act", "activation_function", "hidden_activation", "dense_act_fn")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -78,11 +79,13 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 _ROPE = ("rope_parameters", "rope_scaling")
 _PARTS = ("vision_config", "text_config", "bridge_config", "qformer_config", "qformer")
 _KINDS = {
-    "vision_config": "blip_2_vision_model",
-    "bridge_config": "minichat_bridge",
-    "qformer": "blip_2_qformer",
-    "qformer_config": "blip_2_qformer",
+    "vision_config": ("blip_2_vision_model", "instructblip_vision_model"),
+    "bridge_config": ("minichat_bridge",),
+    "qformer": ("blip_2_qformer",),
+    "qformer_config": ("blip_2_qformer", "instructblip_qformer"),
 }
+#: Whole models of transformers' that hold an LLM beside their eyes.
+WITH_EYES = ("blip-2", "instructblip")
 _LAYER = re.compile(r"(.*?(?:^|\.)(?:layers?|h|blocks?))\.(\d+)\.")
 _READING = re.compile(r"bridge\.qformer\.encoder\.layer\.(\d+)\.crossattention\.")
 #: The parts of a configuration that tensors follow from, by the beginnings of our names; its own part first.
@@ -102,6 +105,7 @@ _BY_NAME = {
 _DECIDED = {
     r"qkv\.bias": "vision_config.qkv_bias",
     r"bridge\.ln_vision": "bridge_config.ln_vision",
+    r"bridge\.embeddings|qformer.*layer\.\d+\.(intermediate|output)\.": "bridge_config.instructed",
     r"bridge\.(qformer|query_tokens)": "bridge_config.kind",
     r"lm_head": "tie_word_embeddings",
     r"[qkvo]_proj\.bias": "attention_bias",
@@ -198,8 +202,8 @@ def _wanted(key: str, value: Any) -> str:
 def _check_names(stored: Mapping[str, Any], where: str, part: str) -> None:
     """Types and activations: those of the vision side are fixed, the LLM's must be ones that transformers knows."""
     kind, last = stored.get("model_type"), part.rpartition(".")[2]
-    if kind is not None and last in _KINDS and kind != _KINDS[last]:
-        _refuse(where, f"{part}.model_type", kind, repr(_KINDS[last]))
+    if kind is not None and last in _KINDS and kind not in _KINDS[last]:
+        _refuse(where, f"{part}.model_type", kind, " or ".join(map(repr, _KINDS[last])))
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.auto.modeling_auto import (
@@ -314,6 +318,21 @@ def read_config(folder: Path) -> MiniChatConfig:
     with building(where), quiet():
         config: MiniChatConfig = MiniChatConfig.from_pretrained(folder, local_files_only=True)
     return config
+
+
+def whole_config(stored: Mapping[str, Any]) -> MiniChatConfig:
+    """The sizes of a whole BLIP-2 or InstructBLIP of transformers', by its `config.json`, as a network of ours."""
+    from minichat.model import MiniChatConfig
+
+    def part(name: str) -> dict[str, Any]:
+        return {key: value for key, value in (stored.get(name) or {}).items() if key != "model_type"}
+
+    bridge = {"qformer": part("qformer_config"), "instructed": stored.get("model_type") == "instructblip"}
+    return MiniChatConfig(
+        vision_config=part("vision_config"),
+        bridge_config={**bridge, "num_query_tokens": stored.get("num_query_tokens", 32)},
+        text_config={"model_type": "opt", **(stored.get("text_config") or {})},
+    )
 
 
 def _at(stored: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:

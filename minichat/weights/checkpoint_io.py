@@ -194,6 +194,9 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def __contains__(self, name: object) -> bool:  # a mapping's own would read the tensor
+        return name in self._tensors
+
     def __getitem__(self, name: str) -> Tensor:
         """Raises `ModelError`, naming file and tensor, for one that is no plain tensor or not finite."""
         tensor = self.plain(name)
@@ -345,16 +348,19 @@ class Stream:
         self._as_stored = as_stored
         self._change = change
 
-    def add(self, path: Path, prefix: str = "", names: Iterable[str] | None = None) -> None:
-        """Take in a file's tensors, or these of them. Raises `ModelError`, naming the file, for one that is damaged."""
+    def add(self, path: Path, prefix: str = "", names: Iterable[str] | None = None, inner: str = "") -> None:
+        """Take in a file's tensors, or these of them. `inner`: in the file, all their names begin so.
+
+        Raises `ModelError`, naming the file, for one that is damaged.
+        """
         mapped = read_checkpoint(path).raw
         read = safe_open(path, framework="pt", backend="pread") if path.suffix == ".safetensors" else None
         for name in mapped if names is None else names:
-            value = mapped[name]
-            check_float(path.name, name, value)
+            value = mapped[inner + name]
+            check_float(path.name, inner + name, value)
             stays = self._as_stored(prefix + name) and _stored_as(value) == _STORED[self._dtype]
             if read is not None and not stays:
-                value = read.get_slice(name)
+                value = read.get_slice(inner + name)
             self.tensors[prefix + name] = StoredTensor(value, prefix + name, self)
 
     def changed(self, name: str, tensor: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -13,29 +15,39 @@ from transformers import AutoTokenizer, GenerationConfig
 from minichat.errors import ModelError, SettingsError, sentence
 from minichat.fileio import new_folder, write_json
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
-from minichat.prompt.processor import MODEL_FILE, MiniChatImageProcessor, MiniChatProcessor
+from minichat.prompt.image_processor import MiniChatImageProcessor
+from minichat.prompt.processor import MODEL_FILE, QFORMER, MiniChatProcessor
 from minichat.prompt.template import OWN, TEMPLATES, get_template
-from minichat.weights.check_config import building, check_parts, check_values
-from minichat.weights.checkpoint_io import Checkpoint, Entry, read_checkpoint, write_tensors
-from minichat.weights.hub import WEIGHTS, find_folder, quiet, read_json, verify, weight_files, weight_map
-from minichat.weights.key_map import (
-    HUGGING_FACE_BLIP2,
-    HUGGING_FACE_VIT,
-    OUR_VISION_SIDE,
-    OUR_VIT,
+from minichat.prompt.tokenizer import SentencePieceTokenizer, encode_inside
+from minichat.weights.account import (
     Account,
     Sizes,
     add_bridge,
     add_vision,
     bridge_sizes,
     open_part,
+    open_trained,
     projection_sizes,
     resize_positions,
 )
-from minichat.weights.llm import RECORD, RECORDED, Adapter, Llm, find_llm, hashes
+from minichat.weights.adapter import Adapter, split_lora, write_adapter
+from minichat.weights.check_config import building, check_parts, check_values
+from minichat.weights.checkpoint_io import Checkpoint, Entry, read_checkpoint, write_tensors
+from minichat.weights.hub import WEIGHTS, find_folder, quiet, read_json, verify, weight_files, weight_map
+from minichat.weights.key_map import (
+    HUGGING_FACE_BLIP2,
+    HUGGING_FACE_INSTRUCTBLIP,
+    HUGGING_FACE_PROJECTION,
+    HUGGING_FACE_VIT,
+    LAVIS_PROJECTIONS,
+    OUR_VISION_SIDE,
+    OUR_VIT,
+    KeyMap,
+)
+from minichat.weights.llm import RECORD, RECORDED, Llm, find_llm, hashes
 
-# --- The vision side of a Hugging Face BLIP-2, or of a model of ours: only the files that hold it are fetched and
-# read.
+# --- The vision side of a Hugging Face BLIP-2 or InstructBLIP, or of a model of ours: only the files that hold it are
+# fetched and read, and all of them where the whole model is taken.
 
 
 _INDEX = f"{WEIGHTS}.index.json"
@@ -45,32 +57,39 @@ RETRIEVAL = "Blip2ForImageTextRetrieval"
 
 
 def add_vision_side(
-    account: Account, name: str, sizes: Sizes, qformer: bool = True, what: str = "The BLIP-2 model"
+    account: Account,
+    name: str,
+    sizes: Sizes,
+    qformer: bool = True,
+    what: str = "The BLIP-2 model",
+    whole: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take in a vision encoder, Q-Former and queries; returns the configurations of the first two.
 
-    `name`: a BLIP-2's folder or hub id, what stage 1 left, or the folder or hub id of a model of ours. A BLIP-2's
-    last norm is the originals' `ln_vision`; here it has their eps of 1e-5, as MiniGPT-4 was trained, not the 1e-6 that
-    transformers gives it. Without `qformer` the vision encoder alone is taken, and no configuration of the other.
-    `what` was looked for, where nothing is found.
+    `name`: a BLIP-2's or InstructBLIP's folder or hub id, what stage 1 left, or the folder or hub id of a model of
+    ours. A BLIP-2's last norm is the originals' `ln_vision`; here it has their eps of 1e-5, not the 1e-6 that
+    transformers gives it. Without `qformer` the vision encoder alone is taken, and no configuration of the other. With
+    `whole` its projection is taken, too. `what` was looked for, where nothing is found.
 
     Raises `ModelError` for another model or one that is not whole, or a file that did not come as it was published.
     """
     folder = find_folder(name, what, CONFIGS)
     config = read_json(folder, "config.json")
     kind = config.get("model_type")
-    if kind not in ("blip-2", "minichat"):
-        raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not 'blip-2' or 'minichat'.")
+    if kind not in (*FAMILY, "minichat") or (whole and kind == "minichat"):
+        raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not {', '.join(map(repr, FAMILY))}.")
     check_values(config, f"config.json in {folder.name!r}")
     if kind == "minichat":
         folder = find_folder(name, what, _OWN)
-        keys, files = OUR_VISION_SIDE if qformer else OUR_VIT, weight_files(folder)
+        files = weight_files(folder)
     else:
-        keys, files = HUGGING_FACE_BLIP2 if qformer else HUGGING_FACE_VIT, vision_files(folder, qformer)
+        files = weight_files(folder) if whole else vision_files(folder, qformer)
         folder = find_folder(name, what, [*CONFIGS, *files])
         if missing := [file for file in files if not (folder / file).is_file()]:
             raise ModelError(f"The BLIP-2 model {folder.name!r} has no {missing[0]}: some of its weights are missing.")
         verify(folder, files)
+    keys = _keys(kind, qformer)
+    keys = KeyMap({**keys.used, **HUGGING_FACE_PROJECTION}, keys.unused, keys.parts) if whole else keys
     for file in files:
         account.add(read_checkpoint(folder / file), keys)
     check_parts(config, account.names(), f"config.json in {folder.name!r}")
@@ -79,56 +98,76 @@ def add_vision_side(
     return vision, known if qformer else {}
 
 
+def _keys(kind: str, qformer: bool) -> KeyMap:
+    if kind == "minichat":
+        return OUR_VISION_SIDE if qformer else OUR_VIT
+    if not qformer:
+        return HUGGING_FACE_VIT
+    return HUGGING_FACE_INSTRUCTBLIP if kind == "instructblip" else HUGGING_FACE_BLIP2
+
+
 def vision_files(folder: Path, qformer: bool = True) -> list[str]:
     """The files of a BLIP-2 that hold what is taken of it, by its index. Raises `ModelError` for a damaged one."""
     if not (folder / _INDEX).is_file():
         return [WEIGHTS]
-    keys = HUGGING_FACE_BLIP2 if qformer else HUGGING_FACE_VIT
+    keys = _keys(str(read_json(folder, "config.json").get("model_type")), qformer)
     return sorted({file for name, file in weight_map(folder, _INDEX).items() if keys.target(name) is not None})
 
 
 def _configs(account: Account, config: dict[str, Any], sizes: Sizes) -> tuple[dict[str, Any], dict[str, Any]]:
     from transformers import Blip2QFormerConfig, Blip2VisionConfig
 
-    vision = Blip2VisionConfig(**(config.get("vision_config") or {})).to_diff_dict()
+    drop = ("model_type", "transformers_version", "dtype", "torch_dtype", "architectures")
+
+    def plain(part: dict[str, Any] | None) -> dict[str, Any]:
+        return {key: value for key, value in (part or {}).items() if key not in drop}
+
+    vision = plain(Blip2VisionConfig(**plain(config.get("vision_config"))).to_diff_dict())
     vision.setdefault("hidden_size", Blip2VisionConfig().hidden_size)
     bridge = config.get("bridge_config") or {"qformer": config.get("qformer_config")}
-    qformer = Blip2QFormerConfig(**(bridge.get("qformer") or {})).to_diff_dict()
+    qformer = plain(Blip2QFormerConfig(**plain(bridge.get("qformer"))).to_diff_dict())
     if config.get("architectures") == [RETRIEVAL]:  # what stage 1 left: its text branch ends here
         qformer |= {"use_qformer_text_input": False, "vocab_size": Blip2QFormerConfig().vocab_size}
-    if qformer.get("use_qformer_text_input"):
-        raise ModelError("The Q-Former of this BLIP-2 reads text, too: MiniChat's does not.")
+    if qformer.get("use_qformer_text_input") and not bridge.get("instructed"):
+        raise ModelError("The Q-Former of this BLIP-2 was made to match texts: give what a chat model has.")
     given = Blip2VisionConfig(**vision)
     size = sizes.image_size or given.image_size
     if size % given.patch_size:
         raise SettingsError(f"image_size is {size}; it must be a multiple of the patch size {given.patch_size}.")
     resize_positions(account, size // given.patch_size)
-    drop = ("model_type", "transformers_version", "dtype", "torch_dtype", "architectures")
-    vision = {key: value for key, value in {**vision, "image_size": size}.items() if key not in drop}
-    return vision, {key: value for key, value in qformer.items() if key not in drop}
+    return {**vision, "image_size": size}, qformer
 
 
 # --- Published weights → a folder that `minichat.load` opens: `minichat convert`.
 
 
 _SPARE_ROWS = 1024  # an LLM's embedding may be padded so far beyond its tokenizer
+_INSTRUCTION = 128  # word pieces of a question that a Q-Former reads (max_txt_len in lavis/configs/models/blip2)
+#: Hugging Face's kinds of whole models → the template of each kind of LLM that they were published with.
+FAMILY = {
+    "blip-2": {"opt": "blip2-opt-chat", "t5": "blip2-t5"},
+    "instructblip": {"llama": "instructblip", "t5": "instructblip-t5"},
+}
 
 
 def convert(
     out: Path,
     *,
-    llm: str,
-    template: str = OWN,
+    llm: str | None = None,
+    template: str | None = None,
     projection: Path | None = None,
     vit: Path | None = None,
     qformer: Path | None = None,
     blip2: str | None = None,
     no_qformer: bool = False,
+    tokenizer: str | os.PathLike[str] | None = None,
     merge: bool = False,
     vision_heads: int | None = None,
     vision_layers: int | None = None,
     qformer_heads: int | None = None,
     image_size: int | None = None,
+    instruction_tokens: int | None = None,
+    lora_alpha: float | None = None,
     allow_unused: Iterable[str] = (),
     verify: bool = False,
     progress: Callable[[str], None] = lambda message: None,
@@ -138,15 +177,20 @@ def convert(
     Args:
         out: a new folder.
         llm: a Hugging Face folder, a GGUF file, a hub id or the name of a packaged LLM; referred to, or copied with
-            `merge`.
+            `merge`. None: that of `blip2`, with its projection.
         template: the prompt template that the weights were trained with; "tokenizer": the LLM's own `chat_template`.
-        projection: what a training run of MiniGPT-4 saved (`llama_proj.*`). None: a random one, always the same, for
-            training to begin with.
+            None: that of a BLIP-2 or InstructBLIP, or where the projection is new, the LLM's own.
+        projection: what a training run of MiniGPT-4 (`llama_proj.*`) or LAVIS (`opt_proj.*`, `t5_proj.*`, `llm_proj.*`,
+            and the Q-Former with it) saved. LoRA matrices among it (MiniGPT-v2) become an adapter in the folder, or are
+            merged with `merge`. None: a random one, always the same, for training to begin with.
         vit, qformer: EVA's ViT and BLIP-2's Q-Former as the originals published them; or `blip2`, which holds both: a
-            Hugging Face BLIP-2, what stage 1 alone left (`write_stage1`), or a model of ours that another LLM is put
-            behind. Without a Q-Former, patches are joined (MiniGPT-4 with Llama-2).
+            Hugging Face BLIP-2 or InstructBLIP, what stage 1 alone left (`write_stage1`), or a model of ours that
+            another LLM is put behind. Without a Q-Former, patches are joined (MiniGPT-4 with Llama-2).
         no_qformer: take the vision encoder alone from `blip2`.
+        tokenizer: where LAVIS's Q-Former reads the question (InstructBLIP): the folder or hub id of BERT's vocabulary.
         vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
+        instruction_tokens: word pieces of a question that such a Q-Former reads, the last of them; default: 128.
+        lora_alpha: by which LoRA matrices are scaled, where the file does not say.
         allow_unused: globs of tensors that may be left out although nothing is known of them; recorded in the folder.
         verify: record hashes of all that was written and of the LLM, which `load(..., verify=True)` holds them against.
         progress: is told what is being done.
@@ -157,27 +201,29 @@ def convert(
         SettingsError: for a size that is impossible, or that nothing tells.
         PromptError: for a template that does not exist, or that cannot be spelled piece by piece.
     """
-    if template != OWN:
+    if template not in (OWN, None):
         get_template(template)
-    if (vit is None) == (blip2 is None):
-        raise SettingsError("Give the vision encoder once: --vit for the original file, or --blip2.")
-    if no_qformer and qformer is not None:
-        raise SettingsError("--qformer and --no-qformer contradict each other: drop one of them.")
-    sizes = Sizes(vision_heads, vision_layers, qformer_heads, image_size)
     account = Account(allow_unused)
-    trained = None
-    if projection is not None:
-        trained = open_part(projection, "MiniGPT-4 projection", "llama_proj.weight", "llama_proj.bias")
-        _check_template(trained, template)
-    progress("Reading the vision side")
-    vision, bridge = _vision_side(account, trained, vit, qformer, blip2, sizes, not no_qformer)
-    progress("Looking at the LLM")
-    words = find_llm(llm)
+    trained, name, eyes = (None, "", None) if projection is None else open_trained(projection)
+    lora, trained = (None, None) if trained is None else split_lora(trained, lora_alpha)
+    sizes = Sizes(vision_heads, vision_layers, qformer_heads, image_size or _recorded_size(trained))
+    parts = _Parts(vit, eyes, qformer, blip2, not no_qformer, whole=llm is None)
+    parts.check(trained)
+    whole = parts.whole
     if trained is not None:
+        _check_template(trained, name, template)
+    progress("Reading the vision side")
+    vision, bridge = _vision_side(account, trained, parts, sizes)
+    progress("Looking at the LLM")
+    words = find_llm(str(blip2 if whole else llm))
+    if trained is not None or whole:
         _check_width(account, words)
     words.verify()
     if words.adapter is not None:
         progress(f"Adding the LoRA adapter {words.adapter.folder.name!r} to the LLM")
+    _check_lora(lora, words)
+    if template is None:
+        template = _family_template(words, name, bridge, blip2 if whole else None)
     config = MiniChatConfig(
         vision_config=vision,
         bridge_config=bridge,
@@ -186,22 +232,26 @@ def convert(
         llm=None if merge else words.reference(),
         architectures=[MiniChatForConditionalGeneration.__name__],
     )
-    if trained is None:
+    if whole or name in LAVIS_PROJECTIONS:
+        _as_published(words, config, padded=name == "llm_proj")
+    if trained is None and not whole:
         _init_projection(account, config)
     account.check(_wanted(config), config.to_dict())
-    processor = _processor(words, config)
+    processor = _processor(words, config, instruction_tokens)
+    _read_word_pieces(processor, tokenizer, blip2)
     ids = _control_ids(words, processor)
     config.text_config.update(ids)
     entries = [Entry(name, account.bytes(name), _maker(account, name)) for name in sorted(account.names())]
-    if merge:
-        entries += _copied(words)
+    entries += _of_llm(words, config, merge, lora)
     with new_folder(out, ModelError) as folder:
         progress("Writing")
         write_tensors(folder, entries)
         config.save_pretrained(folder)
         GenerationConfig(**ids).save_pretrained(folder)
         processor.save_pretrained(folder)
-        record = _record(account, words, trained)
+        if lora is not None and not merge:
+            write_adapter(folder, lora)
+        record = _record(account, words, trained, whole)
         if verify:
             progress("Computing hashes")
             record[RECORDED] = hashes(folder, out.name)
@@ -209,34 +259,116 @@ def convert(
     return out
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Where the vision side is: in EVA's file or with what LAVIS trained, and a Q-Former's; or in a BLIP-2."""
+
+    vit: Path | None
+    eyes: Checkpoint | None
+    qformer: Path | None
+    blip2: str | None
+    read_qformer: bool
+    whole: bool
+
+    def check(self, trained: Checkpoint | None) -> None:
+        """Raise `SettingsError` for parts that are given twice or not at all."""
+        if (self.vit is None and not self.eyes) == (self.blip2 is None):
+            raise SettingsError("Give the vision encoder once: --vit for the original file, or --blip2.")
+        if not self.read_qformer and self.qformer is not None:
+            raise SettingsError("--qformer and --no-qformer contradict each other: drop one of them.")
+        if self.whole and (self.blip2 is None or trained is not None or not self.read_qformer):
+            raise SettingsError(
+                "Give --llm: only a Hugging Face BLIP-2 or InstructBLIP, taken whole, has one of its own."
+            )
+
+
 def _vision_side(
-    account: Account,
-    trained: Checkpoint | None,
-    vit: Path | None,
-    qformer: Path | None,
-    blip2: str | None,
-    sizes: Sizes,
-    read_qformer: bool,
+    account: Account, trained: Checkpoint | None, parts: _Parts, sizes: Sizes
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take in everything but the LLM; returns the vision encoder's and the bridge's configuration."""
     queries = ("query_tokens", "ln_vision.weight", "Qformer.bert.embeddings.LayerNorm.weight")
-    original = None if qformer is None else open_part(qformer, "BLIP-2 Q-Former", *queries)
+    original = None if parts.qformer is None else open_part(parts.qformer, "BLIP-2 Q-Former", *queries)
     known: dict[str, Any] = {}
-    if vit is not None:
+    if parts.eyes:  # it holds no block that is not used
+        layers = sum(name.endswith(".attn.qkv.weight") for name in parts.eyes)
+        vision = add_vision(account, parts.eyes, replace(sizes, vision_layers=sizes.vision_layers or layers))
+    elif parts.vit is not None:
         names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
-        vision = add_vision(account, open_part(vit, "EVA vision encoder", *names), sizes)
+        vision = add_vision(account, open_part(parts.vit, "EVA vision encoder", *names), sizes)
     else:
-        vision, known = add_vision_side(account, str(blip2), sizes, read_qformer)
-        sizes = Sizes(sizes.vision_heads, sizes.vision_layers, known.get("num_attention_heads", sizes.qformer_heads))
+        vision, known = add_vision_side(account, str(parts.blip2), sizes, parts.read_qformer, whole=parts.whole)
+        sizes = replace(sizes, qformer_heads=known.get("num_attention_heads", sizes.qformer_heads))
     add_bridge(account, original, trained)
     bridge = bridge_sizes(account, vision, sizes)
     if known and "qformer" in bridge:
-        bridge["qformer"] |= known
+        bridge["qformer"] |= known  # where tensors have other sizes than it says, it is refused below
     return vision, bridge
 
 
-def _check_template(trained: Checkpoint, template: str) -> None:
+def _family_template(words: Llm, projection: str, bridge: dict[str, Any], whole: str | None) -> str:
+    """The template of a published BLIP-2 or InstructBLIP; the LLM's own where the projection is new."""
+    if whole is None and not projection:
+        return OWN
+    kind = "instructblip" if bridge.get("instructed") else "blip-2"
+    if (found := FAMILY[kind].get(words.config.model_type)) is None:
+        raise SettingsError(
+            f"No {kind} was published with an LLM of type {words.config.model_type!r}: give the --template that it was "
+            "trained with."
+        )
+    return found
+
+
+def _as_published(words: Llm, config: MiniChatConfig, padded: bool) -> None:
+    """What LAVIS changes in its LLMs when it loads them."""
+    text = config.text_config
+    if text.model_type == "t5":  # blip2_t5.py: dense_act_fn "gelu", exact where FLAN-T5's own is the tanh form
+        text.dense_act_fn = "gelu"
+    if padded:  # blip2_vicuna_instruct.py adds [PAD] to the tokenizer, and a row for it
+        rows = 1 + SentencePieceTokenizer(words.folder / MODEL_FILE).vocab_size
+        text.vocab_size = max(text.vocab_size, rows)
+        config.image_token_index = text.vocab_size
+
+
+def _read_word_pieces(
+    processor: MiniChatProcessor, tokenizer: str | os.PathLike[str] | None, blip2: str | None
+) -> None:
+    """Take in the word pieces of an instructed Q-Former. Raises `SettingsError` where nothing tells, or reads, them."""
+    if not processor.instructed:
+        if tokenizer is not None:
+            raise SettingsError("--tokenizer is for a Q-Former that reads the question, and this one reads none.")
+    elif tokenizer is not None:
+        files = ["vocab.txt", "tokenizer*.json"]
+        processor.read_word_pieces(find_folder(os.fspath(tokenizer), "The BERT tokenizer", files))
+    elif blip2 is not None:
+        processor.read_word_pieces(find_folder(blip2, "The BLIP-2 model", [f"{QFORMER}/*"]) / QFORMER)
+    else:
+        raise SettingsError(
+            "This Q-Former reads the question, too: give --tokenizer, the folder with BERT's vocab.txt (bert-base-"
+            "uncased) to which LAVIS adds [DEC]."
+        )
+
+
+def _recorded_size(trained: Checkpoint | None) -> int | None:
+    """The side of the pictures that a run of MiniGPT-4 or MiniGPT-v2 says it was trained with."""
+    config = None if trained is None else trained.extras.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    size = model.get("image_size") if isinstance(model, dict) else None
+    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
+
+
+def _check_lora(lora: Adapter | None, words: Llm) -> None:
+    """An adapter that was trained with the projection must be of this LLM."""
+    if lora is not None:
+        shapes = {name: tuple(checkpoint.plain(name).shape) for name, checkpoint in words.tensors().items()}
+        lora.check(shapes, tied=bool(words.config.tie_word_embeddings))
+
+
+def _check_template(trained: Checkpoint, name: str, template: str | None) -> None:
     """What a training run recorded of its prompts must be what the template's training form spells."""
+    if template is None:
+        if name == "llama_proj":
+            raise SettingsError("Give the --template that the projection was trained with.")
+        return
     recorded = trained.extras.get("config")
     model = recorded.get("model") if isinstance(recorded, dict) else None
     spelled = model.get("prompt_template") if isinstance(model, dict) else None
@@ -287,13 +419,20 @@ def _wanted(config: MiniChatConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in state.items() if not name.startswith("language_model.")}
 
 
-def _processor(words: Llm, config: MiniChatConfig) -> MiniChatProcessor:
+def _processor(words: Llm, config: MiniChatConfig, instruction_tokens: int | None) -> MiniChatProcessor:
     """Content is tokenised by the LLM's own SentencePiece model where it has one, as the originals did."""
     common: dict[str, Any] = {
         "template": config.template,
         "num_image_tokens": config.num_image_tokens,
         "image_token_id": config.image_token_index,
     }
+    if config.bridge_config.instructed:
+        longest = config.bridge_config.qformer.max_position_embeddings
+        common["max_instruction_tokens"] = asked = instruction_tokens or min(_INSTRUCTION, longest)
+        if not 3 <= asked <= longest:
+            raise SettingsError(f"instruction_tokens is {asked}; this Q-Former reads from 3 to {longest} word pieces.")
+    elif instruction_tokens is not None:
+        raise SettingsError("instruction_tokens is for a Q-Former that reads the question, and this one reads none.")
     size, model = config.vision_config.image_size, words.folder / MODEL_FILE
     if model.is_file() and config.template != OWN:
         processor = MiniChatProcessor.from_tokenizer_model(model, image_size=size, **common)
@@ -323,13 +462,24 @@ def _maker(account: Account, name: str) -> Callable[[], torch.Tensor]:
     return lambda: account.tensor(name)
 
 
-def _copied(words: Llm) -> list[Entry]:
-    def maker(checkpoint: Checkpoint, name: str) -> Callable[[], torch.Tensor]:
-        return lambda: checkpoint[name]
+def _of_llm(words: Llm, config: MiniChatConfig, merge: bool, lora: Adapter | None) -> list[Entry]:
+    """The LLM's tensors that the folder holds: all with `merge`, else those that get more rows than its files have."""
 
+    def maker(checkpoint: Checkpoint, name: str, more: int) -> Callable[[], torch.Tensor]:
+        if lora is not None and lora.changes(name):
+            return lambda: lora.merged(name, checkpoint[name])
+        if not more:
+            return lambda: checkpoint[name]
+        return lambda: torch.nn.functional.pad(checkpoint[name], (0, 0, 0, more))
+
+    tensors = words.tensors()
+    grown = {}
+    if more := config.text_config.vocab_size - words.rows:
+        grown = dict.fromkeys(words.vocabulary_tensors(), more)
     return [
-        Entry(f"language_model.{name}", checkpoint.plain(name).nbytes, maker(checkpoint, name))
-        for name, checkpoint in words.tensors().items()
+        Entry(f"language_model.{name}", checkpoint.plain(name).nbytes, maker(checkpoint, name, grown.get(name, 0)))
+        for name, checkpoint in tensors.items()
+        if merge or name in grown
     ]
 
 
@@ -348,7 +498,7 @@ def _control_ids(words: Llm, processor: MiniChatProcessor) -> dict[str, Any]:
     listed = theirs.eos_token_id if isinstance(theirs.eos_token_id, list) else [theirs.eos_token_id]
     known = range(words.config.vocab_size)
     others = (end for end in listed if end in known and end != tokenizer.bos_id)
-    ends = dict.fromkeys([processor.end_id, tokenizer.eos_id, *others])
+    ends = dict.fromkeys([*_end_text(processor), processor.end_id, tokenizer.eos_id, *others])
     return {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": processor.end_id if len(ends) == 1 else list(ends),
@@ -356,8 +506,17 @@ def _control_ids(words: Llm, processor: MiniChatProcessor) -> dict[str, Any]:
     }
 
 
-def _record(account: Account, words: Llm, trained: Checkpoint | None) -> dict[str, Any]:
+def _end_text(processor: MiniChatProcessor) -> list[int]:
+    """The id of a line break that ends replies, where it has one, as BLIP-2 ends OPT's."""
+    text, control = processor.spelling.end
+    ids = encode_inside(processor.content_tokenizer, text) if control is None and not text.strip() else []
+    return ids if len(ids) == 1 else []
+
+
+def _record(account: Account, words: Llm, trained: Checkpoint | None, whole: bool) -> dict[str, Any]:
     """Where everything came from, and what was left out."""
+    of_llm = "language_model." if whole else " "
+    unused = {file: sorted(n for n in names if not n.startswith(of_llm)) for file, names in account.unused.items()}
     allowed = {
         glob: sorted(n for names in account.left_over.values() for n in names if fnmatchcase(n, glob))
         for glob in account.allowed
@@ -366,8 +525,8 @@ def _record(account: Account, words: Llm, trained: Checkpoint | None) -> dict[st
     return {
         "llm": words.shown,
         **adapter,
-        "projection": "random" if trained is None else trained.file,
-        "known_to_be_unused": {file: sorted(names) for file, names in account.unused.items()},
+        "projection": trained.file if trained is not None else words.shown if whole else "random",
+        "known_to_be_unused": {file: names for file, names in unused.items() if names},
         "allow_unused": allowed,
     }
 

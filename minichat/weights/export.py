@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minichat.errors import ModelError, SettingsError
 from minichat.fileio import new_folder, write_json
-from minichat.prompt.template import OWN
+from minichat.prompt.template import EOS, OWN
+from minichat.weights.adapter import copy_adapter, read_adapter, trained_adapter
 from minichat.weights.checkpoint_io import Entry
 from minichat.weights.hub import check_header, quiet, read_json, weight_files
-from minichat.weights.llm import copy_adapter, read_adapter, trained_adapter
 from minichat.weights.projection import export_projection, is_projection, read_projection
 from minichat.weights.registry import find
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatConfig
+    from minichat.weights.adapter import Adapter
     from minichat.weights.checkpoint_io import Checkpoint
-    from minichat.weights.llm import Adapter
 
 FORMATS = ("projection", "blip2", "minichat", "llm")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,6 +29,7 @@ _BESIDE = (
     "chat_template.jinja",
     "generation_config.json",
     "processor_config.json",
+    "qformer_tokenizer",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -36,9 +37,16 @@ _BESIDE = (
     "added_tokens.json",
 )
 #: Of them, what an LLM has, too: a processor is the whole model's, and so is a chat template that is not its own.
-_BESIDE_AN_LLM = tuple(name for name in _BESIDE if name not in ("chat_template.jinja", "processor_config.json"))
+_OF_ALL = ("chat_template.jinja", "processor_config.json", "qformer_tokenizer")
+_BESIDE_AN_LLM = tuple(name for name in _BESIDE if name not in _OF_ALL)
 _LLM = "language_model."
 _RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "projection.": "language_projection.", "bridge.": ""}
+#: An instructed Q-Former has its words, and the norm after them, in one part.
+_RENAMED_INSTRUCTED = {
+    "bridge.embeddings.": "qformer.embeddings.",
+    "bridge.qformer.layernorm.": "qformer.embeddings.layernorm.",
+    **_RENAMED,
+}
 
 
 def export(
@@ -174,38 +182,42 @@ def export_minichat(model: str, out: Path, dtype: str | None = None, without_llm
 
 
 def export_blip2(model: str, out: Path) -> Path:
-    """A folder that `transformers.Blip2ForConditionalGeneration` and `AutoProcessor` load, with no code of ours.
+    """A folder that `transformers.Blip2ForConditionalGeneration` and `AutoProcessor` load, with no code of ours; of an
+    instructed Q-Former `InstructBlipForConditionalGeneration`.
 
     Its logits are this model's in the columns of the vocabulary. BLIP-2 looks its slots up in the embedding, under the
     id of the token `<image>`: the tokenizer's next one, for which a row is added where the LLM has none. It is never
     generated. What we call `ln_vision` has transformers' eps of 1e-6 there, not 1e-5.
     """
-    from transformers import Blip2Config, GenerationConfig
+    from transformers import Blip2Config, GenerationConfig, InstructBlipConfig
 
     from minichat.weights.checkpoint_io import write_tensors
 
     held = _hold(model)
-    folder, config = held.folder, held.config
-    if config.bridge_config.kind != "qformer":
+    folder, config, bridge = held.folder, held.config, held.config.bridge_config
+    if bridge.kind != "qformer":
         raise ModelError(f"{folder.name!r} has no Q-Former, which BLIP-2 needs: export its projection instead.")
-    processor = _blip2_processor(folder, config)
+    processor = _blip2_processor(folder)
     slot = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
     rows = slot + 1 - config.text_config.vocab_size
     grown = _vocabulary_tensors(held.network) if rows > 0 else set()
+    names = _RENAMED_INSTRUCTED if bridge.instructed else _RENAMED
     entries = [
-        held.entry(name, _renamed(name), lambda tensor: _with_rows(tensor, rows))
+        held.entry(name, _renamed(name, names), lambda tensor: _with_rows(tensor, rows))
         if name in grown
-        else held.entry(name, _renamed(name))
+        else held.entry(name, _renamed(name, names))
         for name in sorted(held.tensors)
     ]
-    text = config.text_config.to_dict() | {"vocab_size": config.text_config.vocab_size + max(0, rows)}
-    theirs = Blip2Config(
-        vision_config=config.vision_config.to_dict(),
-        qformer_config=config.bridge_config.qformer.to_dict(),
-        text_config=text,
-        num_query_tokens=config.bridge_config.num_query_tokens,
+    kind = InstructBlipConfig if bridge.instructed else Blip2Config
+    parts = {"vision_config": config.vision_config.to_dict(), "qformer_config": bridge.qformer.to_dict()}
+    for part in parts.values():
+        part.pop("model_type")
+    theirs = kind(
+        **parts,
+        text_config=config.text_config.to_dict() | {"vocab_size": config.text_config.vocab_size + max(0, rows)},
+        num_query_tokens=bridge.num_query_tokens,
         image_token_index=slot,
-        architectures=["Blip2ForConditionalGeneration"],
+        architectures=[kind.__name__.replace("Config", "ForConditionalGeneration")],
     )
     with quiet():
         generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
@@ -219,17 +231,35 @@ def export_blip2(model: str, out: Path) -> Path:
     return out
 
 
-def _blip2_processor(folder: Path, config: MiniChatConfig) -> Any:
-    """BLIP-2's own, which makes of a picture the same pixels as ours; its tokenizer has one more token, `<image>`."""
-    from transformers import Blip2Processor, BlipImageProcessor
+def _blip2_processor(folder: Path) -> Any:
+    """Transformers' own, which makes of a picture the same pixels as ours; its tokenizer has one more token, `<image>`.
+
+    What BLIP-2 and InstructBLIP were published with begins and ends prompts as their templates do. Of a tokenizer
+    transformers writes what it was made with, so that is told there.
+    """
+    from transformers import Blip2Processor, BlipImageProcessor, InstructBlipProcessor
 
     from minichat.prompt.processor import MiniChatProcessor
 
     with quiet():
         ours = MiniChatProcessor.from_pretrained(folder, local_files_only=True)
-        pixels = ours.image_processor
+        template, tokenizer, pixels = ours.spelling, ours.tokenizer, ours.image_processor
+        told: dict[str, Any] = {}
+        if template.pictures_first:
+            # InstructBLIP's pads word pieces as the LLM's, and those stand on the left; a T5's positions would move.
+            told = {"padding_side": "left"} if template.begin and not ours.instructed else {}
+            if template.begin == EOS:  # as LAVIS has it: `</s>` begins a prompt
+                tokenizer.add_special_tokens({"bos_token": tokenizer.eos_token})
+                tokenizer.add_bos_token = True
+                told |= {"add_bos_token": True}
+            if template.assistant_prefix == EOS:  # and ends one for T5's encoder
+                tokenizer.add_eos_token = True
+                told |= {"add_eos_token": True}
+        tokenizer.init_kwargs |= told
         shown = BlipImageProcessor(size=pixels.size, image_mean=pixels.image_mean, image_std=pixels.image_std)
-        return Blip2Processor(shown, ours.tokenizer, num_query_tokens=config.num_image_tokens)
+        if ours.instructed:
+            return InstructBlipProcessor(shown, tokenizer, ours.word_pieces, num_query_tokens=ours.num_image_tokens)
+        return Blip2Processor(shown, tokenizer, num_query_tokens=ours.num_image_tokens)
 
 
 def export_llm(model: str, out: Path) -> Path:
@@ -254,6 +284,8 @@ def _copy_beside(folder: Path, made: Path, names: tuple[str, ...]) -> None:
     for file in folder.iterdir():
         if file.is_file() and file.name in names:
             shutil.copy(file, made / file.name)
+        elif file.is_dir() and file.name in names:
+            shutil.copytree(file, made / file.name)
 
 
 def _check_whole(folder: Path, network: Any, held: dict[str, Any]) -> None:
@@ -282,6 +314,6 @@ def _with_rows(tensor: Any, rows: int) -> Any:
     return torch.cat([tensor, tensor.new_zeros(rows, *tensor.shape[1:])])
 
 
-def _renamed(name: str) -> str:
-    start = next((old for old in _RENAMED if name.startswith(old)), "")
-    return _RENAMED.get(start, "") + name.removeprefix(start)
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    start = next((old for old in names if name.startswith(old)), "")
+    return names.get(start, "") + name.removeprefix(start)

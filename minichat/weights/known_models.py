@@ -88,6 +88,26 @@ class KnownModel:
 
 
 @dataclass(frozen=True)
+class WholeModel:
+    """A BLIP-2 or InstructBLIP that the hub has as one repository of transformers' format."""
+
+    name: str
+    template: str
+    repository: Repository
+    licence: str  # in short, what the parts' licences leave
+    text: Mapping[str, Any]
+    folder: int  # bytes of the converted model, which refers to the repository for its LLM
+    instructed: bool = False
+
+    def config(self) -> MiniChatConfig:
+        """The network's configuration, known without any of its files."""
+        from minichat.model import MiniChatConfig
+
+        bridge = {"instructed": True, "qformer": {"vocab_size": 30523}} if self.instructed else {}
+        return MiniChatConfig(bridge_config=bridge, text_config=dict(self.text), template=self.template)
+
+
+@dataclass(frozen=True)
 class PackagedLlm:
     """An LLM that a package of Python's index holds as a GGUF file.
 
@@ -218,6 +238,51 @@ _MODELS = (
     ),
 )
 KNOWN = {model.name: model for model in _MODELS}
+
+# OPT-2.7B and FLAN-T5-XL as their own configurations have them; the vocabularies as the repositories pad them.
+_OPT = {"model_type": "opt", "vocab_size": 50304, "hidden_size": 2560, "ffn_dim": 10240, "num_hidden_layers": 32}
+_OPT |= {"num_attention_heads": 32, "word_embed_proj_dim": 2560, "max_position_embeddings": 2048}
+_FLAN_T5 = {"model_type": "t5", "vocab_size": 32128, "d_model": 2048, "d_ff": 5120, "d_kv": 64, "num_layers": 24}
+_FLAN_T5 |= {"num_heads": 32, "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "tie_word_embeddings": False}
+_MIT = "MIT (its parts: MIT, and Apache 2.0 of FLAN-T5)"
+
+_WHOLE = (
+    WholeModel(
+        "blip2-opt-2.7b",
+        "blip2-opt-chat",
+        Repository("Salesforce/blip2-opt-2.7b", "MIT", 15_000_000_000),
+        "MIT, and OPT's licence (research, not commercial)",
+        _OPT,
+        4_380_000_000,
+    ),
+    WholeModel(
+        "blip2-flan-t5-xl",
+        "blip2-t5",
+        Repository("Salesforce/blip2-flan-t5-xl", "MIT", 15_800_000_000),
+        _MIT,
+        _FLAN_T5,
+        4_390_000_000,
+    ),
+    WholeModel(
+        "instructblip-vicuna-7b",
+        "instructblip",
+        Repository("Salesforce/instructblip-vicuna-7b", "other", 31_700_000_000),
+        "research only",
+        _LLAMA_7B | {"vocab_size": 32064, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+        4_720_000_000,
+        instructed=True,
+    ),
+    WholeModel(
+        "instructblip-flan-t5-xl",
+        "instructblip-t5",
+        Repository("Salesforce/instructblip-flan-t5-xl", "MIT", 16_100_000_000),
+        _MIT,
+        _FLAN_T5,
+        4_720_000_000,
+        instructed=True,
+    ),
+)
+WHOLE = {model.name: model for model in _WHOLE}
 
 _LLMS = (
     PackagedLlm(

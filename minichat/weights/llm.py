@@ -1,11 +1,7 @@
-"""The LLM of a converted model, LoRA adapters in PEFT's layout, and hashes of all that a model holds."""
+"""The LLM of a converted model, and hashes of all that a model holds."""
 
 from __future__ import annotations
 
-import math
-import re
-import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,217 +13,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from minichat.errors import ModelError, some
-from minichat.weights.check_config import asked_by, building, check_depth, check_values, decided_by
+from minichat.weights.adapter import Adapter, has_adapter, read_adapter
+from minichat.weights.check_config import WITH_EYES, asked_by, building, check_depth, check_values, decided_by
 from minichat.weights.checkpoint_io import Checkpoint, fingerprint, read_checkpoint
 from minichat.weights.gguf import is_gguf
 from minichat.weights.hub import WEIGHTS, cached, find_folder, quiet, read_json, verify, weight_files
 from minichat.weights.key_map import LLM_UNUSED
 from minichat.weights.known_models import KNOWN_LLMS, packaged_folder, unpacked
 
-# --- A LoRA adapter in PEFT's layout (`adapter_config.json` and its weights), and the matrices that it changes.
-#
-# LoRA (arXiv:2106.09685, section 4.1) adds to a frozen matrix W (out, in) the product of two small ones, scaled: W + s
-# · B A, with A (r, in), B (out, r), and s = alpha / r, or alpha / √r where it is rank-stabilised (arXiv:2312.03732).
-# Both are read as PEFT writes them; what PEFT knows beyond that is refused by name.
-
-
-_LLM = "language_model."
-ADAPTER = "adapter"  # the folder of a trained adapter, beside a projection or in a model's folder
-CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_PREFIX = "base_model.model."
-# `lora_A.default.weight` is how a run that was saved whole spells it.
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(\.\w+)?\.weight")
-#: Keys that change what the matrices mean, and the values that change nothing.
-_PLAIN: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "bias": ("none", None),
-    "use_dora": (False, None),
-    "use_qalora": (False, None),
-    "lora_bias": (False, None),
-    "alora_invocation_tokens": (None, []),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
-    "layer_replication": (None, []),
-    "megatron_config": (None,),
-}
-
-
-@dataclass(frozen=True)
-class Factors:
-    """What is added to one matrix: `scale` · B A, transposed where the matrix is stored (in, out)."""
-
-    a: str  # the tensors' names in the file
-    b: str
-    scale: float
-    transposed: bool
-
-
-class Adapter:
-    """An adapter's folder, read and found to be sound; not yet whether it fits an LLM.
-
-    `factors` and `whole` go by the LLM's own tensors' names: what is added to them, and what is put in their place
-    (PEFT's `modules_to_save`).
-    """
-
-    def __init__(
-        self, folder: Path, config: dict[str, Any], checkpoint: Checkpoint, factors: dict[str, Factors], whole: set[str]
-    ) -> None:
-        self.folder, self.config, self.checkpoint = folder, config, checkpoint
-        self.factors, self.whole = factors, whole
-
-    def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool = False) -> None:
-        """Raise `ModelError` unless each tensor that it changes is one of the LLM's, and of a shape that fits.
-
-        `shapes`: of the LLM's stored tensors. `tied`: its output layer is its embedding.
-        """
-        name = self.folder.name
-        if tied and (alone := self.whole & {"lm_head.weight", "model.embed_tokens.weight"}):
-            raise ModelError(
-                f"The adapter {name!r} replaces {some(alone)}, but this LLM's embedding and output layer are one "
-                "matrix: merge it with PEFT, and give the merged LLM."
-            )
-        if unknown := (self.factors.keys() | self.whole) - shapes.keys():
-            raise ModelError(f"The adapter {name!r} changes {some(unknown)}, which this LLM does not have.")
-        for tensor, held in self.factors.items():
-            a, b = (tuple(self.checkpoint.plain(factor).shape) for factor in (held.a, held.b))
-            needed = (b[0], a[1])[:: -1 if held.transposed else 1]
-            if shapes[tensor] != needed:
-                raise ModelError(
-                    f"The adapter {name!r} adds a matrix of {needed} to {tensor}, which is {shapes[tensor]}: it was "
-                    "trained on another LLM."
-                )
-        for tensor in self.whole:
-            stored = tuple(self.checkpoint.plain(_PREFIX + tensor).shape)
-            if stored != shapes[tensor]:
-                raise ModelError(f"The adapter {name!r} holds {tensor} of {stored}, which is {shapes[tensor]} here.")
-
-    def changes(self, name: str) -> bool:
-        """Whether it adds to, or replaces, the LLM's tensor of this name."""
-        return name in self.factors or name in self.whole
-
-    def merged(self, name: str, tensor: Tensor) -> Tensor:
-        """The LLM's tensor of this name with what the adapter adds, summed in float32, in the tensor's own dtype."""
-        if name in self.whole:
-            return self.checkpoint[_PREFIX + name].to(tensor.dtype)
-        if name not in self.factors:
-            return tensor
-        held = self.factors[name]
-        added = held.scale * (self.checkpoint[held.b].float() @ self.checkpoint[held.a].float())  # (out, in)
-        return (tensor.float() + (added.T if held.transposed else added)).to(tensor.dtype)
-
-
-def copy_adapter(adapter: Path | None, dtype: str | None = None) -> Callable[[Path], None] | None:
-    """What puts this adapter's folder into another folder, its matrices in `dtype`; None where there is none."""
-    if adapter is None:
-        return None
-
-    def copy(folder: Path) -> None:
-        shutil.copytree(adapter, folder / ADAPTER)
-        if dtype is not None:
-            _rewrite(folder / ADAPTER, dtype)
-
-    return copy
-
-
-def _rewrite(folder: Path, dtype: str) -> None:
-    import torch
-
-    from minichat.weights.checkpoint_io import Entry, write_tensors
-
-    held = read_adapter(folder).checkpoint
-    tensors = {name: held[name].to(getattr(torch, dtype)) for name in sorted(held)}
-    for name in ADAPTER_WEIGHTS:
-        (folder / name).unlink(missing_ok=True)
-    write_tensors(folder, [Entry(n, t.nbytes, lambda t=t: t) for n, t in tensors.items()], ADAPTER_WEIGHTS[0])  # type: ignore[misc]
-
-
-def trained_adapter(*folders: Path) -> Path | None:
-    """The adapter that was trained with a projection, or of the model that it stands on: the first of these folders
-    that has one."""
-    return next((folder / ADAPTER for folder in folders if has_adapter(folder / ADAPTER)), None)
-
-
-def adding(adapters: list[Adapter]) -> Callable[[str, Tensor], Tensor]:
-    """What adds these adapters, in float32, to a tensor of a model as it is read; those of other parts stay."""
-
-    def add(name: str, tensor: Tensor) -> Tensor:
-        own = name.removeprefix(_LLM)
-        for adapter in adapters:
-            if name != own and adapter.changes(own):
-                tensor = adapter.merged(own, tensor.float())
-        return tensor
-
-    return add
-
-
-def has_adapter(folder: Path) -> bool:
-    """Whether a PEFT adapter lies in this folder."""
-    return (folder / CONFIG).is_file() or any((folder / name).is_file() for name in ADAPTER_WEIGHTS)
-
-
-def read_adapter(folder: Path) -> Adapter:
-    """Read a PEFT adapter's folder: its configuration and the headers of its weights.
-
-    Raises `ModelError`, naming the file or the key, for an adapter that is not whole, is damaged, or is of a kind that
-    is more than a sum of matrices (DoRA, trained biases, prompts …).
-    """
-    from minichat.weights.checkpoint_io import read_checkpoint
-
-    config = read_json(folder, CONFIG)
-    for key, plain in _PLAIN.items():
-        if key in config and config[key] not in plain:
-            raise ModelError(
-                f"The adapter {folder.name!r} has {key} {config[key]!r}, which is more than LoRA's sum of two "
-                "matrices: merge it with PEFT, and give the merged LLM."
-            )
-    file = next((name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
-        raise ModelError(f"The adapter {folder.name!r} has no {ADAPTER_WEIGHTS[0]}: it is not whole.")
-    checkpoint = read_checkpoint(folder / file)
-    pairs: dict[str, dict[str, str]] = {}
-    whole = set()
-    for key in checkpoint:
-        found = _FACTOR.fullmatch(key)
-        if not key.startswith(_PREFIX) or (found is None and ".lora_" in key):
-            raise ModelError(f"The adapter {folder.name!r} holds {key}, which is no LoRA matrix of a linear layer.")
-        if found is None:
-            whole.add(key.removeprefix(_PREFIX))
-        else:
-            pairs.setdefault(found["module"].removeprefix(_PREFIX), {})[found["factor"]] = key
-    factors = {}
-    for module, pair in pairs.items():
-        if len(pair) != 2:
-            raise ModelError(f"The adapter {folder.name!r} has one of the two matrices of {module}: it is not whole.")
-        a, b = (tuple(checkpoint.plain(pair[factor]).shape) for factor in "AB")
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
-            raise ModelError(f"The matrices of {module} in the adapter {folder.name!r} are {a} and {b}: no product.")
-        scale = _scale(folder, config, module, rank=a[0])
-        factors[f"{module}.weight"] = Factors(pair["A"], pair["B"], scale, bool(config.get("fan_in_fan_out")))
-    if not factors and not whole:
-        raise ModelError(f"The adapter {folder.name!r} holds no matrices: it is not whole.")
-    return Adapter(folder, config, checkpoint, factors, whole)
-
-
-def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r, with the alpha of the pattern that names this module, if one does (PEFT's `alpha_pattern`)."""
-    alpha = config.get("lora_alpha")
-    for pattern, other in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = other
-            break
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise ModelError(f"lora_alpha in {CONFIG} of {folder.name!r} is {alpha!r}: it must be a number.")
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-
 # --- The LLM of a converted model: found, looked at before anything runs, referred to or copied.
 
 
 _PICKLES = "pytorch_model.bin"
 #: Of a repository on the hub: nothing that could run. Where there are no safetensors, `PICKLED` too.
-FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
+FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")
 PICKLED = "pytorch_model*.bin"
+_WITHIN = "language_model."  # how the names of an LLM's tensors begin in a whole model, ours or a BLIP-2
 
 
 @dataclass(frozen=True)
@@ -239,6 +40,22 @@ class Llm:
     config: PreTrainedConfig
     checkpoints: tuple[Checkpoint, ...]
     adapter: Adapter | None = None  # what lies beside it, or was asked for: it is added to the tensors as they are read
+    prefix: str = ""  # of its tensors' names in the files: those of a whole BLIP-2 hold its eyes, too
+
+    @property
+    def rows(self) -> int:
+        """Of its embedding as it is stored; its configuration may ask for more."""
+        held = self.tensors()
+        return min((held[name].plain(name).shape[0] for name in self.vocabulary_tensors()), default=0)
+
+    def vocabulary_tensors(self) -> set[str]:
+        """Those of its tensors that have a row for each id."""
+        kind = AutoModelForSeq2SeqLM if self.config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            model = kind.from_config(self.config)
+        modules = (model.get_input_embeddings(), model.get_output_embeddings())
+        ids = {id(tensor) for module in modules if module is not None for tensor in module.parameters()}
+        return {n for n, t in model.named_parameters(remove_duplicate=False) if id(t) in ids} & self.tensors().keys()
 
     def tensors(self) -> dict[str, Checkpoint]:
         """Name → the file that holds it; without buffers that follow from the configuration."""
@@ -301,9 +118,17 @@ def find_llm(name: str, revision: str | None = None) -> Llm:
     for file in files:
         if not (folder / file).is_file():
             raise ModelError(f"The LLM {folder.name!r} has no {file}: some of its weights are missing.")
-    llm = Llm(name, folder, config, tuple(read_checkpoint(folder / file) for file in files))
+    prefix = _WITHIN if read_json(folder, "config.json").get("model_type") in WITH_EYES else ""
+    opened = tuple(_within(read_checkpoint(folder / file), prefix) for file in files)
+    llm = Llm(name, folder, config, opened, prefix=prefix)
     _check(llm)
     return llm if adapter is None else _adapted(llm, adapter)
+
+
+def _within(checkpoint: Checkpoint, prefix: str) -> Checkpoint:
+    """What of a file has names that begin so, without that beginning."""
+    held = {name.removeprefix(prefix): raw for name, raw in checkpoint.raw.items() if name.startswith(prefix)}
+    return Checkpoint(checkpoint.file, held, checkpoint.extras)
 
 
 def _adapted(llm: Llm, adapter: Adapter) -> Llm:
@@ -366,7 +191,7 @@ def _config(folder: Path) -> PreTrainedConfig:
         )
     if not (folder / "config.json").is_file():
         raise ModelError(f"The LLM {folder.name!r} has no config.json: it is not a model, or not a whole one.")
-    stored, where = read_json(folder, "config.json"), f"config.json of the LLM {folder.name!r}"
+    stored, where = _stored_config(folder), f"config.json of the LLM {folder.name!r}"
     if stored.get("model_type") not in CONFIG_MAPPING_NAMES:
         raise ModelError(
             f"model_type in {where} is {stored.get('model_type')!r}, which transformers does not know: use 'llama', or "
@@ -375,6 +200,8 @@ def _config(folder: Path) -> PreTrainedConfig:
     check_values(stored, where)
     with building(where), quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.model_type in WITH_EYES:
+            config = config.text_config
         config.name_or_path = ""  # no path of this machine in what is written
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         known = type(config) in kind._model_mapping
@@ -386,11 +213,17 @@ def _config(folder: Path) -> PreTrainedConfig:
     return config
 
 
+def _stored_config(folder: Path) -> dict[str, Any]:
+    """An LLM's `config.json` as it is stored; of a whole BLIP-2 the part of its LLM."""
+    stored = read_json(folder, "config.json")
+    return {"model_type": "opt", **stored.get("text_config", {})} if stored.get("model_type") in WITH_EYES else stored
+
+
 def _check(llm: Llm) -> None:
     """Whole, by its headers. Other types than LLaMA may store tensors under names that transformers changes on load."""
     held, whole = llm.tensors(), llm.config.model_type == "llama"
     shapes = {name: tuple(checkpoint.plain(name).shape) for name, checkpoint in sorted(held.items())}
-    stored, where = read_json(llm.folder, "config.json"), f"config.json of the LLM {llm.folder.name!r}"
+    stored, where = _stored_config(llm.folder), f"config.json of the LLM {llm.folder.name!r}"
     check_depth(stored, held, where, exact=whole)
     kind = AutoModelForSeq2SeqLM if llm.config.is_encoder_decoder else AutoModelForCausalLM
     with building(where), quiet(), torch.device("meta"):
@@ -451,7 +284,7 @@ def llm_dtypes(folder: Path, reference: dict[str, str] | None) -> set[torch.dtyp
         stored = [checkpoint.plain(name) for name, checkpoint in referred_llm(reference, folder.name).tensors().items()]
     else:
         files = [read_checkpoint(folder / file) for file in weight_files(folder)]
-        stored = [file.plain(name) for file in files for name in file if name.startswith(_LLM)]
+        stored = [file.plain(name) for file in files for name in file if name.startswith(_WITHIN)]
     return {tensor.dtype for tensor in stored if tensor.dim() == 2}
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.errors import ModelError
 from minichat.fileio import new_folder, write_json
+from minichat.weights.adapter import copy_adapter, trained_adapter
 from minichat.weights.checkpoint_io import of_facts
 from minichat.weights.hub import HUB_ID, check_header, read_json, weight_files
-from minichat.weights.known_models import JOINED, KNOWN
-from minichat.weights.llm import RECORD, RECORDED, copy_adapter, hashes, trained_adapter
+from minichat.weights.known_models import JOINED, KNOWN, WHOLE
+from minichat.weights.llm import RECORD, RECORDED, hashes
 from minichat.weights.registry import BUILT_IN, find
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Projection:
 
 
 def _is_known(name: str) -> bool:
-    return name in BUILT_IN or name in JOINED or name in KNOWN
+    return name in BUILT_IN or name in JOINED or name in KNOWN or name in WHOLE
 
 
 def vision_source(name: str) -> str:
@@ -256,7 +257,8 @@ def _reference(name: str, folder: Path) -> dict[str, str]:
         return {"name": name}
     if not Path(name).expanduser().is_dir() and HUB_ID.fullmatch(name):
         return {"id": name}
-    return {"path": str(folder.resolve())}
+    given = Path(name).expanduser()  # of a BLIP-2 the folder of transformers', not what was made of it
+    return {"path": str((given if given.is_dir() else folder).resolve())}
 
 
 # --- `--verify`: hashes of all that the weights hold, where a fingerprint is of the first 64 KiB of each tensor.

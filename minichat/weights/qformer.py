@@ -17,21 +17,12 @@ from minichat.images import CLIP_MEAN, CLIP_STD
 from minichat.model.config import BridgeConfig, PretrainingConfig
 from minichat.model.qformer_pretrain import QFormerPretraining
 from minichat.prompt.tokenizer import read_wordpiece
+from minichat.weights.account import Account, Sizes, add_vision, open_part, qformer_sizes, split_vision
 from minichat.weights.check_config import building, check_parts, check_values
 from minichat.weights.checkpoint_io import Checkpoint, Entry, read_checkpoint, write_tensors
 from minichat.weights.convert import add_vision_side
 from minichat.weights.hub import WEIGHTS, find_folder, quiet, read_json, weight_files
-from minichat.weights.key_map import (
-    BERT,
-    BLIP2_STAGE1,
-    HUGGING_FACE_RETRIEVAL,
-    STAGE1_BESIDE,
-    Account,
-    Sizes,
-    add_vision,
-    open_part,
-    qformer_sizes,
-)
+from minichat.weights.key_map import BERT, BLIP2_STAGE1, HUGGING_FACE_RETRIEVAL, STAGE1_BESIDE
 from minichat.weights.projection import vision_source
 from minichat.weights.registry import BUILT_IN, BUILT_IN_STAGE1, find
 
@@ -42,7 +33,6 @@ from minichat.weights.registry import BUILT_IN, BUILT_IN_STAGE1, find
 BESIDE = "stage1.safetensors"
 _FILES = ["*.json", "*.safetensors", "vocab.txt"]
 _RENAMED = {"bridge.ln_vision.": "vision_model.post_layernorm.", "bridge.": ""}
-_PREFIX = "visual_encoder."  # in a file whose vision encoder was trained, too: BLIP-2's for COCO retrieval
 _DECODER = "cls.predictions.decoder.weight"
 _WORDS = "embeddings.word_embeddings.weight"
 
@@ -85,7 +75,7 @@ def read_blip2(
     account = Account(allow_unused)
     needed = ("query_tokens", "vision_proj.weight", "itm_head.weight", "Qformer.bert.embeddings.word_embeddings.weight")
     trained = open_part(checkpoint, "Q-Former of BLIP-2's first stage", *needed)
-    vision, rest = _split(trained)
+    vision, rest = split_vision(trained)
     if len(vision) == 0 and vit is None:
         raise SettingsError(f"{trained.file} holds no vision encoder: give EVA's file, too.")
     if len(vision) == 0:
@@ -181,7 +171,7 @@ def write_stage1(out: Path, model: QFormerPretraining, tokenizer: PreTrainedToke
         write_tensors(folder, [_entry(name, state[name]) for name in sorted(beside)], BESIDE)
         theirs.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / "preprocessor_config.json", _pixels(config.vision_config.image_size))
+        write_json(folder / "preprocessor_config.json", pixels(config.vision_config.image_size))
     return out
 
 
@@ -196,13 +186,6 @@ def shapes(config: PretrainingConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = QFormerPretraining(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def _split(checkpoint: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
-    """The vision encoder that a file may hold, by EVA's names, and the rest."""
-    vision = {name.removeprefix(_PREFIX): value for name, value in checkpoint.raw.items() if name.startswith(_PREFIX)}
-    rest = {name: value for name, value in checkpoint.raw.items() if not name.startswith(_PREFIX)}
-    return Checkpoint(checkpoint.file, vision, {}), Checkpoint(checkpoint.file, rest, {})
 
 
 def _tied(account: Account) -> bool:
@@ -246,7 +229,7 @@ def _renamed(name: str) -> str:
     return _RENAMED.get(start, "") + name.removeprefix(start)
 
 
-def _pixels(side: int) -> dict[str, Any]:
+def pixels(side: int) -> dict[str, Any]:
     """How transformers makes pixels of a picture, as we do."""
     return {
         "image_processor_type": "BlipImageProcessor",

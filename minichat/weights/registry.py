@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -18,16 +19,19 @@ from minichat.fileio import locked
 from minichat.model import MiniChatConfig
 from minichat.prompt.template import OWN
 from minichat.weights import hub
+from minichat.weights.check_config import WITH_EYES
 from minichat.weights.hub import HUB_ID, HubFile, files_folder, from_hub, gigabytes, home, shown, tell
 from minichat.weights.known_models import (
     JOINED,
     KNOWN,
     KNOWN_LLMS,
+    WHOLE,
     Joined,
     KnownModel,
     PackagedLlm,
     PublishedFile,
     Repository,
+    WholeModel,
     fetch_llm,
     llm_is_here,
     packaged_folder,
@@ -57,7 +61,7 @@ def fetch(model: KnownModel, say: Callable[[str], None] | None = None) -> Path:
     `say` is told what is being done; by default it is written to stderr. Raises `ModelError` where a person must get
     something first, where the disk is too small, or where a file is not what it should be.
     """
-    return _made(model, lambda folder: _make(model, folder, say or tell), say or tell)
+    return _made(model_folder(model), lambda folder: _make(model, folder, say or tell), say or tell)
 
 
 def join(model: Joined, vision: Path, say: Callable[[str], None] | None = None) -> Path:
@@ -75,22 +79,42 @@ def join(model: Joined, vision: Path, say: Callable[[str], None] | None = None) 
 
         convert(folder, blip2=str(vision), llm=model.llm)
 
-    return _made(model, make, say)
+    return _made(model_folder(model), make, say)
 
 
-def _made(model: KnownModel | Joined, make: Callable[[Path], None], say: Callable[[str], None]) -> Path:
-    folder, lock = model_folder(model), home() / f".{model.name}.lock"
-    if is_here(model):
+def taken_in(name: str, folder: Path, say: Callable[[str], None] | None = None) -> Path:
+    """A model's folder of a whole BLIP-2 or InstructBLIP of transformers', which `name` is and `folder` holds; made
+    once for each, and anew when its files change. It refers to that folder for its LLM."""
+    say = say or tell
+    key = hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape"))
+    for file in sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors")):
+        facts = file.stat()
+        key.update(f"\0{file.name}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    stem = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name.rpartition("/")[2]
+
+    def make(out: Path) -> None:
+        from minichat.weights.convert import convert
+
+        say(f"{stem}: taking in its vision side, once ...")
+        convert(out, blip2=name)
+
+    return _made(home() / f"{stem}-{key.hexdigest()[:12]}", make, say)
+
+
+def _made(folder: Path, make: Callable[[Path], None], say: Callable[[str], None]) -> Path:
+    lock = folder.parent / f".{folder.name}.lock"
+    if (folder / "config.json").is_file():
         return folder
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         lock.touch()
     except OSError as error:
         raise ModelError(
-            f"{model.name!r} cannot be kept in {shown(home())} ({error.strerror}): set MINICHAT_HOME to another folder."
+            f"{folder.name!r} cannot be kept in {shown(home())} ({error.strerror}): set MINICHAT_HOME to another "
+            "folder."
         ) from None
-    with locked(lock, lambda: say(f"Another process is making {model.name}: waiting for it ...")):
-        if not is_here(model):
+    with locked(lock, lambda: say(f"Another process is making {folder.name}: waiting for it ...")):
+        if not (folder / "config.json").is_file():
             make(folder)
     return folder
 
@@ -255,7 +279,7 @@ BUILT_IN = (TINY, SMALL)
 _PACKAGED = {SMALL: KNOWN_LLMS["smollm2-135m-instruct"]}  # of a built-in model, the LLM that comes from a package
 BUILT_IN_STAGE1 = ("minichat-tiny-stage1",)  # a Q-Former with its text branch: it finds pictures, and does not chat
 ASSETS = Path(str(resources.files("minichat"))) / "assets"
-_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")  # of a repository on the hub; nothing that could run
+_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja", "*.txt")  # of a repository; nothing that could run
 
 
 def find(name: str | os.PathLike[str]) -> Path:
@@ -277,15 +301,25 @@ def find(name: str | os.PathLike[str]) -> Path:
         return fetch(KNOWN[text])
     if text in KNOWN_LLMS:
         raise ModelError(f"{text!r} is an LLM without eyes: build on it with `minichat convert --llm {text}`.")
+    text = WHOLE[text].repository.id if text in WHOLE else text
     folder = Path(text).expanduser()
     if text and folder.is_dir():
-        return folder
+        return taken_in(text, folder) if _is_whole(folder) else folder
     if folder.is_file():
         raise ModelError(f"{text!r} is a file: give the folder that holds config.json and the weights.")
     nowhere = f"There is no model {text!r}: it is no known name ({_close_to(text)}), no folder that exists,"
     if HUB_ID.fullmatch(text):
-        return from_hub(text, _FILES, nowhere)
+        folder = from_hub(text, _FILES, nowhere)
+        return taken_in(text, folder) if _is_whole(folder) else folder
     raise ModelError(f"{nowhere} and no hub id of the form owner/name.")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether it holds a BLIP-2 or InstructBLIP of transformers' with its LLM."""
+    stored = hub.read_json(folder, "config.json") if (folder / "config.json").is_file() else {}
+    return stored.get("model_type") in WITH_EYES and "Blip2ForImageTextRetrieval" not in (
+        stored.get("architectures") or ()
+    )
 
 
 def default_model() -> str:
@@ -320,14 +354,14 @@ def fetch_named(name: str) -> Path:
         return fetch_llm(KNOWN_LLMS[name])
     if (llm := llm_of(name)) is not None:
         fetch_llm(llm)
-    if name in (*KNOWN, *JOINED, *BUILT_IN, *BUILT_IN_STAGE1):
+    if name in (*KNOWN, *WHOLE, *JOINED, *BUILT_IN, *BUILT_IN_STAGE1):
         return find(name)
     raise ModelError(f"There is no known model {name!r} ({_close_to(name)}); what has another name needs no fetching.")
 
 
 def _close_to(text: str) -> str:
     """The known names that `text` may stand for, or all of them."""
-    names = [*BUILT_IN, *BUILT_IN_STAGE1, *KNOWN_LLMS, *KNOWN]
+    names = [*BUILT_IN, *BUILT_IN_STAGE1, *KNOWN_LLMS, *WHOLE, *KNOWN]
     asked = text.strip().lower()
     close = [name for name in names if asked and asked in name] or get_close_matches(asked, names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else ", ".join(names)
@@ -393,6 +427,7 @@ def catalogue() -> list[Entry]:
         *map(_built_in, BUILT_IN),
         *map(_finder, finders),
         *map(_llm, KNOWN_LLMS.values()),
+        *map(_whole, WHOLE.values()),
         *map(_known, KNOWN.values()),
     ]
 
@@ -424,6 +459,14 @@ def _llm(llm: PackagedLlm) -> Entry:
     part = Part("LLM", f"{llm.gguf} in {llm.wheel}", llm.licence, llm.size)
     use = f"an LLM to build on: minichat convert --llm {llm.name}"
     return Entry(llm.name, llm_is_here(llm), "", llm.licence, (part,), llm.size, llm.folder, {}, use)
+
+
+def _whole(model: WholeModel) -> Entry:
+    part, size = _repository("all parts", model.repository), model.repository.size
+    here = any(home().glob(f"{model.name}-????????????/config.json"))
+    return Entry(
+        model.name, here, model.template, model.licence, (part,), size, size + model.folder, _memory(model.config())
+    )
 
 
 def _known(model: KnownModel) -> Entry:

@@ -36,6 +36,7 @@ OF_A_MODEL = (
     "model.vision_dtype",
     "data.template",
     "data.max_reply_length",
+    "data.max_question_length",
     "data.feature_cache",
 )
 

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from minichat.data.dataset import Collator, Ids, Renderer, Row
 from minichat.device.memory import CONTEXT, training_needs
 from minichat.errors import PromptError
+from minichat.model.bridge import words_of
 from minichat.model.loss import ProcessGroup, only_at, supervised, token_loss
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
@@ -25,7 +26,7 @@ from minichat.train.config import Config
 from minichat.train.logging import ask
 from minichat.train.setup import adapter_of, lora_size, open_bot, parted_weights, use_products, write_lora, write_result
 from minichat.train.stages import Batch, Stage, silent
-from minichat.weights.llm import copy_adapter
+from minichat.weights.adapter import copy_adapter
 
 if TYPE_CHECKING:
     from minichat.data.example import Example
@@ -218,9 +219,15 @@ class Finetune(Stage):
         limits = [limit for limit in (config.data.max_length, self.bot.context) if limit is not None]
         limit = min(limits, default=None)
         self.longest = limit or CONTEXT
-        render = Renderer(self._processor, max_length=limit, max_reply_tokens=config.data.max_reply_length)
+        render = Renderer(
+            self._processor,
+            max_length=limit,
+            max_reply_tokens=config.data.max_reply_length,
+            max_question_tokens=config.data.max_question_length,
+        )
         parts = self.model.config.is_encoder_decoder
-        self.render: Callable[[Example], Row] = LastReply(render) if parts else render
+        # An encoder reads all that is before a reply, and an instructed Q-Former the question that it answers.
+        self.render: Callable[[Example], Row] = LastReply(render) if parts or self._processor.instructed else render
         if not parts:
             use_products(self.model.language_model)
         self.prefix = Prefix(self.model, self._processor)
@@ -264,7 +271,7 @@ class Finetune(Stage):
         model, ids = self.model, batch["input_ids"]  # (B, T)
         features = batch.get("image_features")  # (I, n, D)
         if "pixel_values" in batch:
-            features = model.encode_features(batch["pixel_values"])
+            features = model.encode_features(batch["pixel_values"], words_of(batch))
         embeds = model.splice(ids, features)  # (B, T, H)
         more: dict[str, Any] = {}
         if model.config.is_encoder_decoder:

@@ -21,7 +21,7 @@ from minichat.model import loss as gathering
 from minichat.model.config import PretrainingConfig
 from minichat.model.loss import ProcessGroup, set_trainable
 from minichat.model.qformer_pretrain import QFormerPretraining
-from minichat.prompt.processor import MiniChatImageProcessor
+from minichat.prompt.image_processor import MiniChatImageProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.tokenizer import read_wordpiece, tokenize
 from minichat.train.checkpoint import TRAINING, seed_of_all, trained
@@ -216,6 +216,7 @@ class Pretraining(Stage):
         "model.gradient_checkpointing",
         "data.template",
         "data.max_reply_length",
+        "data.max_question_length",
     )
     joined: ClassVar[bool] = True
 
@@ -250,7 +251,10 @@ class Pretraining(Stage):
         from minichat.data.feature_cache import FeatureCache, encode
 
         eyes: Any = _Eyes(self.model)
-        pixels: Any = SimpleNamespace(image_processor=MiniChatImageProcessor(size=self._side))
+        pixels: Any = SimpleNamespace(
+            image_processor=MiniChatImageProcessor(size=self._side),
+            words=lambda questions: {},  # patches do not depend on what is asked
+        )
         place: dict[str, Any] = {"rank": group.rank, "processes": group.count}
         cache = encode(eyes, pixels, pictures, folder, workers=workers, damaged=damaged, say=say, **place)
         group.wait()  # what the others have seen
@@ -346,8 +350,8 @@ class _Eyes(nn.Module):
         )
         self.eval()
 
-    def encode_features(self, pixel_values: Tensor) -> Tensor:
-        """(I, 3, S, S) → (I, 1 + P, W)."""
+    def encode_features(self, pixel_values: Tensor, words: None) -> Tensor:
+        """(I, 3, S, S) → (I, 1 + P, W); nothing reads words."""
         dtype = next(self.vision_model.parameters()).dtype
         patches: Tensor = self.vision_model(pixel_values=pixel_values.to(dtype)).last_hidden_state
         return patches

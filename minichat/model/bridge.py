@@ -1,0 +1,81 @@
+"""From patches to image tokens, before the projection: (I, 1 + P, W) → (I, n, D).
+
+Shapes: I pictures, P patches (and one class token), W the vision encoder's width, n image tokens, D the bridge's width,
+L word pieces of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import Blip2QFormerModel
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
+
+from minichat.model.config import BridgeConfig, MiniChatConfig
+
+Words = tuple[Tensor, Tensor]  # ids and mask (I, L), padded on the right: what an instructed Q-Former reads
+
+
+def words_of(batch: Mapping[str, Tensor], device: torch.device | None = None) -> Words | None:
+    """The words in a batch as a processor makes it, on the device; None where it has none."""
+    if "qformer_input_ids" not in batch:
+        return None
+    return batch["qformer_input_ids"].to(device), batch["qformer_attention_mask"].to(device)
+
+
+def build_bridge(config: MiniChatConfig) -> QFormerBridge | PatchMergeBridge:
+    """The bridge that `config.bridge_config.kind` names."""
+    kind = QFormerBridge if config.bridge_config.kind == "qformer" else PatchMergeBridge
+    return kind(config.bridge_config, config.vision_config.hidden_size)
+
+
+def _ln_vision(config: BridgeConfig, width: int) -> nn.Module:
+    return nn.LayerNorm(width, eps=config.ln_vision_eps) if config.ln_vision else nn.Identity()
+
+
+class QFormerBridge(nn.Module):
+    """`ln_vision`, then learned queries that read the patches through the Q-Former (arXiv:2301.12597, section 3.1).
+
+    An instructed one has an embedding of words, which the queries attend to as well (InstructBLIP).
+    """
+
+    def __init__(self, config: BridgeConfig, vision_width: int) -> None:
+        super().__init__()
+        self.ln_vision = _ln_vision(config, vision_width)
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.qformer.hidden_size))
+        if config.instructed:
+            self.embeddings = Blip2TextEmbeddings(config.qformer)
+        self.qformer = Blip2QFormerModel(config.qformer)
+
+    def forward(self, patches: Tensor, words: Words | None = None) -> Tensor:
+        """(I, 1 + P, W) → (I, n, D). `words`: of an instructed one, what is asked of each picture."""
+        patches = self.ln_vision(patches)
+        queries = self.query_tokens.expand(patches.shape[0], -1, -1)  # (I, n, D)
+        if words is None:
+            return self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state
+        ids, mask = words
+        n = queries.shape[1]
+        places = torch.arange(ids.shape[1], device=ids.device)[None]  # transformers' own are left empty by a load
+        return self.qformer(
+            query_embeds=self.embeddings(input_ids=ids, position_ids=places, query_embeds=queries),  # (I, n + L, D)
+            query_length=n,
+            attention_mask=torch.cat([mask.new_ones(len(mask), n), mask], dim=1),
+            encoder_hidden_states=patches,
+        ).last_hidden_state[:, :n]
+
+
+class PatchMergeBridge(nn.Module):
+    """`ln_vision`, then neighbours joined: MiniGPT-4 with Llama-2 (its `minigpt4/models/minigpt4.py::encode_img`)."""
+
+    def __init__(self, config: BridgeConfig, vision_width: int) -> None:
+        super().__init__()
+        self.ln_vision = _ln_vision(config, vision_width)
+        self.merge = config.merge
+
+    def forward(self, patches: Tensor, words: Words | None = None) -> Tensor:
+        """(I, 1 + P, W) → (I, P / merge, merge · W): each token is a row of `merge` patches, not a square."""
+        patches = self.ln_vision(patches)[:, 1:]  # without the class token: (I, P, W)
+        pictures, count, width = patches.shape
+        return patches.reshape(pictures, count // self.merge, self.merge * width)
