@@ -3,7 +3,7 @@
 # no caption at all, since the imagefolder loader leaves pandas' list of words for missing values switched on.
 # Answers to questions about pictures are often such words ("How many dogs are there?" "None"): these pairs reach the
 # trainer without their answer, or are dropped by a filter for empty ones, and nothing says so.
-# Instead: write metadata.jsonl, whose strings stay strings, or read the CSV with keep_default_na=False.
+# Instead: write metadata.jsonl, where such words stay words, or read the CSV with keep_default_na=False.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
