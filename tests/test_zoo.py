@@ -550,6 +550,16 @@ def test_the_page_says_what_the_table_says() -> None:
                 assert file.hub is None or f"`{file.hub.repository}`" in row
 
 
+def test_the_page_says_how_much_memory_each_needs() -> None:
+    page = (ROOT / "docs" / "MODELS.md").read_text()
+    for entry in registry.catalogue():
+        if entry.name in (*KNOWN, *WHOLE):
+            needs = " / ".join(memory.gib(size).removesuffix(" GiB") for size in entry.memory.values())
+            assert any(row.startswith(f"| `{entry.name}` |") and f"| {needs} |" in row for row in page.splitlines()), (
+                f"{entry.name}: {needs}"
+            )
+
+
 def test_models_lists_them(hub: StandInHub, published: Published, tmp_path: Path) -> None:
     def rows() -> dict[str, dict[str, Any]]:
         result = CliRunner().invoke(cli.app, ["models", "--json"])
