@@ -29,6 +29,7 @@ from benchmarks.random_model import SIZES, write_random_model
 from minichat.data import formats
 from minichat.data.dataset import Collator, Row, Rows, padding, plan
 from minichat.model.loss import ProcessGroup
+from minichat.prompt.render import IGNORED
 from minichat.train.checkpoint import make_optimizer, trained
 from minichat.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, Source
 from minichat.train.stages.finetune import Finetune
@@ -96,8 +97,8 @@ def plain_step(stage: Finetune, collate: Collator, optimizer: torch.optim.Optimi
         labels = batch.pop("labels")
         logits = stage.model(**batch, use_cache=False).logits.float()  # (B, T, V)
         wanted = labels[:, 1:].flatten()
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), wanted, ignore_index=-100)
-        summed = _learn(stage, optimizer, loss) * int(wanted.ne(-100).sum())
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), wanted, ignore_index=IGNORED)
+        summed = _learn(stage, optimizer, loss) * int(wanted.ne(IGNORED).sum())
         llm.set_attn_implementation(ours)
         return summed
 
@@ -141,7 +142,7 @@ def shuffled(batches: Sequence[Sequence[Row]]) -> list[list[Row]]:
 
 def measure(loops: Sequence[Loop], repeats: int, restore: Callable[[], None]) -> None:
     """Run the loops in turns, batch by batch, so that what else the machine does befalls all of them."""
-    tokens = sum(int((row.labels != -100).sum()) for batch in loops[0].batches for row in batch)
+    tokens = sum(int((row.labels != IGNORED).sum()) for batch in loops[0].batches for row in batch)
     for loop in loops:
         loop.seconds, loop.busy = [[] for _ in loop.batches], [[] for _ in loop.batches]
     for repeat in range(repeats):

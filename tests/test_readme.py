@@ -119,9 +119,8 @@ def check(command: str, desk: Path) -> None:
 )
 def test_the_page_comes_up_and_ends_on_ctrl_c(command: list[str], desk: Path) -> None:
     program = start([*command, "--port", str(free_port())], desk)
-    stream = program.stdout if "demo.py" in command[-1] else program.stderr
     try:
-        line = next(line for line in iter(stream.readline, "") if "MiniChat is at" in line)  # type: ignore[union-attr]
+        line = next(line for line in iter(program.stderr.readline, "") if "MiniChat is at" in line)  # type: ignore[union-attr]
         assert "http://127.0.0.1:" in line
     finally:
         program.send_signal(signal.SIGINT)

@@ -21,7 +21,9 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from minichat import cli
 from minichat.errors import MiniChatError, PromptError
 from minichat.web import Limits, Running, build_app, launch
 from minichat.web.handlers import HALF
@@ -837,10 +839,8 @@ def test_importing_costs_nothing():
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
 
 
-def test_demo_serves_the_model_it_is_told(monkeypatch, capsys, files):
+def test_demo_serves_the_model_it_is_told(monkeypatch, files):
     import importlib
-
-    import demo
 
     asked = {}
 
@@ -850,17 +850,19 @@ def test_demo_serves_the_model_it_is_told(monkeypatch, capsys, files):
 
     monkeypatch.setattr(importlib.import_module("minichat.inference.load"), "load", load)
     monkeypatch.setattr(Running, "wait", lambda self: self.close())
-    assert demo.main(["--model", "some-folder", "--device", "cpu", "--dtype", "float32"]) == 0
+    done = CliRunner().invoke(cli.app, ["demo", "--model", "some-folder", "--device", "cpu", "--dtype", "float32"])
+    assert done.exit_code == 0, done.stderr
     assert asked == {"name": "some-folder", "device": "cpu", "dtype": "float32"}
-    assert "http://127.0.0.1:" in capsys.readouterr().out
-    assert demo.main(["--host", "203.0.113.1"]) == 1
-    assert "--host" in capsys.readouterr().err
+    assert "http://127.0.0.1:" in done.stderr
+    refused = CliRunner().invoke(cli.app, ["demo", "--host", "203.0.113.1"])
+    assert refused.exit_code == 1 and "--host" in refused.stderr
 
     def pressed(name, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib.import_module("minichat.inference.load"), "load", pressed)
-    assert demo.main([]) == 130  # Ctrl-C ends it in order at any time, and not once the page is up alone
+    # Ctrl-C ends it in order at any time, and not once the page is up alone.
+    assert CliRunner().invoke(cli.app, ["demo"]).exit_code == 130
 
 
 @pytest.mark.parametrize(
@@ -877,9 +879,9 @@ def test_demo_talks_with_a_real_model_until_it_is_told_to_end(sent, code, tmp_pa
     command = [sys.executable, "demo.py", "--model", str(tmp_path / "model"), "--device", "cpu"]
     # A shell that runs tests in the background may have told its children to ignore Ctrl-C.
     listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, preexec_fn=listen) as demo:  # noqa: PLW1509
-        assert demo.stdout
-        url = next(word for word in demo.stdout.readline().split() if word.startswith("http"))
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as demo:  # noqa: PLW1509
+        assert demo.stderr
+        url = next(word for line in demo.stderr for word in line.split() if word.startswith("http"))
         visitor = Visitor(url)
         settings = [*DEFAULTS[:2], 5, *DEFAULTS[3:]]
         first = visitor.ask("What is it?", [visitor.upload(png())], settings)

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from minichat.data.example import Problem, Where, read_text
-from minichat.errors import DataError, PromptError, SettingsError, shown
+from minichat.errors import DataError, PromptError, SettingsError
 
 # --- Words in and out: prompts with a picture's own words in them, and what becomes of a caption before it is written.
 
 
 _PLACEHOLDER = re.compile(r"\{(name|folder|caption)\}")
-EXISTING = ("keep", "skip", "append", "overwrite")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -132,13 +131,6 @@ def _tidied(text: str) -> str:
     text = re.sub(r",(?:\s*,)+", ",", text)
     text = re.sub(r",(?=[.;:!?])", "", text)
     return re.sub(r"^[\s,;:]+", "", text).rstrip(" \t,;:")
-
-
-def check_existing(existing: str) -> str:
-    """Raises `SettingsError` for a word that is none of `EXISTING`."""
-    if existing not in EXISTING:
-        raise SettingsError(f"existing is {shown(existing)}: use {', '.join(EXISTING)}.")
-    return existing
 
 
 # --- The record of a captioning run: an SQLite file beside the output, from which every output can be written again.

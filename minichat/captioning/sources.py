@@ -237,13 +237,8 @@ class Sources:
                 yield from self._row(item[1], path, source, item[0].line, changed, leave_out)
 
 
-def named_from(path: str, folder: str | os.PathLike[str] | None) -> str:
-    """The path as seen from `folder`, wherever links lead; None, or a folder on another drive: the absolute one."""
-    return _seen_from(path, None if folder is None else os.path.realpath(folder))
-
-
 def _seen_from(path: str, folder: str | os.PathLike[str] | None) -> str:
-    """The same for a folder that no link leads to."""
+    """The path as seen from `folder`, which no link leads to; None, or a folder on another drive: the absolute one."""
     whole = os.path.join(os.getcwd(), path)
     if os.pardir in Path(path).parts:  # after a link it leads to where the link does
         whole = os.path.join(os.path.realpath(os.path.dirname(whole)), os.path.basename(whole))
@@ -490,4 +485,4 @@ def _sentence(error: Exception) -> str:
     return text[:1].upper() + text[1:]
 
 
-__all__ = ["MISSING", "OPENERS", "STDIN", "Seen", "Sources", "ahead", "caption_beside", "named_from", "stamp", "stored"]
+__all__ = ["MISSING", "OPENERS", "STDIN", "Seen", "Sources", "ahead", "caption_beside", "stamp", "stored"]

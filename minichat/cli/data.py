@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from collections import Counter
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -16,8 +19,6 @@ from minichat.cli.options import (
     FAILED,
     SOME_FAILED,
     Device,
-    Dtype,
-    Keys,
     Model,
     Precision,
     commands,
@@ -25,6 +26,7 @@ from minichat.cli.options import (
     load_bot,
     progress,
 )
+from minichat.data import SeveralCaptions, UnknownKeys
 
 if TYPE_CHECKING:
     from minichat.data.example import Problem
@@ -39,54 +41,78 @@ class To(StrEnum):
     llava = "llava"
 
 
-class Several(StrEnum):
-    each = "each"
-    first = "first"
-    random = "random"
-
-
 class Talk(StrEnum):
     dialogues = "dialogues"
     storybook = "storybook"
 
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder, or tars: 'shards/{000..012}.tar'.")]
-Form = Annotated[str | None, typer.Option("--format", "--form", help="Its format; default: told from the content.")]
-Images = Annotated[Path | None, typer.Option("--images", help="The folder that pictures' paths start from.")]
-Instructions = Annotated[
-    Path | None, typer.Option("--instructions", help="Lines to draw a question from where there is only a text.")
-]
-ImageColumn = Annotated[str | None, typer.Option("--image-column", help="Of a table: the pictures.")]
-TextColumn = Annotated[str | None, typer.Option("--text-column", help="Of a table: the texts.")]
-QuestionColumn = Annotated[str | None, typer.Option("--question-column", help="Of a table: the questions.")]
-SeveralCaptions = Annotated[
-    Several | None, typer.Option("--several-captions", help="Of one picture: each a sample, the first, or a drawn one.")
-]
-UnknownKeys = Annotated[
-    Keys | None, typer.Option("--unknown-keys", help="Refuse records with keys that nothing reads, or ignore these.")
-]
+Options = dict[str, Any]
+
+
+def how_to_read(
+    form: Annotated[
+        str | None, typer.Option("--format", "--form", help="Its format; default: told from the content.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="The folder that pictures' paths start from.")] = None,
+    instructions: Annotated[
+        Path | None,
+        typer.Option("--instructions", help="Lines to draw a question from where there is only a text."),
+    ] = None,
+    image_column: Annotated[str | None, typer.Option("--image-column", help="Of a table: the pictures.")] = None,
+    text_column: Annotated[str | None, typer.Option("--text-column", help="Of a table: the texts.")] = None,
+    question_column: Annotated[str | None, typer.Option("--question-column", help="Of a table: the questions.")] = None,
+    several_captions: Annotated[
+        SeveralCaptions | None,
+        typer.Option("--several-captions", help="Of one picture: each a sample, the first, or a drawn one."),
+    ] = None,
+    unknown_keys: Annotated[
+        UnknownKeys | None,
+        typer.Option("--unknown-keys", help="Refuse records with keys that nothing reads, or ignore these."),
+    ] = None,
+) -> Options:
+    """How a source is read, as `minichat.data.formats.read` takes it."""
+    return given(
+        form=form,
+        pictures=images,
+        instructions=instructions,
+        image_column=image_column,
+        text_column=text_column,
+        question_column=question_column,
+        several_captions=several_captions,
+        unknown_keys=unknown_keys,
+    )
+
+
+def reads_a_source(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `how_to_read`; it gets what came of them as `options`."""
+    own, shared = (inspect.signature(one, eval_str=True).parameters for one in (command, how_to_read))
+    own = {name: told for name, told in own.items() if name != "options"}
+
+    @functools.wraps(command)
+    def run(**said: Any) -> None:
+        options = how_to_read(**{name: said.pop(name) for name in shared})
+        command(**said, options=options)
+
+    run.__signature__ = inspect.Signature([*own.values(), *shared.values()])  # type: ignore[attr-defined]
+    run.__annotations__ = {name: told.annotation for name, told in (own | shared).items()}
+    return run
 
 
 @app.command()
+@reads_a_source
 def check(
     source: Source,
     model: Annotated[
         str | None, typer.Option("--model", help="Count tokens as this model does, and compare with its context.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Not only the first of each kind of mistake.")] = False,
-    form: Form = None,
-    images: Images = None,
-    instructions: Instructions = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    question_column: QuestionColumn = None,
-    several_captions: SeveralCaptions = None,
-    unknown_keys: UnknownKeys = None,
+    *,
+    options: Options,
 ) -> None:
     """Read all, open every picture, and say by file and line what is wrong; then the lengths."""
     from minichat.data.check import check
 
-    options = _options(locals())
     processor = context = None
     if model is not None:
         processor, context = _processor(model)
@@ -110,20 +136,15 @@ def check(
 
 
 @app.command()
+@reads_a_source
 def preview(
     source: Source,
     model: Model = DEFAULT_MODEL,
     count: Annotated[int, typer.Option("--count", min=1, help="How many records.")] = 5,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page, with pictures: a new file.")] = None,
     colour: Annotated[bool | None, typer.Option("--colour/--no-colour", help="Default: colour on a terminal.")] = None,
-    form: Form = None,
-    images: Images = None,
-    instructions: Instructions = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    question_column: QuestionColumn = None,
-    several_captions: SeveralCaptions = None,
-    unknown_keys: UnknownKeys = None,
+    *,
+    options: Options,
 ) -> None:
     """Show records as the model is to see them, with what it learns from marked."""
     from itertools import islice
@@ -133,7 +154,6 @@ def preview(
     from minichat.errors import DataError
     from minichat.fileio import new_file
 
-    options = _options(locals())
     processor, _ = _processor(model)
     left_out: list[Problem] = []
     records = islice(read(source, left_out=left_out.append, **options), count)
@@ -150,24 +170,18 @@ def preview(
 
 
 @app.command()
+@reads_a_source
 def convert(
     source: Source,
     to: Annotated[To, typer.Option("--to", help="The format to write.")],
     out: Annotated[Path, typer.Option("--out", help="A new file.")],
-    form: Form = None,
-    images: Images = None,
-    instructions: Instructions = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    question_column: QuestionColumn = None,
-    several_captions: SeveralCaptions = None,
-    unknown_keys: UnknownKeys = None,
+    *,
+    options: Options,
 ) -> None:
     """Write a data set as JSON lines of messages, or as LLaVA's JSON."""
     from minichat.data.export import write
     from minichat.data.formats import read
 
-    options = _options(locals())
     left_out: list[Problem] = []
     count = write(read(source, left_out=left_out.append, **options), out, to.value)
     _tell(left_out)
@@ -175,26 +189,20 @@ def convert(
 
 
 @app.command()
+@reads_a_source
 def split(
     source: Source,
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
     validation: Annotated[float, typer.Option("--validation", help="Share of the records.")] = 0.1,
     test: Annotated[float, typer.Option("--test", help="Share of the records.")] = 0.1,
     seed: Annotated[int, typer.Option("--seed", help="The same seed divides alike.")] = 0,
-    form: Form = None,
-    images: Images = None,
-    instructions: Instructions = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    question_column: QuestionColumn = None,
-    several_captions: SeveralCaptions = None,
-    unknown_keys: UnknownKeys = None,
+    *,
+    options: Options,
 ) -> None:
     """Write train, validation and test sets, no picture of one of which is in another."""
     from minichat.data.export import split
     from minichat.data.formats import examples
 
-    options = _options(locals())
     left_out: list[Problem] = []
     sizes = split(examples(source, left_out=left_out.append, **options), out, validation, test, seed)
     _tell(left_out)
@@ -202,22 +210,17 @@ def split(
 
 
 @app.command()
+@reads_a_source
 def features(
     source: Source,
     out: Annotated[Path, typer.Option("--out", help="A new folder, or one with features of the same model.")],
     model: Model = DEFAULT_MODEL,
     device: Device = "auto",
-    dtype: Precision = Dtype.auto,
+    dtype: Precision = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", help="Pictures that are encoded together.")] = 8,
     workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that open pictures ahead.")] = 0,
-    form: Form = None,
-    images: Images = None,
-    instructions: Instructions = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    question_column: QuestionColumn = None,
-    several_captions: SeveralCaptions = None,
-    unknown_keys: UnknownKeys = None,
+    *,
+    options: Options,
 ) -> None:
     """Compute what the frozen parts see in every picture, once; training with data.feature_cache=OUT then opens none.
 
@@ -227,7 +230,6 @@ def features(
     from minichat.data.feature_cache import encode
     from minichat.data.formats import examples
 
-    options = _options(locals())
     left_out: list[Problem] = []
     records = examples(source, left_out=left_out.append, **options)
     pictures = [(example.where, picture) for example in records for picture in example.pictures]
@@ -257,18 +259,13 @@ def features(
 
 
 @app.command()
+@reads_a_source
 def vocabulary(
     source: Source,
     out: Annotated[Path, typer.Option("--out", help="A new folder.")],
     size: Annotated[int, typer.Option("--size", help="Word pieces, at the most.")] = 1000,
-    form: Form = None,
-    images: Images = None,
-    instructions: Instructions = None,
-    image_column: ImageColumn = None,
-    text_column: TextColumn = None,
-    question_column: QuestionColumn = None,
-    several_captions: SeveralCaptions = None,
-    unknown_keys: UnknownKeys = None,
+    *,
+    options: Options,
 ) -> None:
     """Write a vocabulary like BERT's of the replies, for a Q-Former that begins without BERT.
 
@@ -282,7 +279,6 @@ def vocabulary(
     if Path(source).suffix in (".yaml", ".yml"):
         texts = texts_of(read_config(source, say=partial(typer.echo, err=True)))
     else:
-        options = _options(locals())
         left_out: list[Problem] = []
         records = examples(source, left_out=left_out.append, **options)
         _tell(left_out)
@@ -332,16 +328,6 @@ def scenes(
 
     dataset.write(out, count, seed=seed, size=size, style=style.value)
     typer.echo(f"{count} samples are in {out}.", err=True)
-
-
-_COLUMNS = ("image_column", "text_column", "question_column")
-_OPTIONS = ("form", "instructions", *_COLUMNS, "several_captions", "unknown_keys")
-
-
-def _options(said: dict[str, Any]) -> dict[str, Any]:
-    """How a command's source is read, of all that the command was told."""
-    options = given(pictures=said["images"], **{name: said[name] for name in _OPTIONS})
-    return {name: value.value if isinstance(value, StrEnum) else value for name, value in options.items()}
 
 
 def _tell(left_out: list[Problem]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from minichat.cli.options import commands
+from minichat.device.placement import Precise
 
 app = commands()
 catalogue = commands(no_args_is_help=False)  # `minichat models …`
@@ -20,12 +21,6 @@ class Format(StrEnum):
     blip2 = "blip2"
     minichat = "minichat"
     llm = "llm"
-
-
-class OutType(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @app.command()
@@ -138,7 +133,7 @@ def export(
         bool, typer.Option("--verify", help="Record hashes of all that the projection belongs to, to be checked later.")
     ] = False,
     dtype: Annotated[
-        OutType | None, typer.Option("--dtype", help="Of a minichat, or of a projection's adapter; default: as stored.")
+        Precise | None, typer.Option("--dtype", help="Of a minichat, or of a projection's adapter; default: as stored.")
     ] = None,
     without_llm: Annotated[
         bool,
@@ -148,7 +143,7 @@ def export(
     """Write a model's trained projection, the whole model in one folder or for other programs, or its LLM."""
     from minichat.weights.export import export as write
 
-    write(model, form.value, out, verify, dtype.value if dtype else None, without_llm)
+    write(model, form.value, out, verify, dtype, without_llm)
     typer.echo(f"It is in {out}.", err=True)
 
 

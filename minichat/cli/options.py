@@ -11,13 +11,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
+from minichat.device.placement import Dtype, Quantize
 from minichat.errors import DataError, MiniChatError, PromptError
 
 if TYPE_CHECKING:
@@ -197,25 +197,6 @@ def commands(no_args_is_help: bool = True, **options: Any) -> typer.Typer:
     )
 
 
-class Bits(StrEnum):
-    eight = "8bit"
-    four = "4bit"
-
-
-class Keys(StrEnum):
-    """What is done with keys of a record that nothing reads."""
-
-    refuse = "refuse"
-    ignore = "ignore"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 DEFAULT_MODEL = "auto"
 
 
@@ -236,7 +217,7 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, ...")]
 Precision = Annotated[Dtype, typer.Option("--dtype", help="Precision of the frozen parts.")]
-Quantized = Annotated[Bits | None, typer.Option("--quantize", help="Keep the LLM in 8 or 4 bits (bitsandbytes).")]
+Quantized = Annotated[Quantize | None, typer.Option("--quantize", help="Keep the LLM in 8 or 4 bits (bitsandbytes).")]
 DeviceMap = Annotated[
     str | None, typer.Option("--device-map", help="auto: spread the LLM over all GPUs, and the CPU if need be.")
 ]
@@ -256,15 +237,14 @@ def load_bot(
     model: str,
     device: str,
     dtype: Dtype,
-    quantize: Bits | None = None,
+    quantize: Quantize | None = None,
     device_map: str | None = None,
     verify: bool = False,
 ) -> MiniChat:
     from minichat.inference.load import load
 
-    bits = None if quantize is None else quantize.value
-    chosen: Any = given(quantize=bits, device_map=device_map, verify=verify or None)
-    return load(model, device=device, dtype=dtype.value, **chosen)
+    chosen: Any = given(quantize=quantize, device_map=device_map, verify=verify or None)
+    return load(model, device=device, dtype=dtype, **chosen)
 
 
 def given(**settings: Any) -> dict[str, Any]:

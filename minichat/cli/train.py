@@ -18,8 +18,6 @@ from minichat.cli.options import (
     FAILED,
     SOME_FAILED,
     Device,
-    Dtype,
-    Keys,
     Lines,
     Model,
     Precision,
@@ -28,6 +26,8 @@ from minichat.cli.options import (
     load_bot,
     progress,
 )
+from minichat.data import UnknownKeys
+from minichat.device.placement import Dtype
 from minichat.fileio import json_line
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def evaluate(
     ] = None,
     images: Annotated[Path | None, typer.Option("--images", help="Where its pictures are; default: beside it.")] = None,
     unknown_keys: Annotated[
-        Keys | None,
+        UnknownKeys | None,
         typer.Option("--unknown-keys", help="Of --data: refuse keys that nothing reads, or ignore them."),
     ] = None,
     prompt: Annotated[
@@ -158,7 +158,7 @@ def evaluate(
         tuple[Path, Path] | None, typer.Option("--compare", help="Set two folders of --out side by side instead.")
     ] = None,
     device: Device = "auto",
-    dtype: Precision = Dtype.auto,
+    dtype: Precision = "auto",
 ) -> None:
     """Measure a model, on held-out synthetic scenes or on your own files; the table goes to stdout."""
     if (task is None) == (compare is None):
@@ -221,12 +221,12 @@ def evaluate(
         )
 
 
-def _files(data: list[Path] | None, images: Path | None, plan: Plan, unknown_keys: Keys | None) -> Files | None:
+def _files(data: list[Path] | None, images: Path | None, plan: Plan, unknown_keys: UnknownKeys | None) -> Files | None:
     if not data:
         return None
     from minichat.evaluate.datasets import Files
 
-    told = given(unknown_keys=None if unknown_keys is None else unknown_keys.value)
+    told = given(unknown_keys=unknown_keys)
     return Files(tuple(data), images, plan.count, left_out=_left_out, **told)
 
 
@@ -251,7 +251,7 @@ def _measure(model: str, plan: Plan, files: Files | None, device: str, dtype: Dt
     from minichat.evaluate.tasks import can_retrieve, load_finder
 
     if plan.tasks == ("retrieval",) or (plan.tasks == CHAT_TASKS and can_retrieve(model)):
-        return search(load_finder(model, device, dtype.value, plan.batch_size), model, plan, files)
+        return search(load_finder(model, device, dtype, plan.batch_size), model, plan, files)
     return evaluate(load_bot(model, device, dtype), plan, files, source=model, progress=_progress)
 
 
@@ -289,7 +289,7 @@ def search(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pictures that are encoded together.")] = None,
     model: Model = FINDER,
     device: Device = "auto",
-    dtype: Precision = Dtype.auto,
+    dtype: Precision = "auto",
 ) -> None:
     """Find the pictures in a folder that fit some words best: a line with score and path for each.
 
@@ -313,7 +313,7 @@ def search(
             model,
             where=index,
             device=device,
-            dtype=dtype.value,
+            dtype=dtype,
             progress=progress,
             waiting=lambda: typer.echo("Another process is indexing this folder: waiting for it ...", err=True),
             **given(batch_size=batch_size),

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from minichat.errors import SettingsError, some
 
@@ -438,7 +438,10 @@ def _free() -> dict[int | str, int]:
 # --- Where a network goes, and how precisely: device, dtype, quantization, an LLM that is spread over several devices.
 
 
-DTYPES = ("float32", "bfloat16", "float16")
+Precise = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", Precise]  # "auto": what the device and the stored weights suggest
+DTYPES: tuple[str, ...] = get_args(Precise)
+Quantize = Literal["8bit", "4bit"]
 
 
 @dataclass(frozen=True)

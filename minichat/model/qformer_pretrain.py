@@ -18,6 +18,7 @@ from minichat.errors import ImageError, PromptError
 from minichat.model.bridge import QFormerBridge
 from minichat.model.config import PretrainingConfig
 from minichat.model.loss import first_row, gather, longest, mean, rest_frozen_parts
+from minichat.prompt.render import IGNORED
 
 # --- Who sees whom in the Q-Former: the three self-attention masks of BLIP-2's first stage (arXiv:2301.12597, figure
 # 2).
@@ -349,7 +350,7 @@ class QFormerPretraining(Blip2PreTrainedModel):
             torch.cat([input_ids, input_ids, all_ids[texts]]),
             torch.cat([attention_mask, attention_mask, all_words[texts]]),
         )  # (3 · B, 2)
-        labels = torch.cat([torch.ones_like(images), -100 * (images < 0), -100 * (texts < 0)])
+        labels = torch.cat([torch.ones_like(images), IGNORED * (images < 0), IGNORED * (texts < 0)])
         return mean(cross_entropy(logits, labels, reduction="sum"), (labels >= 0).sum())
 
     def _generation(self, patches: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -357,7 +358,7 @@ class QFormerPretraining(Blip2PreTrainedModel):
         input_ids = input_ids.clone()
         input_ids[:, 0] = self.config.decoder_start_token_id
         queries, words = self.joint_states(multimodal_causal, patches, input_ids, attention_mask)
-        targets = input_ids.masked_fill(attention_mask == 0, -100)[:, 1:]
+        targets = input_ids.masked_fill(attention_mask == 0, IGNORED)[:, 1:]
         total = cross_entropy(
             self.cls(words[:, :-1]).float().flatten(0, 1),  # (B · (T − 1), V)
             targets.flatten(),

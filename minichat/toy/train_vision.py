@@ -18,6 +18,7 @@ from minichat.data.dataset import Row
 from minichat.errors import DataError, SettingsError
 from minichat.fileio import write_json
 from minichat.model.loss import processes
+from minichat.prompt.render import IGNORED
 from minichat.toy.captions import LEVELS, NONE, OUTSIDE, PLACES, TOKENS, WORDS, description, outside_description
 from minichat.toy.dataset import SyntheticPicture
 from minichat.toy.train_lm import (
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 _NOTHING = len(SHAPES)  # the shape of a patch that shows no thing
 _OUTSIDE = len(BACKGROUNDS)  # the background of a picture that is not of the synthetic world
-_IGNORED = -100
 _MARGIN = 0.01  # of the side: a patch this near to a thing's circle is on it
 _NOTHING_WEIGHS = 0.1  # most patches show nothing, which would be the answer everywhere for a long time
 
@@ -76,9 +76,9 @@ def labels(scene: Scene | None, patches: int) -> Labels:
     `shape`, `colour`, `size`, `x`, `y`: (P,) indices, the last two of levels; −100 where there is nothing to tell.
     `background`, `count`: (); `colours`: (11,) zeros and ones. Without a scene: nothing of patches and colours.
     """
-    targets: Labels = {name: np.full(patches * patches, _IGNORED) for name in _OF_A_PATCH}
+    targets: Labels = {name: np.full(patches * patches, IGNORED) for name in _OF_A_PATCH}
     if scene is None:
-        colours = np.full(len(COLOURS), _IGNORED)
+        colours = np.full(len(COLOURS), IGNORED)
         return targets | {"background": np.array(_OUTSIDE), "colours": colours, "count": np.array(0)}
     targets["shape"][:] = _NOTHING
     centres = (np.arange(patches) + 0.5) / patches
@@ -126,7 +126,7 @@ class AuxiliaryHeads(nn.Module):
 
 def _mean_over_patches(logits: Tensor, targets: Tensor) -> Tensor:
     """(B, P, C), (B, P) → (B,): the weighted mean of the patches that have something to tell, 0 where none has."""
-    each = cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=_IGNORED)  # (B, P)
+    each = cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)  # (B, P)
     weight = (targets >= 0).float()
     if logits.shape[-1] == _NOTHING + 1:
         weight = weight.masked_fill(targets == _NOTHING, _NOTHING_WEIGHS)

@@ -11,6 +11,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
+from minichat.data import SeveralCaptions, UnknownKeys
+from minichat.device.placement import Dtype, Quantize
 from minichat.errors import SettingsError
 from minichat.fileio import open_file
 from minichat.train.yaml_config import (
@@ -187,8 +189,6 @@ def divides(name: str, whole: int, part_name: str, part: int) -> Iterator[Proble
 # equal.
 
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
 #: Where each stage is; it is imported when it is asked for.
 STAGES = {
     "finetune": "minichat.train.stages.finetune:Finetune",
@@ -209,7 +209,7 @@ class ModelConfig(Checked):
     """Where it runs; `auto` takes what is there. One device of several: CUDA_VISIBLE_DEVICES."""
     dtype: Dtype = "auto"
     """Precision of the frozen parts, and of the arithmetic; what trains is kept in float32."""
-    quantize: Literal["8bit", "4bit"] | None = None
+    quantize: Quantize | None = None
     """Hold the LLM's matrices in 8 or 4 bits (bitsandbytes)."""
     gradient_checkpointing: bool = False
     """Gradient checkpointing of the LLM: about a third more time for much less memory."""
@@ -254,9 +254,9 @@ class DataConfig(Checked):
     """Held out: its loss chooses the best checkpoint, and its pictures are in the report."""
     streaming: bool = False
     """Read as the run goes, shuffled a little, for sets too large to be listed first; needs run.max_steps."""
-    several_captions: Literal["each", "first", "random"] = "each"
+    several_captions: SeveralCaptions = "each"
     """Of several captions of one picture: each is a sample; the first alone; or one drawn in each epoch."""
-    unknown_keys: Literal["refuse", "ignore"] = "refuse"
+    unknown_keys: UnknownKeys = "refuse"
     """What is done where a record has a key that nothing reads and that may hold what is to be learned."""
     template: str | None = None
     """The prompt template that it is trained with; none: the model's own, which it is served with."""

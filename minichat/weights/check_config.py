@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minichat.device.placement import DTYPES
 from minichat.errors import MiniChatError, ModelError
 from minichat.weights.hub import quiet, read_json
 
@@ -75,7 +76,7 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_
 #: Of `generation_config.json`, and of old configurations.
 _COUNTS = ("num_beams", "max_new_tokens", "max_length", "num_return_sequences")
 _NUMBERS = ("temperature", "top_p", "repetition_penalty", "length_penalty")
-_DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+_DTYPES = (*DTYPES, "float64", "auto")
 _ROPE = ("rope_parameters", "rope_scaling")
 _PARTS = ("vision_config", "text_config", "bridge_config", "qformer_config", "qformer")
 _KINDS = {

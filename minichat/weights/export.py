@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minichat.device.placement import DTYPES
 from minichat.errors import ModelError, SettingsError
 from minichat.fileio import new_folder, write_json
 from minichat.prompt.template import EOS, OWN
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from minichat.weights.checkpoint_io import Checkpoint
 
 FORMATS = ("projection", "blip2", "minichat", "llm")
-DTYPES = ("float32", "bfloat16", "float16")
 #: What a model's folder holds beside its weights and config.json.
 _BESIDE = (
     "chat_template.jinja",

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from minichat.data import UnknownKeys
 from minichat.data.example import (
     BOMS,
     OTHER_UNICODE,
@@ -154,7 +155,7 @@ def _is_ours(messages: Any) -> bool:
 # --- Each format by its name: what it is, and how it is read.
 
 
-UNKNOWN_KEYS = ("refuse", "ignore")
+UNKNOWN_KEYS: tuple[str, ...] = get_args(UnknownKeys)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from minichat.data import SeveralCaptions
 from minichat.data.example import Cell, Example, Problem, StoredPicture, Turn, Where, read_text
 from minichat.errors import DataError, SettingsError, shown
 from minichat.prompt.conversation import Role
@@ -306,7 +307,7 @@ CAPTIONS: dict[str, Callable[[str], str]] = {"verbatim": lambda text: text, "bli
 #: MiniGPT-4's own instructions for its second stage.
 ALIGNMENT = Path(__file__).parents[3] / "prompts" / "alignment.txt"
 #: Of several texts of one picture: a sample for each, the first alone, or one that is drawn in each epoch.
-SEVERAL = ("each", "first", "random")
+SEVERAL: tuple[str, ...] = get_args(SeveralCaptions)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import random
 import re
 
 from minichat.toy.captions import setting
-from minichat.toy.dialogues import BYE, CAN, GREETING, NEED, NO_SUCH, THANKS, WHO, WORLD
+from minichat.toy.dialogues import BYE, CAN, GREETING, NO_SUCH, THANKS, WHO, WORLD
 from minichat.toy.speech.grammar import drawn
 from minichat.toy.speech.nouns import Nouns, Things, article, matching, numbered, plural
 from minichat.toy.speech.propose import Proposer
@@ -248,11 +248,6 @@ def gibberish(rng: random.Random) -> tuple[str, str]:
 def general(rng: random.Random) -> tuple[str, str]:
     """What a general assistant could answer, and a model of drawn shapes cannot."""
     return _say(rng.choice(_GENERAL).replace("{place}", rng.choice(_PLACES)), rng), WORLD
-
-
-def need_picture(question: str) -> tuple[str, str]:
-    """A question about a picture where none has been shown."""
-    return question, NEED
 
 
 def aside(rng: random.Random) -> tuple[str, str]:
