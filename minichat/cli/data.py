@@ -86,8 +86,8 @@ def how_to_read(
 
 def reads_a_source(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of `how_to_read`; it gets what came of them as `options`."""
-    own, shared = (inspect.signature(one, eval_str=True).parameters for one in (command, how_to_read))
-    own = {name: told for name, told in own.items() if name != "options"}
+    own, shared = (dict(inspect.signature(one, eval_str=True).parameters) for one in (command, how_to_read))
+    del own["options"]
 
     @functools.wraps(command)
     def run(**said: Any) -> None:
