@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from minichat.cli.options import commands
-from minichat.device.placement import Precise
+from minichat.device import Precise
 
 app = commands()
 catalogue = commands(no_args_is_help=False)  # `minichat models …`

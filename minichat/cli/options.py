@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from minichat.device.placement import Dtype, Quantize
+from minichat.device import Dtype, Quantize
 from minichat.errors import DataError, MiniChatError, PromptError
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from minichat.cli.options import (
     progress,
 )
 from minichat.data import UnknownKeys
-from minichat.device.placement import Dtype
+from minichat.device import Dtype
 from minichat.fileio import json_line
 
 if TYPE_CHECKING:

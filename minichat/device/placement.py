@@ -12,8 +12,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
+from minichat.device import DTYPES
 from minichat.errors import SettingsError, some
 
 if TYPE_CHECKING:
@@ -436,12 +437,6 @@ def _free() -> dict[int | str, int]:
 
 
 # --- Where a network goes, and how precisely: device, dtype, quantization, an LLM that is spread over several devices.
-
-
-Precise = Literal["float32", "bfloat16", "float16"]
-Dtype = Literal["auto", Precise]  # "auto": what the device and the stored weights suggest
-DTYPES: tuple[str, ...] = get_args(Precise)
-Quantize = Literal["8bit", "4bit"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minichat.data import SeveralCaptions, UnknownKeys
-from minichat.device.placement import Dtype, Quantize
+from minichat.device import Dtype, Quantize
 from minichat.errors import SettingsError
 from minichat.fileio import open_file
 from minichat.train.yaml_config import (

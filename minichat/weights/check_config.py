@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minichat.device.placement import DTYPES
+from minichat.device import DTYPES
 from minichat.errors import MiniChatError, ModelError
 from minichat.weights.hub import quiet, read_json
 

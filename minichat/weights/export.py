@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minichat.device.placement import DTYPES
+from minichat.device import DTYPES
 from minichat.errors import ModelError, SettingsError
 from minichat.fileio import new_folder, write_json
 from minichat.prompt.template import EOS, OWN
