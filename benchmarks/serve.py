@@ -1,8 +1,10 @@
 """`minichat serve` under load, beside plain transformers behind a lock: `python -m benchmarks.serve --size medium`.
 
-Each server is a process of its own with the same weights, and so are the clients. 1, 8 and 32 clients stream replies of
-mixed lengths, half of them about a picture; the servers take turns for each number of clients. What counts is seen by
-the clients: requests and tokens in a second, and the time to a reply's first words.
+Each server is a process of its own with the same weights, and so are the clients. Each of 1, 8 and 32 clients holds a
+conversation of several turns, and sends all that was said each time, as clients of this protocol do; every other one
+begins with a picture. Replies are streamed and have mixed lengths. The servers take turns for each number of clients.
+What counts is seen by the clients: requests and tokens in a second, and the time to a reply's first words; beside it
+stands the processor's time for a token, which tells the same on a machine that is busy otherwise.
 
 `--vllm PATH` adds `vllm serve`, PATH being the program in an environment that has `minichat[vllm]`.
 """
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from PIL import Image
 
 NAME = "benchmark"
@@ -117,9 +120,22 @@ def serve_locked(model: Path, port: int, dtype: str) -> None:
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server that answers at `url`."""
+
+    url: str
+    process: psutil.Process
+
+    def seconds(self) -> float:
+        """The processor's time that it has taken, its children's included."""
+        times = [each.cpu_times() for each in (self.process, *self.process.children(recursive=True))]
+        return float(sum(each.user + each.system for each in times))
+
+
 @contextlib.contextmanager
-def running(command: list[str], port: int) -> Iterator[str]:
-    """A server's address, once it answers."""
+def running(command: list[str], port: int) -> Iterator[Running]:
+    """A server, once it answers."""
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         program = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -132,7 +148,7 @@ def running(command: list[str], port: int) -> Iterator[str]:
                     log.seek(0)
                     raise SystemExit(log.read().decode()[-3000:])
                 time.sleep(0.2)
-            yield url
+            yield Running(url, psutil.Process(program.pid))
         finally:
             program.terminate()
             program.wait()
@@ -163,13 +179,14 @@ def picture(number: int) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": address}}
 
 
-def question(number: int) -> dict[str, Any]:
-    text = {"type": "text", "text": f"{number}. {QUESTIONS[number % len(QUESTIONS)]}"}
-    return {"role": "user", "content": [picture(number), text] if number % 2 else [text]}
+def question(number: int, turn: int) -> dict[str, Any]:
+    text = {"type": "text", "text": f"{number}. {QUESTIONS[(number + turn) % len(QUESTIONS)]}"}
+    return {"role": "user", "content": [picture(number), text] if number % 2 and not turn else [text]}
 
 
 def length(chance: random.Random) -> int:
-    return min(64, max(8, round(chance.lognormvariate(3.2, 0.5))))
+    """Tokens of a reply: 8 to 128, about 40 as the median."""
+    return min(128, max(8, round(chance.lognormvariate(3.7, 0.6))))
 
 
 async def ask(client: httpx.AsyncClient, messages: list[Any], tokens: int) -> tuple[Seen, str]:
@@ -191,18 +208,23 @@ async def ask(client: httpx.AsyncClient, messages: list[Any], tokens: int) -> tu
     return Seen(whole if math.isnan(first) else first, whole, used), text
 
 
-async def load(url: str, clients: int, each: int, seed: int) -> tuple[float, list[Seen]]:
-    """Seconds until all clients have had their replies, and what they saw."""
-    numbers = iter(range(seed * 10_000, (seed + 1) * 10_000))
+async def load(url: str, clients: int, turns: int, seed: int) -> tuple[float, list[Seen]]:
+    """Seconds until all conversations are over, and what their clients saw."""
     chance = random.Random(seed)
     async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:
 
-        async def one(asked: list[tuple[int, int]]) -> list[Seen]:
-            return [(await ask(client, [question(number)], tokens))[0] for number, tokens in asked]
+        async def talk(number: int, lengths: list[int]) -> list[Seen]:
+            messages, seen = [], []
+            for turn, tokens in enumerate(lengths):
+                messages.append(question(number, turn))
+                found, text = await ask(client, messages, tokens)
+                messages.append({"role": "assistant", "content": text})
+                seen.append(found)
+            return seen
 
-        plans = [[(next(numbers), length(chance)) for _ in range(each)] for _ in range(clients)]
+        plans = [[length(chance) for _ in range(turns)] for _ in range(clients)]
         began = time.perf_counter()
-        seen = await asyncio.gather(*(one(plan) for plan in plans))
+        seen = await asyncio.gather(*(talk(100 * seed + number, plan) for number, plan in enumerate(plans)))
         return time.perf_counter() - began, [each for some in seen for each in some]
 
 
@@ -232,15 +254,19 @@ def _run(work: Any, arguments: tuple[Any, ...]) -> Any:
 # --- The table.
 
 
-def row(name: str, clients: int, seconds: float, seen: list[Seen]) -> float:
+def measured(name: str, server: Running, clients: int, turns: int) -> float:
+    """Print a row of the table; returns tokens in a second."""
+    before = server.seconds()
+    seconds, seen = in_a_process(load, server.url, clients, turns, clients)
+    spent, tokens = server.seconds() - before, sum(each.tokens for each in seen)
     firsts = sorted(each.first for each in seen)
-    tokens = sum(each.tokens for each in seen) / seconds
     p50, p99 = statistics.median(firsts), firsts[min(len(firsts) - 1, math.ceil(0.99 * len(firsts)) - 1)]
     print(
-        f"| {name} | {clients} | {len(seen) / seconds:.2f} | {1000 * p50:.0f} | {1000 * p99:.0f} | {tokens:.1f} |",
+        f"| {name} | {clients} | {len(seen) / seconds:.2f} | {1000 * p50:.0f} | {1000 * p99:.0f} | "
+        f"{tokens / seconds:.1f} | {1000 * spent / tokens:.1f} |",
         flush=True,
     )
-    return tokens
+    return float(tokens / seconds)
 
 
 def main() -> None:
@@ -254,7 +280,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a folder that benchmarks.random_model has written")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--each", type=int, default=3, help="replies for each client")
+    parser.add_argument("--turns", type=int, default=4, help="of each conversation")
     parser.add_argument("--vllm", help="the program vllm of an environment that has minichat[vllm]")
     arguments = parser.parse_args()
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
@@ -271,20 +297,18 @@ def main() -> None:
         if arguments.vllm:
             command = vllm_server(arguments.vllm, model, ports[2], arguments.dtype)
             servers["vllm serve"] = stack.enter_context(running(command, ports[2]))
-        for url in servers.values():
-            in_a_process(load, url, 2, 1, 99)  # warms up
-        print("| server | clients | requests/s | first words p50, ms | p99, ms | tokens/s |\n|---|---|---|---|---|---|")
+        for server in servers.values():
+            in_a_process(load, server.url, 2, 1, 99)  # warms up
+        columns = ("server", "clients", "requests/s", "first words p50, ms", "p99, ms", "tokens/s", "CPU ms/token")
+        print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
         ratios = []
         for clients in arguments.clients:
-            rates = {
-                name: row(name, clients, *in_a_process(load, url, clients, arguments.each, clients))
-                for name, url in servers.items()
-            }
+            rates = {n: measured(n, server, clients, arguments.turns) for n, server in servers.items()}
             times = [f"{rates['minichat serve'] / rate:.2f} times {name}'s" for name, rate in [*rates.items()][1:]]
             ratios.append(f"{clients} clients: {', '.join(times)} tokens/s")
         print("", *ratios, sep="\n", flush=True)
-        for name, url in servers.items():
-            found = [in_a_process(coming_back, url, 1000 * number) for number in range(1, 4)]
+        for name, server in servers.items():
+            found = [in_a_process(coming_back, server.url, 1000 * number) for number in range(1, 4)]
             new, known = (statistics.median(each) for each in zip(*found, strict=True))
             shown = f"{1000 * new:.0f} ms, when it comes back {1000 * known:.0f} ms: {new / known:.1f} times as fast"
             print(f"{name}: the first words in a conversation {shown}", flush=True)

@@ -151,7 +151,9 @@ def serve(
     served = serving.build_app(
         bot, name=name, key=key, page=page, limits=limits, origins=origins or (), image_hosts=image_hosts or ()
     )
-    typer.echo(f"{name or bot.name} is served at {server.address_of(listening)}/v1  (Ctrl-C ends it)", err=True)
+    address = server.address_of(listening)
+    where = f"{address}/v1" + (f", the chat page is at {address}" if page else "")
+    typer.echo(f"{name or bot.name} is served at {where}  (Ctrl-C ends it)", err=True)
     if key is None and host not in ("127.0.0.1", "::1", "localhost"):
         typer.echo("Whoever reaches this address may use it: set MINICHAT_API_KEY, or give --api-key-file.", err=True)
     server.serve(served, listening)
