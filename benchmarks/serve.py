@@ -47,6 +47,24 @@ QUESTIONS = ("What is it?", "Describe it in detail, please.", "Tell me a story o
 # --- The servers.
 
 
+def make_wordy(folder: Path) -> None:
+    """Let a random model say whole words alone: most of its ids stand for nothing, and nobody sees when they come."""
+    from safetensors.torch import load_file, save_file
+
+    from minichat.prompt.processor import MiniChatProcessor
+
+    tokenizer = MiniChatProcessor.from_pretrained(folder, local_files_only=True).content_tokenizer
+    words = [i for i in range(tokenizer.vocab_size) if tokenizer.spelled(i).strip().isalpha()]
+    name = "language_model.lm_head.weight"
+    for file in folder.glob("*.safetensors"):
+        state = load_file(file)
+        if name in state:
+            kept = state[name][words].clone()
+            state[name].zero_()
+            state[name][words] = kept
+            save_file(state, file, metadata={"format": "pt"})
+
+
 def minichat_server(model: Path, port: int, dtype: str) -> list[str]:
     options = ["--model", str(model), "--port", str(port), "--dtype", dtype, "--name", NAME, "--device", "cpu"]
     return [sys.executable, "-m", "minichat", "serve", *options]
@@ -287,6 +305,7 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {threads} threads, {arguments.dtype}, {arguments.size}")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         model = arguments.model or write_random_model(arguments.size, Path(folder) / "model")
+        make_wordy(model)
         ports = [free_port() for _ in range(3)]
         servers = {
             "minichat serve": stack.enter_context(running(minichat_server(model, ports[0], arguments.dtype), ports[0])),
