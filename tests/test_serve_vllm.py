@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import minichat
 from minichat.inference.bot import MiniChat
 from minichat.prompt.conversation import Conversation
 from minichat.weights.export import export
+from tests.clients.vllm_ids import PENALTY
 from tests.tiny import noise_picture, tiny_bot
 
 PROGRAM = Path(__file__).parent / "clients" / "vllm_ids.py"
@@ -40,22 +43,43 @@ def pictures_of(number: int) -> list[int]:
     return [100 * number + each for each in range((0, 1, 3)[number % 3])]
 
 
+def messages(number: int) -> list[dict[str, Any]]:
+    """Two questions with a reply between them, and 0, 1 or 3 pictures before, within or behind their words."""
+    chance = random.Random(number)
+    asked = [[word("What is it?")], [word("Look, "), word(f"how many are there on number {number}?")]]
+    for seed in pictures_of(number):
+        turn = chance.choice(asked)
+        turn.insert(chance.randint(0, len(turn)), {"type": "image", "seed": seed})
+    reply = {"role": "assistant", "content": [word("It is red.")]}
+    return [{"role": "user", "content": asked[0]}, reply, {"role": "user", "content": asked[1]}]
+
+
+def word(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def with_pictures(asked: list[dict[str, Any]], picture: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**each, "content": [picture(part["seed"]) if "seed" in part else part for part in each["content"]]}
+        for each in asked
+    ]
+
+
 def conversation(number: int) -> Conversation:
-    """With 0, 1 or 3 pictures; of every other one the first picture is in an earlier turn."""
-    seeds = pictures_of(number)
-    asked, first = Conversation(), seeds[: number % 2]
-    if number % 2:
-        asked = asked.user("What is it?", [noise_picture(seed) for seed in first]).assistant("It is red.")
-    return asked.user(f"How many are there on number {number}?", [noise_picture(seed) for seed in seeds[len(first) :]])
+    return Conversation.from_messages(
+        with_pictures(messages(number), lambda seed: {"type": "image", "image": noise_picture(seed)})
+    )
 
 
-def ours(bot: MiniChat, ids: list[int], pixels: Any) -> list[int]:
-    """Our greedy ids, as far as no two were near."""
+def ours(bot: MiniChat, ids: list[int], pixels: Any, penalty: float = 1.0) -> list[int]:
+    """Our greedy ids, as far as no two were near. The penalty is vLLM's: what the prompt holds counts, too."""
     with torch.inference_mode():
         embeds = bot.model.embed(torch.tensor([ids]), pixels)
         written: list[int] = []
         for _ in range(12):
             logits = bot.model(inputs_embeds=embeds, logits_to_keep=1).logits[0, -1]
+            said = torch.tensor(sorted(i for i in {*ids, *written} if i < len(logits)))  # a slot is no word
+            logits[said] = torch.where(logits[said] > 0, logits[said] / penalty, logits[said] * penalty)
             best = logits.topk(2).values
             if best[0] - best[1] < NEAR:
                 break
@@ -64,53 +88,92 @@ def ours(bot: MiniChat, ids: list[int], pixels: Any) -> list[int]:
     return written
 
 
-def theirs(folder: Path, prompts: list[dict[str, Any]], desk: Path) -> dict[str, list[list[int]]]:
+def pixels_of(bot: MiniChat, pictures: Sequence[Any]) -> Any:
+    return bot.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"] if pictures else None
+
+
+def theirs(folder: Path, prompts: list[dict[str, Any]], desk: Path, devices: str = "1") -> dict[str, Any]:
     (desk / "prompts.json").write_text(json.dumps(prompts))
-    command = [f"{INSTALLED}/bin/python", str(PROGRAM), str(folder), str(desk / "prompts.json"), str(desk / "out.json")]
+    files = [str(desk / name) for name in ("prompts.json", "out.json")]
+    command = [f"{INSTALLED}/bin/python", str(PROGRAM), str(folder), *files, devices]
     done = subprocess.run(command, cwd=desk, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return json.loads((desk / "out.json").read_text())
 
 
-def saved(seeds: list[int], desk: Path) -> list[str]:
-    for seed in seeds:
-        noise_picture(seed).save(desk / f"{seed}.png")
-    return [str(desk / f"{seed}.png") for seed in seeds]
+def saved(seed: int, desk: Path) -> str:
+    noise_picture(seed).save(desk / f"{seed}.png")
+    return str(desk / f"{seed}.png")
 
 
-def check(wanted: list[list[int]], found: dict[str, list[list[int]]]) -> None:
-    assert sum(map(len, wanted)) > 6 * len(wanted)  # near ones are few
-    for way, written in found.items():
-        for number, (right, ids) in enumerate(zip(wanted, written, strict=False)):
+def check(bot: MiniChat, pictures: list[Sequence[Any]], found: dict[str, Any]) -> None:
+    """What vLLM wrote, in each way, is what we write after the ids that it read."""
+    pixels = [pixels_of(bot, each) for each in pictures]
+    plain = [ours(bot, ids, each) for ids, each in zip(found["read"], pixels, strict=True)]
+    penalized = [ours(bot, ids, each, PENALTY) for ids, each in zip(found["read"], pixels, strict=True)]
+    assert sum(map(len, plain)) > 6 * len(plain)  # near ones are few
+    assert set(found["written"]) == {"alone", "together", "again", "penalized"}
+    assert plain != penalized
+    for way, written in found["written"].items():
+        wanted = penalized if way == "penalized" else plain
+        for number, (right, ids) in enumerate(zip(wanted, written, strict=True)):
             assert ids[: len(right)] == right, f"{way}, prompt {number}"
+    assert sum(found["known"]) > sum(map(len, found["read"])) / 2  # by blocks
+
+
+def prompts_of(bot: MiniChat, desk: Path) -> tuple[list[dict[str, Any]], list[Sequence[Any]]]:
+    rendered = [bot.processor.render(conversation(number), add_generation_prompt=True) for number in range(COUNT)]
+    shown = [[part["seed"] for each in messages(n) for part in each["content"] if "seed" in part] for n in range(COUNT)]
+    prompts = [
+        {"ids": each.ids, "pictures": [saved(seed, desk) for seed in seeds]}
+        for each, seeds in zip(rendered, shown, strict=True)
+    ]
+    return prompts, [each.pictures for each in rendered]
 
 
 @pytest.mark.parametrize("kind", ["minichat-tiny", "qformer", "patch_merge"])
 def test_the_plug_in_writes_our_ids(kind: str, tmp_path: Path) -> None:
     folder = model(kind, tmp_path / "model")
     bot = minichat.load(folder, device="cpu", dtype="float32")
-    prompts, wanted = [], []
-    for number in range(COUNT):
-        prompt = bot.processor.render(conversation(number), add_generation_prompt=True)
-        pixels = None
-        if prompt.pictures:
-            pixels = bot.processor.image_processor(list(prompt.pictures), return_tensors="pt")["pixel_values"]
-        wanted.append(ours(bot, prompt.ids, pixels))
-        prompts.append({"ids": prompt.ids, "pictures": saved(pictures_of(number), tmp_path)})
-    check(wanted, theirs(folder, prompts, tmp_path))
+    prompts, pictures = prompts_of(bot, tmp_path)
+    found = theirs(folder, prompts, tmp_path)
+    assert found["read"] == [prompt["ids"] for prompt in prompts]
+    check(bot, pictures, found)
+
+
+@pytest.mark.parametrize("devices", ["2,1", "1,2"], ids=["tensors", "layers"])
+def test_two_processes_that_share_the_llm_write_our_ids(devices: str, tmp_path: Path) -> None:
+    folder = model("qformer", tmp_path / "model")
+    bot = minichat.load(folder, device="cpu", dtype="float32")
+    prompts, pictures = prompts_of(bot, tmp_path)
+    check(bot, pictures, theirs(folder, prompts, tmp_path, devices))
+
+
+@pytest.mark.parametrize("kind", ["minichat-tiny", "patch_merge"])
+def test_messages_are_spelled_by_our_template(kind: str, tmp_path: Path) -> None:
+    """As clients of `vllm serve` send them: each picture becomes its slots, wherever it stands."""
+    folder = model(kind, tmp_path / "model")
+    bot = minichat.load(folder, device="cpu", dtype="float32")
+    asked = [
+        with_pictures(messages(n), lambda seed: {"type": "image_pil", "image_pil": saved(seed, tmp_path)})
+        for n in range(COUNT)
+    ]
+    found = theirs(folder, [{"messages": each} for each in asked], tmp_path)
+    slot, each = bot.processor.image_token_id, bot.processor.num_image_tokens
+    for number, ids in enumerate(found["read"]):
+        rendered = bot.processor.render(conversation(number), add_generation_prompt=True).ids
+        assert ids.count(slot) == rendered.count(slot) == each * len(pictures_of(number))
+        if kind == "minichat-tiny":  # words of one piece are the same ids wherever a text is cut
+            assert ids == rendered
+    check(bot, [conversation(number).pictures for number in range(COUNT)], found)
 
 
 def test_vllms_blip2_writes_our_ids(tmp_path: Path) -> None:
     """For prompts that begin with the picture, which is all that it can place."""
     bot = minichat.load("minichat-tiny", device="cpu", dtype="float32")
     folder = export("minichat-tiny", "blip2", tmp_path / "blip2")
-    from transformers import AutoTokenizer
-
-    tokenizer, prompts, wanted = AutoTokenizer.from_pretrained(folder), [], []
-    for number in range(COUNT):
-        text = f"How many are there on number {number}?"
-        words = tokenizer(text)["input_ids"]
-        pixels = bot.processor.image_processor([noise_picture(number)], return_tensors="pt")["pixel_values"]
-        wanted.append(ours(bot, [bot.processor.image_token_id] * bot.processor.num_image_tokens + words, pixels))
-        prompts.append({"text": text, "pictures": saved([number], tmp_path)})
-    check(wanted, theirs(folder, prompts, tmp_path))
+    prompts = [
+        {"text": f"How many are there on number {number}?", "pictures": [saved(number, tmp_path)]}
+        for number in range(COUNT)
+    ]
+    check(bot, [[noise_picture(number)] for number in range(COUNT)], theirs(folder, prompts, tmp_path))
