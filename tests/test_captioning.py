@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from minichat import cli
-from minichat.captioning.run import Captioner, Job
+from minichat.captioning.captioner import Captioner, Facts, Job
 from minichat.errors import SettingsError
 from minichat.images import to_pixels
 from tests.captioning import Bot, paint, rows, run
@@ -152,7 +152,6 @@ def test_what_was_begun_otherwise_is_refused(bot, photos, first, then, said):
 
 
 def test_other_weights_are_refused_and_auto_is_what_it_was(bot, photos, monkeypatch):
-    from minichat.captioning import run as module
     from minichat.weights import registry
 
     weights = {"minichat-tiny": ("a", "float32"), "new": ("b", "float32"), "half": ("a", "bfloat16")}
@@ -163,7 +162,7 @@ def test_other_weights_are_refused_and_auto_is_what_it_was(bot, photos, monkeypa
         return bot
 
     monkeypatch.setattr("minichat.cli.chat.load_bot", load)
-    monkeypatch.setattr(module, "weights_of", lambda bot: weights[loaded[-1]])
+    monkeypatch.setattr(Facts, "of", lambda bot: Facts(*weights[loaded[-1]]))
     run("photos/1.png", "--out", "c.jsonl")
     monkeypatch.setattr(registry, "default_model", lambda: "new")  # another day
     went_on = run("photos", "--out", "c.jsonl", code=3)

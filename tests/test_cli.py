@@ -447,7 +447,7 @@ def requirement_lines(path: Path) -> list[str]:
 
 def test_ranges_are_the_same_in_both_files():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name != "vllm"}  # apart
+    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name not in ("vllm", "ray")}
     listed = project["dependencies"] + [need for needs in extras.values() for need in needs]
     assert sorted(requirement_lines(ROOT / "requirements.txt")) == sorted(set(listed))  # two groups may need the same
 

@@ -1,7 +1,7 @@
 """Captions for many pictures: found anywhere, each captioned once, and written where they are wanted.
 
 `sources` finds pictures, `journal` shapes words and remembers what is done, `outputs` and `formats` are views of it,
-and `run` asks the bot and puts them together.
+`captioner` asks the bot, `cluster` has workers ask theirs, and `run` puts them together.
 """
 
 from __future__ import annotations

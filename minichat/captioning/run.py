@@ -7,151 +7,30 @@ import itertools
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
+from minichat.captioning.captioner import Captioner, Facts, Job, Outcome, side_of
+from minichat.captioning.cluster import Workers
 from minichat.captioning.journal import Journal, Planned, Result, Shape, filled
 from minichat.captioning.outputs import Output
 from minichat.captioning.sources import MISSING, OPENERS, Seen, Sources, ahead
-from minichat.device.memory import free_memory, out_of_memory
-from minichat.errors import ContextError, DataError, ImageError, MiniChatError, PromptError, SettingsError, shown
+from minichat.errors import DataError, PromptError, shown
 from minichat.fileio import Skipped
 from minichat.inference.sampling import GenerationSettings
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from minichat.inference.bot import MiniChat
-
-
-# --- Pictures to captions in batches, where one that fails costs no other its caption.
-
-
-@dataclass(frozen=True)
-class Job:
-    """A picture with its prompt. None: the bot's own prompt; no seed of its own."""
-
-    picture: Image.Image
-    prompt: str | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A caption, or the error that stands in its place; `cut`: the limit of tokens cut the caption off."""
-
-    caption: str | None = None
-    error: str | None = None
-    cut: bool = False
-
-
-class Captioner:
-    """Captions pictures without end: as rows become free where the bot writes replies together, else in batches.
-
-    A batch that does not fit into memory is halved, and so are those that follow; where the model fails, the batch's
-    pictures are tried one by one, and only the culprit has an error.
-    """
-
-    def __init__(self, bot: MiniChat, batch_size: int, settings: dict[str, Any]) -> None:
-        """`settings` are `GenerationSettings` fields, for all pictures. Raises `SettingsError` for no batch size."""
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number of at least 1.")
-        self.batch_size = batch_size
-        self._bot = bot
-        self._settings = settings
-
-    def outcomes(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
-        """An outcome for each job, in order, as soon as it is there; no more jobs are taken than are worked on.
-
-        Raises `MiniChatError` for what concerns every picture alike, such as a setting.
-        """
-        chosen = GenerationSettings().updated(**self._settings)
-        jobs = iter(jobs)
-        if not getattr(self._bot, "writes_together", lambda _: False)(chosen):
-            while part := list(itertools.islice(jobs, self.batch_size)):
-                yield from self.caption(part)
-            return
-        asked = (
-            ([job.picture], self._bot.caption_prompt if job.prompt is None else job.prompt, _seeded(chosen, job.seed))
-            for job in jobs
-        )
-        for one in self._bot.captions(asked, self.batch_size):
-            if isinstance(one, Exception) and _concerns_all(one):
-                raise one
-            yield _outcome(one)
-
-    def caption(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """An outcome for each job of a batch. Raises as `outcomes` does."""
-        outcomes: list[Outcome] = []
-        alone = 0  # so many of the next pictures are tried one by one, to find the culprit
-        while len(outcomes) < len(jobs):
-            part = jobs[len(outcomes) :][: 1 if alone else self.batch_size]
-            failure = self._try(part, outcomes)
-            if failure is not None and out_of_memory(failure):
-                free_memory()
-            if failure is not None and len(part) == 1:
-                outcomes.append(Outcome(error=_failure(failure)))
-            elif failure is not None and out_of_memory(failure):
-                self.batch_size = len(part) // 2
-                continue
-            elif failure is not None:
-                alone = len(part)
-                continue
-            alone = max(0, alone - len(part))
-        return outcomes
-
-    def _try(self, part: Sequence[Job], outcomes: list[Outcome]) -> Exception | None:
-        """Append outcomes, or return why not. Returning drops the traceback, which would hold on to tensors."""
-        prompts = [job.prompt for job in part]
-        seeds = [job.seed for job in part]
-        chosen: dict[str, Any] = dict(self._settings)
-        if any(seed is not None for seed in seeds):
-            chosen["seed"] = seeds
-        prompt: Any = prompts[0] if len(set(prompts)) == 1 else prompts
-        try:
-            captions = self._bot.caption([job.picture for job in part], prompt=prompt, batch_size=len(part), **chosen)
-        except Exception as error:  # also torch's OutOfMemoryError, which is a RuntimeError
-            if _concerns_all(error):
-                raise
-            return error.with_traceback(None)
-        if len(captions) != len(part):
-            raise RuntimeError(f"the model gave {len(captions)} captions for {len(part)} pictures")
-        outcomes += map(_outcome, captions)
-        return None
-
-
-def _outcome(caption: str | Exception) -> Outcome:
-    if isinstance(caption, Exception):
-        return Outcome(error=_failure(caption))
-    return Outcome(str(caption), cut=getattr(caption, "finish", "stop") == "length")
-
-
-def _concerns_all(error: Exception) -> bool:
-    """A setting, the model, the prompt: it would be the same for every picture."""
-    return isinstance(error, MiniChatError) and not isinstance(error, ImageError | ContextError)
-
-
-def _seeded(settings: GenerationSettings, seed: int | None) -> GenerationSettings:
-    return settings if seed is None else settings.updated(seed=seed)
-
-
-def _failure(error: Exception) -> str:
-    if isinstance(error, MiniChatError):
-        return str(error)
-    if out_of_memory(error):
-        return "The memory does not suffice for this picture: use a smaller model, or free some memory."
-    return f"The model failed on this picture ({type(error).__name__}): report it if it happens again."
-
-
-# --- A captioning run: plan what there is to do, do it batch by batch, and note each result before anybody sees it.
 
 
 _AT_ONCE = 500  # pictures that are noted together in the plan
 _WINDOW = 8  # batches of pictures that are opened together; in each, where a caption ends the next begins
-_WHOLE = 2**30  # bytes of weights that are hashed whole; of more the beginning of each tensor
+
+Writer = Union["MiniChat", Workers]  # what writes captions: here, or elsewhere
 
 
 @dataclass(frozen=True)
@@ -242,13 +121,14 @@ class Run:
         for what, old, new in _differences(before, now):
             raise DataError(f"{self._name()} was begun with {what} {old}, and now it is {new}: {_WAY_OUT}")
 
-    def check_model(self, requested: str, name: str, bot: MiniChat) -> None:
+    def check_model(self, requested: str, name: str, bot: Writer) -> None:
         """Note the model, or refuse another than the run was begun with. Raises `DataError`."""
-        weights, dtype = weights_of(bot)
+        facts = bot.facts if isinstance(bot, Workers) else Facts.of(bot)
+        weights, dtype = facts.weights, facts.dtype
         now = {"requested": requested, "name": name, "weights": weights, "dtype": dtype}
         before = self.journal.fact("model")
         if before is None:
-            self.journal.note(model=now, prompt=bot.caption_prompt, defaults=asdict(GenerationSettings()))
+            self.journal.note(model=now, prompt=facts.prompt, defaults=asdict(GenerationSettings()))
         elif before["dtype"] != dtype:
             raise DataError(
                 f"{self._name()} was begun in {before['dtype']}, and the model is now in {dtype}: say --dtype "
@@ -261,7 +141,7 @@ class Run:
                 "another --out."
             )
 
-        if self.journal.fact("prompt") != bot.caption_prompt:
+        if self.journal.fact("prompt") != facts.prompt:
             self.own_prompt = self.journal.fact("prompt")
 
     def _settings(self) -> dict[str, Any]:
@@ -350,7 +230,7 @@ class Run:
 
     # --- doing it
 
-    def results(self, bot: MiniChat, batch_size: int, limit: int | None = None) -> Iterator[Result]:
+    def results(self, bot: Writer, batch_size: int, limit: int | None = None) -> Iterator[Result]:
         """Caption what is to do, `limit` pictures at most; each result comes when it is noted, and in the output.
 
         Raises:
@@ -360,22 +240,38 @@ class Run:
         seed = self._seed()
         if seed is not None:
             settings.pop("seed", None)
-        captioner = Captioner(bot, batch_size, settings)
-        side = _side_of(bot)
+        on_cluster = isinstance(bot, Workers)
+        captioner = bot.captioner(batch_size, settings) if on_cluster else Captioner(bot, batch_size, settings)
+        side = bot.facts.side if on_cluster else side_of(bot)
         todo = itertools.islice(self.journal.todo(len(self.asked.prompts)), limit)
-        done: list[Result] = []
         with ThreadPoolExecutor(OPENERS) as pool:
             seen = ahead(pool, todo, side)
             items = (item for planned, picture in seen for item in self._looked_at(planned, picture, seed))
-            while window := list(itertools.islice(items, _WINDOW * batch_size)):
-                for result, written in _captioned(window, captioner):
-                    done.append(result)
-                    if written:  # at once, so that a kill costs what is being written and no more
-                        yield from self._note(done)
-                        done = []
+            held = deque[list[tuple[Result, Job | None]]]()  # windows whose outcomes are still to come
+
+            def windows() -> Iterator[list[Job]]:
+                while window := list(itertools.islice(items, _WINDOW * batch_size)):
+                    held.append(window)
+                    yield [job for _, job in window if job is not None]
+
+            for outcomes in captioner.windows(windows()):
+                yield from self._captioned(held.popleft(), outcomes)
+        self.output.finish(self.journal)
+
+    def _captioned(self, window: list[tuple[Result, Job | None]], outcomes: Iterable[Outcome]) -> Iterator[Result]:
+        """Each result as soon as its caption is there, so that a kill costs what is being written and no more."""
+        following, done = iter(outcomes), list[Result]()
+        one_by_one = following is outcomes  # an iterator; of a list all are there, and are noted together
+        for result, job in window:
+            if job is None:
+                done.append(result)
+                continue
+            outcome = next(following)
+            done.append(replace(result, caption=outcome.caption, error=outcome.error, cut=outcome.cut))
+            if one_by_one:
                 yield from self._note(done)
                 done = []
-        self.output.finish(self.journal)
+        yield from self._note(done)
 
     def _looked_at(self, planned: Planned, seen: Seen, seed: int | None) -> Iterator[tuple[Result, Job | None]]:
         """For each prompt that has no result for the picture as it is: what is known already, or what is to be done."""
@@ -440,45 +336,9 @@ class Run:
             yield one
 
 
-def _captioned(items: Sequence[tuple[Result, Job | None]], captioner: Captioner) -> Iterator[tuple[Result, bool]]:
-    """The results in order, each as soon as its caption is there; and whether one was written for it."""
-    outcomes = captioner.outcomes(job for _, job in items if job is not None)
-    for result, job in items:
-        if job is None:
-            yield result, False
-        else:
-            outcome = next(outcomes)
-            yield replace(result, caption=outcome.caption, error=outcome.error, cut=outcome.cut), True
-
-
-def weights_of(bot: Any) -> tuple[str, str]:
-    """A hash of a bot's weights, configuration and preprocessing, and its precision; "" for what has no weights.
-
-    Of weights that take more than 1 GiB the first 64 KiB of each tensor count.
-    """
-    model = getattr(bot, "model", None)
-    if model is None:
-        return "", ""
-    from minichat.weights.checkpoint_io import fingerprint
-
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
-    whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) <= _WHOLE
-    silent = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
-    config = {name: value for name, value in model.config.to_dict().items() if name not in silent}
-    said = json.dumps([config, bot.processor.image_processor.size], sort_keys=True, default=str)
-    digest = hashlib.sha256(f"{fingerprint(tensors.items(), whole)} {said}".encode()).hexdigest()
-    return digest, str(model.dtype).removeprefix("torch.")
-
-
 def journal_of(out: Path) -> Path:
     """Where the record of the run that writes `out` is."""
     return out.absolute().with_name(f".{out.name}.run")
-
-
-def _side_of(bot: Any) -> int | None:
-    """The side of the pictures that the model sees; None where that is not known."""
-    processor = getattr(bot, "processor", None)
-    return None if processor is None else int(processor.image_processor.size["height"])
 
 
 def _seed_of(seed: int, content: str | None) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from minichat.cli.options import (
     DEFAULT_MODEL,
     SOME_FAILED,
     Beams,
+    Bits,
     Device,
     DeviceMap,
     LengthPenalty,
@@ -37,6 +39,7 @@ from minichat.cli.options import (
 from minichat.errors import SettingsError
 
 if TYPE_CHECKING:
+    from minichat.captioning.cluster import Workers
     from minichat.captioning.run import Progress, Run
     from minichat.fileio import Skipped
     from minichat.inference.session import ChatSession
@@ -197,6 +200,11 @@ class Existing(StrEnum):
     overwrite = "overwrite"
 
 
+class Where(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 # Which model "auto" is depends on the run that is gone on with, so it is not settled as the options are read.
 AnyModel = Annotated[str, typer.Option("--model", help=Model.__metadata__[0].help)]
 
@@ -243,6 +251,12 @@ def caption(
         1000
     ),
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
+    engine: Annotated[
+        Where, typer.Option(help="local: this process; ray: workers on a cluster (RAY_ADDRESS, or started here).")
+    ] = Where.local,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With Ray; default: one for each GPU, without GPUs for each machine.")
+    ] = None,
     absolute: Annotated[
         bool, typer.Option("--absolute", help="Name pictures by absolute paths, not as seen from the output's folder.")
     ] = False,
@@ -276,6 +290,10 @@ def caption(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    if engine == Where.local and workers is not None:
+        raise SettingsError("--workers are those of a cluster: say --engine ray, too.")
+    if engine == Where.ray and device_map is not None:
+        raise SettingsError("--engine ray gives each worker a device of its own: leave --device-map away.")
     listed = [*(prompt or []), *(read_prompts(prompts) if prompts is not None else [])]
     if boxes and not listed:
         listed = [GROUNDING]
@@ -321,12 +339,16 @@ def caption(
             return
         try:
             if planned.todo:
-                bot = load_bot(name, device, dtype, quantize, device_map, verify)
-                run.check_model(model, name, bot)
-                shown = _Shown(planned, len(asked.prompts), limit)
-                for _ in run.results(bot, batch_size, limit):
-                    shown.update()
-                shown.end()
+                with ExitStack() as stack:
+                    if engine == Where.ray:
+                        bot: Any = stack.enter_context(_workers(name, device, dtype, quantize, verify, workers))
+                    else:
+                        bot = load_bot(name, device, dtype, quantize, device_map, verify)
+                    run.check_model(model, name, bot)
+                    shown = _Shown(planned, len(asked.prompts), limit)
+                    for _ in run.results(bot, batch_size, limit):
+                        shown.update()
+                    shown.end()
             else:
                 run.output.finish(run.journal)
         except (KeyboardInterrupt, SystemExit):
@@ -346,6 +368,16 @@ def _model(run: Run, requested: str) -> str:
         typer.echo(f"The model is {begun['name']}, with which this run began.", err=True)
         return str(begun["name"])
     return named(requested)
+
+
+def _workers(name: str, device: str, dtype: Dtype, quantize: Bits | None, verify: bool, count: int | None) -> Workers:
+    """Workers of a Ray cluster that have loaded the model."""
+    from minichat.captioning.cluster import Workers
+
+    name = os.path.abspath(name) if os.path.exists(name) else name  # their folder is another
+    load = partial(load_bot, name, device, dtype, quantize, None, verify)
+    typer.echo("Waiting for the cluster's first worker to load the model.", err=True)
+    return Workers(load, count, gpus=device == "auto" or device.startswith("cuda"))
 
 
 class _Shown:
