@@ -40,7 +40,6 @@ def main(folder, prompts, out, devices="1"):
     llm = LLM(
         folder,
         dtype="float32",
-        max_model_len=512,
         max_num_seqs=8,
         max_num_batched_tokens=96,  # so that prompts are read in parts, and pictures over their edges
         enable_chunked_prefill=True,
