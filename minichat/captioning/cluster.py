@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minichat.captioning.captioner import Captioner, Facts, Job, Outcome
-from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
+from minichat.errors import DataError, MiniChatError, ModelError, SettingsError, sentence
 
 _AHEAD = 2  # parts that a worker is given: one that it writes, and one that is there when that is done
 _DEATHS = 3  # of workers, after which it is the picture's, or the model's, fault
@@ -244,10 +244,12 @@ def _connected() -> Any:
         ray.init(
             address, include_dashboard=False if address == "local" else None, log_to_driver=False, logging_level="error"
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"The cluster {address!r} cannot be reached ({str(error).splitlines()[0]}): check RAY_ADDRESS."
-        ) from None
+    except Exception as error:  # Ray's are of all kinds, plain ones among them
+        if address == "local":
+            said, mend = "Ray cannot be started on this machine", "try again when it has less to do"
+        else:
+            said, mend = f"The cluster {address!r} cannot be reached", "check RAY_ADDRESS"
+        raise DataError(f"{said} ({sentence(error)}): {mend}.") from None
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)  # Ray's own would end this program with another code
