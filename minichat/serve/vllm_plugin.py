@@ -27,7 +27,11 @@ class ServedConfig(MiniChatConfig):
                 "This folder refers to its LLM: export it whole first (minichat export --format minichat)."
             )
         if self.is_encoder_decoder:
-            raise ModelError("Its LLM is an encoder-decoder, which vLLM does not serve.")
+            raise ModelError("Its LLM is an encoder-decoder, which vLLM does not serve: use minichat chat or demo.")
+        if self.bridge_config.instructed:
+            raise ModelError(
+                "Its Q-Former reads the question with each picture, which vLLM does not hand over: use minichat serve."
+            )
         self.tie_word_embeddings = self.text_config.tie_word_embeddings  # vLLM takes the whole model's for the LLM's
         self.stored_vocabulary = getattr(self, "stored_vocabulary", None) or self.text_config.vocab_size
         self.text_config.vocab_size = max(self.stored_vocabulary, self.image_token_index + 1)
