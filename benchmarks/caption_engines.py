@@ -24,7 +24,7 @@ import torch
 
 from minichat.captioning import Asked, Run, Shape, open_output, sources_for
 from minichat.captioning.cluster import Workers
-from minichat.inference.bot import load
+from minichat.inference.load import load
 from minichat.toy.world import draw, random_scene
 
 BATCH = 8

@@ -119,9 +119,9 @@ class Workers:
     def __len__(self) -> int:
         return len(self._hands)
 
-    def captioner(self, batch_size: int, settings: dict[str, Any]) -> _Shared:
+    def captioner(self, batch_size: int, settings: dict[str, Any]) -> Shared:
         """What `Captioner` is for one bot."""
-        return _Shared(self, batch_size, settings)
+        return Shared(self, batch_size, settings)
 
     def _started(self, options: dict[str, Any]) -> _Hand:
         actor = self._ray.remote(_Worker).options(max_restarts=0, **options).remote(self._load)
@@ -198,7 +198,7 @@ def _again(part: _Part) -> Iterator[_Part]:
         part.fill([Outcome(error=f"{_DEATHS} workers died of this picture, one after the other: try it without Ray.")])
 
 
-class _Shared:
+class Shared:
     """Has workers write captions, as `Captioner` has its bot."""
 
     def __init__(self, workers: Workers, batch_size: int, settings: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from minichat.captioning.captioner import Captioner, Facts, Job, Outcome, side_of
-from minichat.captioning.cluster import Workers
+from minichat.captioning.cluster import Shared, Workers
 from minichat.captioning.journal import Journal, Planned, Result, Shape, filled
 from minichat.captioning.outputs import Output
 from minichat.captioning.sources import MISSING, OPENERS, Seen, Sources, ahead
@@ -240,9 +240,11 @@ class Run:
         seed = self._seed()
         if seed is not None:
             settings.pop("seed", None)
-        on_cluster = isinstance(bot, Workers)
-        captioner = bot.captioner(batch_size, settings) if on_cluster else Captioner(bot, batch_size, settings)
-        side = bot.facts.side if on_cluster else side_of(bot)
+        captioner: Captioner | Shared
+        if isinstance(bot, Workers):
+            captioner, side = bot.captioner(batch_size, settings), bot.facts.side
+        else:
+            captioner, side = Captioner(bot, batch_size, settings), side_of(bot)
         todo = itertools.islice(self.journal.todo(len(self.asked.prompts)), limit)
         with ThreadPoolExecutor(OPENERS) as pool:
             seen = ahead(pool, todo, side)
