@@ -141,33 +141,6 @@ def test_the_plug_in_writes_our_ids(kind: str, tmp_path: Path) -> None:
     check(bot, pictures, found)
 
 
-@pytest.mark.parametrize("devices", ["2,1", "1,2"], ids=["tensors", "layers"])
-def test_two_processes_that_share_the_llm_write_our_ids(devices: str, tmp_path: Path) -> None:
-    folder = model("qformer", tmp_path / "model")
-    bot = minichat.load(folder, device="cpu", dtype="float32")
-    prompts, pictures = prompts_of(bot, tmp_path)
-    check(bot, pictures, theirs(folder, prompts, tmp_path, devices))
-
-
-@pytest.mark.parametrize("kind", ["minichat-tiny", "patch_merge"])
-def test_messages_are_spelled_by_our_template(kind: str, tmp_path: Path) -> None:
-    """As clients of `vllm serve` send them: each picture becomes its slots, wherever it stands."""
-    folder = model(kind, tmp_path / "model")
-    bot = minichat.load(folder, device="cpu", dtype="float32")
-    asked = [
-        with_pictures(messages(n), lambda seed: {"type": "image_pil", "image_pil": saved(seed, tmp_path)})
-        for n in range(COUNT)
-    ]
-    found = theirs(folder, [{"messages": each} for each in asked], tmp_path)
-    slot, each = bot.processor.image_token_id, bot.processor.num_image_tokens
-    for number, ids in enumerate(found["read"]):
-        rendered = bot.processor.render(conversation(number), add_generation_prompt=True).ids
-        assert ids.count(slot) == rendered.count(slot) == each * len(pictures_of(number))
-        if kind == "minichat-tiny":  # words of one piece are the same ids wherever a text is cut
-            assert ids == rendered
-    check(bot, [conversation(number).pictures for number in range(COUNT)], found)
-
-
 def test_vllms_blip2_writes_our_ids(tmp_path: Path) -> None:
     """For prompts that begin with the picture, which is all that it can place."""
     bot = minichat.load("minichat-tiny", device="cpu", dtype="float32")
