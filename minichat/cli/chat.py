@@ -17,7 +17,6 @@ from minichat.cli.options import (
     DEFAULT_MODEL,
     SOME_FAILED,
     Beams,
-    Bits,
     Device,
     DeviceMap,
     LengthPenalty,
@@ -41,6 +40,7 @@ from minichat.errors import SettingsError
 if TYPE_CHECKING:
     from minichat.captioning.cluster import Workers
     from minichat.captioning.run import Progress, Run
+    from minichat.device import Dtype, Quantize
     from minichat.fileio import Skipped
     from minichat.inference.session import ChatSession
     from minichat.prompt.conversation import Conversation
@@ -370,7 +370,9 @@ def _model(run: Run, requested: str) -> str:
     return named(requested)
 
 
-def _workers(name: str, device: str, dtype: Dtype, quantize: Bits | None, verify: bool, count: int | None) -> Workers:
+def _workers(
+    name: str, device: str, dtype: Dtype, quantize: Quantize | None, verify: bool, count: int | None
+) -> Workers:
     """Workers of a Ray cluster that have loaded the model."""
     from minichat.captioning.cluster import Workers
 
