@@ -7,6 +7,7 @@ import io
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -94,6 +95,7 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Im
 
 MAX_PIXELS = 64_000_000  # of one picture, as its header states them
 MAX_BYTES = 64 * 1024 * 1024  # of one encoded picture
+_STRIP = 16  # times as long as wide: of what is longer the middle is looked at
 MAX_SCANS = 100  # of one progressive JPEG, which has about ten: each scan passes over the whole picture again
 BACKGROUND = (255, 255, 255)
 READING = "sRGB"  # how a file becomes a picture: it changes when the same file gives other pixels than before
@@ -146,28 +148,65 @@ def load(source: Source, *, max_pixels: int = MAX_PIXELS, name: str | None = Non
         return _finish(picture, called, max_pixels)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """How a picture becomes the square that a model sees.
+
+    `side`: S, in pixels. `resample`: the number of Pillow's filter. `shortest_edge`: how long the shorter side is made,
+    of which the middle is seen, as CLIP does it; None: the whole picture is stretched.
+    """
+
+    side: int
+    resample: int = Image.Resampling.BICUBIC
+    shortest_edge: int | None = None
+
+    def __str__(self) -> str:
+        """As records of what was computed name it: by the side alone where nothing else was chosen."""
+        return str(self.side) if self == Fit(self.side) else repr(self)
+
+    def small(self, picture: Image.Image) -> Image.Image:
+        """As small as what the model sees of it allows; the square of it is that of the picture."""
+        if self.shortest_edge is None:
+            return picture.resize((self.side, self.side), Image.Resampling(self.resample))
+        short = min(picture.size)
+        # The middle is seen, and a strip that is made as wide may be longer than memory.
+        picture = _middle(picture, min(picture.width, _STRIP * short), min(picture.height, _STRIP * short))
+        width, height = (int(self.shortest_edge * length / short) for length in picture.size)
+        return picture.resize((width, height), Image.Resampling(self.resample))
+
+    def square(self, picture: Image.Image) -> Image.Image:
+        """S × S pixels."""
+        return _middle(self.small(picture), self.side, self.side)
+
+
+def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
+
+
 def to_pixels(
     pictures: Sequence[Image.Image],
-    size: int,
+    fit: Fit | int,
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
 ) -> torch.Tensor:
-    """Resize each picture to a square, Pillow's bicubic filter, and normalise: (I, 3, S, S) float32.
+    """Make a square of each picture and normalise it: (I, 3, S, S) float32.
 
     The same numbers as the originals' `torchvision` transform on PIL pictures (LAVIS, `blip_processors.py`).
 
     Args:
         pictures: I pictures as `load` gives them; I may be 0.
-        size: S, the side of the model's input in pixels.
+        fit: how, or S alone: stretched by Pillow's bicubic filter.
         mean, std: per channel, of values between 0 and 1.
     """
     import numpy
     import torch
 
-    pixels = numpy.empty((len(pictures), size, size, 3), dtype=numpy.uint8)
+    fit = Fit(fit) if isinstance(fit, int) else fit
+    pixels = numpy.empty((len(pictures), fit.side, fit.side, 3), dtype=numpy.uint8)
     for row, picture in enumerate(pictures):
         rgb = picture if picture.mode == "RGB" else load(picture)
-        pixels[row] = numpy.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+        pixels[row] = numpy.asarray(fit.square(rgb))
     values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32) / 255  # (I, S, S, 3) -> (I, 3, S, S)
     scale = torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
     return ((values - torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)) / scale).contiguous()

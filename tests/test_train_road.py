@@ -84,7 +84,7 @@ def test_the_language_model_is_one_that_others_load_and_that_convert_takes(tmp_p
     stored = load_file(tmp_path / "vision" / "model.safetensors")
     assert all(torch.equal(tensor, stored[f"vision_model.{key}"]) for key, tensor in tensors.items())
     llm = str(tmp_path / "language")
-    out = convert(tmp_path / "m", llm=llm, template="minigpt-v2", blip2=str(tmp_path / "vision"), no_qformer=True)
+    out = convert(tmp_path / "m", llm=llm, template="minigpt-v2", blip2=str(tmp_path / "vision"), bridge="patch_merge")
     assert (out / "config.json").is_file()
 
 

@@ -182,7 +182,7 @@ def test_a_run_from_a_runs_folder_keeps_its_own_record(begun: Path, tmp_path: Pa
 def test_a_model_with_other_image_tokens_is_refused(begun: Path, tmp_path: Path) -> None:
     llm = str(begun.parent / "llm")
     joined = convert(
-        tmp_path / "joined", blip2=str(begun.parent / "qformer"), no_qformer=True, llm=llm, template="minigpt-v2"
+        tmp_path / "joined", blip2=str(begun.parent / "qformer"), bridge="patch_merge", llm=llm, template="minigpt-v2"
     )
     with pytest.raises(SettingsError, match=r"has 1 tokens .* for 32 places"):
         WordAlignment(config(joined, tmp_path / "out"), CPU)

@@ -86,10 +86,10 @@ def test_the_vision_encoder_alone_from_a_hugging_face_blip2(tmp_path: Path) -> N
     given = {**arguments(tmp_path / "files", "patch_merge"), "vit": None, "blip2": str(tmp_path / "blip2")}
     with pytest.raises(ModelError, match="takes features of width 128, but query_tokens"):
         convert(tmp_path / "out", **given)
-    out = minichat.load(convert(tmp_path / "out", no_qformer=True, **given), device="cpu")
+    out = minichat.load(convert(tmp_path / "out", bridge="patch_merge", **given), device="cpu")
     assert all(torch.equal(t, out.model.state_dict()[n]) for n, t in bot.model.state_dict().items())
-    with pytest.raises(SettingsError, match="--qformer and --no-qformer"):
-        convert(tmp_path / "other", no_qformer=True, **{**given, "qformer": tmp_path / "files" / QFORMER})
+    with pytest.raises(SettingsError, match=r"--qformer contradicts the bridge .patch_merge. \(--no-qformer\)"):
+        convert(tmp_path / "other", bridge="patch_merge", **{**given, "qformer": tmp_path / "files" / QFORMER})
 
 
 LORA = "llama_model.base_model.model.model.layers.{}.self_attn.q_proj.lora_{}{}.weight"

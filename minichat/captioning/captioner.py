@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from minichat import images
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.errors import ContextError, ImageError, MiniChatError, SettingsError
 from minichat.inference.sampling import GenerationSettings
@@ -148,26 +149,29 @@ class Facts:
     weights: str = ""  # a hash of weights, configuration and preprocessing; "": it has no weights
     dtype: str = ""
     prompt: str = ""  # what it is asked where nothing is said
-    side: int | None = None  # see `side_of`
+    fit: images.Fit | None = None  # see `fit_of`
 
     @classmethod
     def of(cls, bot: Any) -> Facts:
         """Of weights that take more than 1 GiB the first 64 KiB of each tensor count."""
-        model, side, prompt = getattr(bot, "model", None), side_of(bot), str(bot.caption_prompt)
+        model, fit, prompt = getattr(bot, "model", None), fit_of(bot), str(bot.caption_prompt)
         if model is None:
-            return cls(prompt=prompt, side=side)
+            return cls(prompt=prompt, fit=fit)
         from minichat.weights.checkpoint_io import fingerprint
 
         tensors = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
         whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) <= _WHOLE
         silent = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "architectures")
         config = {name: value for name, value in model.config.to_dict().items() if name not in silent}
-        said = json.dumps([config, bot.processor.image_processor.size], sort_keys=True, default=str)
+        pixels = bot.processor.image_processor
+        chosen = (str(pixels.fit), [*pixels.image_mean], [*pixels.image_std])
+        usual = (str(pixels.size["height"]), [*images.CLIP_MEAN], [*images.CLIP_STD])
+        said = json.dumps([config, pixels.size, *(chosen if chosen != usual else ())], sort_keys=True, default=str)
         digest = hashlib.sha256(f"{fingerprint(tensors.items(), whole)} {said}".encode()).hexdigest()
-        return cls(digest, str(model.dtype).removeprefix("torch."), prompt, side)
+        return cls(digest, str(model.dtype).removeprefix("torch."), prompt, fit)
 
 
-def side_of(bot: Any) -> int | None:
-    """The side of the pictures that the model sees; None where that is not known."""
+def fit_of(bot: Any) -> images.Fit | None:
+    """How the model's pictures become squares; None where that is not known."""
     processor = getattr(bot, "processor", None)
-    return None if processor is None else int(processor.image_processor.size["height"])
+    return None if processor is None else processor.image_processor.fit

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from minichat.captioning.captioner import Captioner, Facts, Job, Outcome, side_of
+from minichat.captioning.captioner import Captioner, Facts, Job, Outcome, fit_of
 from minichat.captioning.cluster import Shared, Workers
 from minichat.captioning.journal import Journal, Planned, Result, Shape, filled
 from minichat.captioning.outputs import Output
@@ -242,12 +242,12 @@ class Run:
             settings.pop("seed", None)
         captioner: Captioner | Shared
         if isinstance(bot, Workers):
-            captioner, side = bot.captioner(batch_size, settings), bot.facts.side
+            captioner, fit = bot.captioner(batch_size, settings), bot.facts.fit
         else:
-            captioner, side = Captioner(bot, batch_size, settings), side_of(bot)
+            captioner, fit = Captioner(bot, batch_size, settings), fit_of(bot)
         todo = itertools.islice(self.journal.todo(len(self.asked.prompts)), limit)
         with ThreadPoolExecutor(OPENERS) as pool:
-            seen = ahead(pool, todo, side)
+            seen = ahead(pool, todo, fit)
             items = (item for planned, picture in seen for item in self._looked_at(planned, picture, seed))
             held = deque[list[tuple[Result, Job | None]]]()  # windows whose outcomes are still to come
 

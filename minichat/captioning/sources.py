@@ -447,10 +447,8 @@ class Seen:
     damaged: str | None = None
 
     @classmethod
-    def of(cls, planned: Planned, side: int | None) -> Seen:
+    def of(cls, planned: Planned, fit: images.Fit | None) -> Seen:
         """As small as the model sees it: so a batch takes the same memory whatever the files hold."""
-        from PIL import Image
-
         if (error := planned.picture.get("error")) is not None:
             return cls(missing=error)
         try:
@@ -464,14 +462,14 @@ class Seen:
             picture = images.load(data, name=name)
         except ImageError as failure:
             return cls(content, damaged=str(failure))
-        return cls(content, picture if side is None else picture.resize((side, side), Image.Resampling.BICUBIC))
+        return cls(content, picture if fit is None else fit.small(picture))
 
 
-def ahead(pool: ThreadPoolExecutor, todo: Iterable[Planned], side: int | None) -> Iterator[tuple[Planned, Seen]]:
+def ahead(pool: ThreadPoolExecutor, todo: Iterable[Planned], fit: images.Fit | None) -> Iterator[tuple[Planned, Seen]]:
     """Each with what was seen of it, in order; the next ones are being opened meanwhile, for decoders need no lock."""
     coming = deque[tuple[Planned, Future[Seen]]]()
     for planned in todo:
-        coming.append((planned, pool.submit(Seen.of, planned, side)))
+        coming.append((planned, pool.submit(Seen.of, planned, fit)))
         if len(coming) > 2 * OPENERS:
             first, future = coming.popleft()
             yield first, future.result()

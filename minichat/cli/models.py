@@ -1,4 +1,4 @@
-"""`minichat convert`, `export`, `models` and `doctor`: folders of models, and what this machine can run."""
+"""`minichat new`, `convert`, `export`, `models` and `doctor`: folders of models, and what this machine can run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,59 @@ class Format(StrEnum):
     blip2 = "blip2"
     minichat = "minichat"
     llm = "llm"
+
+
+class Bridge(StrEnum):
+    qformer = "qformer"
+    patch_merge = "patch_merge"
+    pool = "pool"
+
+
+@app.command()
+def new(
+    vision: Annotated[
+        str, typer.Option("--vision", help="Eyes: a CLIP, SigLIP, DINO, BLIP-2 or MiniChat; a folder, hub id or name.")
+    ],
+    llm: Annotated[str, typer.Option("--llm", help="The LLM: a Hugging Face folder, a GGUF file, a hub id or name.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    bridge: Annotated[
+        Bridge | None,
+        typer.Option("--bridge", help="How patches become tokens; default: the vision's Q-Former, or patch_merge."),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option("--template", help="A prompt template, by name or as a YAML file; default: the LLM's own."),
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the pictures; default: what the vision has.")] = None,
+    vision_layers: Annotated[
+        int | None, typer.Option(help="Blocks of the vision to use; default: all, of CLIP's all but one.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Copy the LLM in; otherwise it is referred to.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Record hashes of all weights, to be checked later.")
+    ] = False,
+) -> None:
+    """Join any two frozen models by a projection that is new, for `minichat train` to begin with."""
+    from minichat.weights.convert import convert as make
+    from minichat.weights.projection import vision_source
+
+    make(
+        out,
+        blip2=vision_source(vision),
+        llm=llm,
+        bridge=None if bridge is None else bridge.value,
+        template=template,
+        image_size=image_size,
+        vision_layers=vision_layers,
+        merge=merge,
+        verify=verify,
+        progress=_said,
+    )
+    typer.echo(f"The model is in {out}. Its projection is random: train it.", err=True)
+
+
+def _said(message: str) -> None:
+    typer.echo(f"{message} ...", err=True)
 
 
 @app.command()
@@ -109,10 +162,10 @@ def convert(
         instruction_tokens=instruction_tokens,
         lora_alpha=lora_alpha,
         blip2=None if blip2 is None else vision_source(blip2),
-        no_qformer=no_qformer,
+        bridge="patch_merge" if no_qformer else None,
         merge=merge,
         verify=verify,
-        progress=lambda message: typer.echo(f"{message} ...", err=True),
+        progress=_said,
         **sizes,
     )
     typer.echo(f"The model is in {out}.", err=True)

@@ -68,7 +68,7 @@ class Origin:
         }
         pixels = processor.image_processor
         # Pillow resizes alike within a major version.
-        said = f"{pixels.size['height']} {pixels.image_mean} {pixels.image_std} Pillow {pillow.split('.')[0]} {READING}"
+        said = f"{pixels.fit} {pixels.image_mean} {pixels.image_std} Pillow {pillow.split('.')[0]} {READING}"
         shape = (model.config.num_image_tokens, model.config.image_feature_size)
         return cls(**held, preprocessing=said, dtype=str(_dtype(model)).removeprefix("torch."), shape=shape)
 

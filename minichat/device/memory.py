@@ -319,10 +319,12 @@ def _encoding(config: MiniChatConfig, size: int) -> int:
     In the MLP the residual, its norm, and the inner layer before and after its activation; in attention the residual,
     its norm, queries, keys and values twice (one matrix, then by heads) and the result.
     """
+    from minichat.model.vision import inner_width, leading_tokens, picture_side
+
     vision = config.vision_config
-    width, inner = vision.hidden_size, vision.intermediate_size
-    pixels = 3 * vision.image_size**2
-    return size * ((1 + config.num_patches) * max(2 * width + 2 * inner, 9 * width) + pixels)
+    width, inner = vision.hidden_size, inner_width(vision)
+    pixels = 3 * picture_side(vision) ** 2
+    return size * ((leading_tokens(vision) + config.num_patches) * max(2 * width + 2 * inner, 9 * width) + pixels)
 
 
 def _reading(text: Any, batch: int, context: int, size: int, in_8_bits: bool = False) -> int:

@@ -16,6 +16,7 @@ from minichat.device.placement import Placement, choose, outline, suit_cpu
 from minichat.errors import MiniChatError, ModelError, sentence, some
 from minichat.inference.bot import MiniChat
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+from minichat.model.vision import picture_side
 from minichat.weights.adapter import Adapter, adding, read_adapter, trained_adapter
 from minichat.weights.check_config import asked_by, building, check_parts, check_values, decided_by, read_config
 from minichat.weights.checkpoint_io import Stream, large_apart
@@ -271,7 +272,7 @@ def _check_together(folder: Path, config: MiniChatConfig, processor: MiniChatPro
     """Model and processor count alike."""
     pairs = {
         "template": (config.template, processor.template),
-        "picture size": (config.vision_config.image_size, processor.image_processor.size["height"]),
+        "picture size": (picture_side(config.vision_config), processor.image_processor.size["height"]),
         "number of image tokens": (config.num_image_tokens, processor.num_image_tokens),
         "image slot's id": (config.image_token_index, processor.image_token_id),
     }

@@ -1,7 +1,7 @@
-"""From patches to image tokens, before the projection: (I, 1 + P, W) → (I, n, D).
+"""From patches to image tokens, before the projection: (I, R + P, W) → (I, n, D).
 
-Shapes: I pictures, P patches (and one class token), W the vision encoder's width, n image tokens, D the bridge's width,
-L word pieces of a question.
+Shapes: I pictures, P patches and R tokens before them (the class token, and a DINO's registers), W the vision encoder's
+width, n image tokens, D the bridge's width, L word pieces of a question.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from transformers import Blip2QFormerModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from minichat.model.config import BridgeConfig, MiniChatConfig
+from minichat.model.vision import grid_side, leading_tokens
 
 Words = tuple[Tensor, Tensor]  # ids and mask (I, L), padded on the right: what an instructed Q-Former reads
 
@@ -25,10 +26,14 @@ def words_of(batch: Mapping[str, Tensor], device: torch.device | None = None) ->
     return batch["qformer_input_ids"].to(device), batch["qformer_attention_mask"].to(device)
 
 
-def build_bridge(config: MiniChatConfig) -> QFormerBridge | PatchMergeBridge:
+def build_bridge(config: MiniChatConfig) -> QFormerBridge | PatchMergeBridge | PoolBridge:
     """The bridge that `config.bridge_config.kind` names."""
-    kind = QFormerBridge if config.bridge_config.kind == "qformer" else PatchMergeBridge
-    return kind(config.bridge_config, config.vision_config.hidden_size)
+    bridge, vision = config.bridge_config, config.vision_config
+    if bridge.kind == "qformer":
+        return QFormerBridge(bridge, vision.hidden_size)
+    if bridge.kind == "pool":
+        return PoolBridge(bridge, vision.hidden_size, leading_tokens(vision), grid_side(vision))
+    return PatchMergeBridge(bridge, vision.hidden_size, leading_tokens(vision))
 
 
 def _ln_vision(config: BridgeConfig, width: int) -> nn.Module:
@@ -50,7 +55,7 @@ class QFormerBridge(nn.Module):
         self.qformer = Blip2QFormerModel(config.qformer)
 
     def forward(self, patches: Tensor, words: Words | None = None) -> Tensor:
-        """(I, 1 + P, W) → (I, n, D). `words`: of an instructed one, what is asked of each picture."""
+        """(I, R + P, W) → (I, n, D). `words`: of an instructed one, what is asked of each picture."""
         patches = self.ln_vision(patches)
         queries = self.query_tokens.expand(patches.shape[0], -1, -1)  # (I, n, D)
         if words is None:
@@ -69,13 +74,28 @@ class QFormerBridge(nn.Module):
 class PatchMergeBridge(nn.Module):
     """`ln_vision`, then neighbours joined: MiniGPT-4 with Llama-2 (its `minigpt4/models/minigpt4.py::encode_img`)."""
 
-    def __init__(self, config: BridgeConfig, vision_width: int) -> None:
+    def __init__(self, config: BridgeConfig, vision_width: int, leading: int = 1) -> None:
         super().__init__()
         self.ln_vision = _ln_vision(config, vision_width)
-        self.merge = config.merge
+        self.merge, self.leading = config.merge, leading
 
     def forward(self, patches: Tensor, words: Words | None = None) -> Tensor:
-        """(I, 1 + P, W) → (I, P / merge, merge · W): each token is a row of `merge` patches, not a square."""
-        patches = self.ln_vision(patches)[:, 1:]  # without the class token: (I, P, W)
+        """(I, R + P, W) → (I, P / merge, merge · W): each token is a row of `merge` patches, not a square."""
+        patches = self.ln_vision(patches)[:, self.leading :]  # without the class token: (I, P, W)
         pictures, count, width = patches.shape
         return patches.reshape(pictures, count // self.merge, self.merge * width)
+
+
+class PoolBridge(nn.Module):
+    """`ln_vision`, then the mean of each square of patches: tokens as they lie in the picture."""
+
+    def __init__(self, config: BridgeConfig, vision_width: int, leading: int, side: int) -> None:
+        super().__init__()
+        self.ln_vision = _ln_vision(config, vision_width)
+        self.pool_side, self.leading, self.side = config.pool_side, leading, side
+
+    def forward(self, patches: Tensor, words: Words | None = None) -> Tensor:
+        """(I, R + P, W) → (I, ⌈√P / pool_side⌉², W). Squares at the right and at the foot may be smaller."""
+        grid = self.ln_vision(patches)[:, self.leading :].unflatten(1, (self.side, self.side))  # (I, √P, √P, W)
+        means = nn.functional.avg_pool2d(grid.permute(0, 3, 1, 2), self.pool_side, ceil_mode=True)
+        return means.flatten(2).transpose(1, 2)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
-from transformers import Blip2QFormerConfig, Blip2VisionConfig, PreTrainedConfig
+from transformers import Blip2QFormerConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
 from minichat.errors import ModelError, SettingsError
+from minichat.model.vision import EVA, grid_side, vision_config
 
 # --- What the network is made of: the sizes of its four parts and how they join.
 #
@@ -15,7 +17,7 @@ from minichat.errors import ModelError, SettingsError
 # image tokens, widths at the joints) follows from them and is computed, never stored twice.
 
 
-BRIDGE_KINDS = ("qformer", "patch_merge")
+BRIDGE_KINDS = ("qformer", "patch_merge", "pool")
 
 
 class BridgeConfig(PreTrainedConfig):
@@ -26,6 +28,8 @@ class BridgeConfig(PreTrainedConfig):
     With `instructed` the Q-Former reads the question beside the queries (InstructBLIP, arXiv:2305.06500, section 2.3).
     `kind="patch_merge"`: `ln_vision`, the class token dropped, then `merge` neighbours of the raster order joined into
     one token (MiniGPT-4 with Llama-2, MiniGPT-v2).
+    `kind="pool"`: `ln_vision`, the class token dropped, then the mean of each square of `pool_side` × `pool_side`
+    patches; with 1 each patch is a token, as in LLaVA (arXiv:2304.08485).
 
     Raises `ModelError` for a kind that does not exist and for counts below one.
     """
@@ -36,15 +40,16 @@ class BridgeConfig(PreTrainedConfig):
     kind: str = "qformer"
     num_query_tokens: int = 32  # queries per picture (`qformer` only)
     merge: int = 4  # patches joined into one token (`patch_merge` only)
+    pool_side: int = 2  # patches wide and high that one token is the mean of (`pool` only)
     ln_vision: bool = True  # False: the patches reach the bridge as the vision encoder left them
     ln_vision_eps: float = 1e-5  # the originals' `ln_vision`; a Hugging Face BLIP-2 uses its vision encoder's 1e-6
-    qformer: Any = None  # a Blip2QFormerConfig; stays None for `patch_merge`
+    qformer: Any = None  # a Blip2QFormerConfig; stays None for the other kinds
     instructed: bool = False  # what is asked of a picture goes into the Q-Former, too
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.kind not in BRIDGE_KINDS:
             raise ModelError(f"bridge_config.kind is {self.kind!r}; it must be one of {', '.join(BRIDGE_KINDS)}.")
-        for field in ("num_query_tokens", "merge"):
+        for field in ("num_query_tokens", "merge", "pool_side"):
             if getattr(self, field) < 1:
                 raise ModelError(f"bridge_config.{field} is {getattr(self, field)}; it must be at least 1.")
         if self.kind != "qformer" and self.qformer is not None:
@@ -73,12 +78,12 @@ class MiniChatConfig(PreTrainedConfig):
     model_type = "minichat"
     attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
     sub_configs: ClassVar[dict[str, Any]] = {
-        "vision_config": Blip2VisionConfig,
+        "vision_config": AutoConfig,
         "bridge_config": BridgeConfig,
         "text_config": AutoConfig,
     }
 
-    vision_config: Any = None  # a Blip2VisionConfig
+    vision_config: Any = None  # of one of the types `minichat.model.vision.KINDS`, by default a Blip2VisionConfig
     bridge_config: Any = None  # a BridgeConfig
     text_config: Any = None  # any LLM's, decoder-only or encoder–decoder; LLaMA where no model_type is given
     image_token_index: Any = None  # an int; None at birth means text_config.vocab_size
@@ -89,9 +94,7 @@ class MiniChatConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False  # of this level; the LLM's own setting is in text_config
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not isinstance(self.vision_config, PreTrainedConfig):
-            # Blip2VisionConfig's own 1e-10 makes a vision encoder that cannot be trained from scratch.
-            self.vision_config = Blip2VisionConfig(**{"initializer_range": 0.02, **(self.vision_config or {})})
+        self.vision_config = vision_config(self.vision_config)
         if not isinstance(self.bridge_config, PreTrainedConfig):
             self.bridge_config = BridgeConfig(**(self.bridge_config or {}))
         if not isinstance(self.text_config, PreTrainedConfig):
@@ -99,7 +102,7 @@ class MiniChatConfig(PreTrainedConfig):
             self.text_config = AutoConfig.for_model(text.pop("model_type", "llama"), **text)
         if self.bridge_config.kind == "qformer":
             self.bridge_config.qformer.encoder_hidden_size = self.vision_config.hidden_size
-        elif self.num_patches % self.bridge_config.merge:
+        elif self.bridge_config.kind == "patch_merge" and self.num_patches % self.bridge_config.merge:
             raise ModelError(
                 f"{self.num_patches} patches cannot be joined by {self.bridge_config.merge}: "
                 "choose vision_config.image_size or bridge_config.merge so that it divides."
@@ -112,19 +115,23 @@ class MiniChatConfig(PreTrainedConfig):
     @property
     def num_patches(self) -> int:
         """Patches of one picture, without the class token."""
-        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        return grid_side(self.vision_config) ** 2
 
     @property
     def num_image_tokens(self) -> int:
         """n: image tokens, and so image slots, of one picture."""
         bridge = self.bridge_config
+        if bridge.kind == "pool":
+            return math.ceil(grid_side(self.vision_config) / bridge.pool_side) ** 2
         return bridge.num_query_tokens if bridge.kind == "qformer" else self.num_patches // bridge.merge
 
     @property
     def image_feature_size(self) -> int:
         """D: the width of the bridge's output, before the projection."""
-        bridge = self.bridge_config
-        return bridge.qformer.hidden_size if bridge.kind == "qformer" else self.vision_config.hidden_size * bridge.merge
+        bridge, width = self.bridge_config, int(self.vision_config.hidden_size)
+        if bridge.kind == "qformer":
+            return int(bridge.qformer.hidden_size)
+        return width * bridge.merge if bridge.kind == "patch_merge" else width
 
 
 # --- What the Q-Former's pre-training is made of: its sizes and its losses.
@@ -143,7 +150,7 @@ class PretrainingConfig(PreTrainedConfig):
     """
 
     model_type = "minichat_pretraining"
-    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": Blip2VisionConfig, "bridge_config": BridgeConfig}
+    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig, "bridge_config": BridgeConfig}
 
     vision_config: Any = None  # a Blip2VisionConfig
     bridge_config: Any = None  # a BridgeConfig
@@ -157,8 +164,9 @@ class PretrainingConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if not isinstance(self.vision_config, PreTrainedConfig):
-            self.vision_config = Blip2VisionConfig(**{"initializer_range": 0.02, **(self.vision_config or {})})
+        self.vision_config = vision_config(self.vision_config)
+        if self.vision_config.model_type != EVA:
+            raise ModelError(f"vision_config.model_type is {self.vision_config.model_type!r}; it must be {EVA!r} here.")
         if not isinstance(self.bridge_config, PreTrainedConfig):
             self.bridge_config = BridgeConfig(**(self.bridge_config or {}))
         if self.bridge_config.kind != "qformer":

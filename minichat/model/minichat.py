@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    Blip2VisionModel,
     Cache,
     GenerationMixin,
     LogitsProcessor,
@@ -35,6 +34,7 @@ from minichat.model.loss import (
     seen_by,
     token_loss,
 )
+from minichat.model.vision import build_vision, leading_tokens, picture_side, see
 from minichat.prompt.render import IGNORED
 
 # --- `generate` with the cache of an earlier turn: what is given may be the whole conversation, or only what is new.
@@ -144,15 +144,14 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_attention_backend = True
     _supports_flash_attn = False  # the Q-Former has none; {"text_config": "flash_attention_2"} reaches the LLM alone
-    _no_split_modules = ["Blip2VisionEmbeddings", "Blip2EncoderLayer", "QFormerBridge", "PatchMergeBridge"]
+    _no_split_modules = ["Blip2VisionEmbeddings", "Blip2EncoderLayer", "QFormerBridge"]  # and the parts' own
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = [r"^projection\."]  # a pattern: attention has projections, too
 
     def __init__(self, config: MiniChatConfig) -> None:
         super().__init__(config)
-        self.vision_model = Blip2VisionModel(config.vision_config)
         # MiniGPT-4 takes the last block's output as it is; the one norm that follows is the bridge's ln_vision.
-        self.vision_model.post_layernorm = nn.Identity()
+        self.vision_model = build_vision(config.vision_config)
         self.bridge = build_bridge(config)
         self.projection = nn.Linear(config.image_feature_size, config.text_config.hidden_size, dtype=torch.float32)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -224,22 +223,23 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.read_patches(self.encode_patches(pixel_values), words)
 
     def encode_patches(self, pixel_values: Tensor) -> Tensor:
-        """Pictures (I, 3, S, S) → patches (I, 1 + P, W), which depend on nothing but the pictures.
+        """Pictures (I, 3, S, S) → patches (I, R + P, W), which depend on nothing but the pictures.
 
         Raises `ImageError` for pixels of another shape than the vision encoder's.
         """
-        side = self.config.vision_config.image_size
+        vision = self.config.vision_config
+        side = picture_side(vision)
         if pixel_values.shape[1:] != (3, side, side):
             raise ImageError(
                 f"pixel_values has the shape {tuple(pixel_values.shape)}; "
                 f"this model needs (pictures, 3, {side}, {side}): use its own image processor."
             )
         if pixel_values.shape[0] == 0:
-            return pixel_values.new_zeros(0, 1 + self.config.num_patches, self.config.vision_config.hidden_size)
-        return self.vision_model(pixel_values=pixel_values).last_hidden_state
+            return pixel_values.new_zeros(0, leading_tokens(vision) + self.config.num_patches, vision.hidden_size)
+        return see(self.vision_model, vision, pixel_values)
 
     def read_patches(self, patches: Tensor, words: Words | None = None) -> Tensor:
-        """Patches (I, 1 + P, W), and for an instructed Q-Former its `words` → `image_features` (I, n, D).
+        """Patches (I, R + P, W), and for an instructed Q-Former its `words` → `image_features` (I, n, D).
 
         Raises `PromptError` where words are missing or nothing reads them, and unless each picture has its own.
         """

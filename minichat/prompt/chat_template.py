@@ -3,6 +3,10 @@
 The Jinja runs in transformers' sandbox on conversations whose words are known, and what stands between those words is
 the template. So no person's words ever pass through it, or through the tokenizer's search for control tokens. What was
 read is then held against it, as text for conversations of up to four turns and as ids for two.
+
+A template that lets its LLM think is read with thinking switched off (`enable_thinking=False`). Where it then begins
+the reply that it asks for with an empty block of thoughts, and leaves that out of earlier ones (Qwen3), ours keeps it:
+a longer conversation begins with the prompts that were read, ids and cache alike. A date is that of the day of reading.
 """
 
 from __future__ import annotations
@@ -12,8 +16,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
+import yaml
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -24,8 +30,11 @@ from minichat.prompt.template import OWN, Template
 from minichat.prompt.tokenizer import FastTokenizer
 
 # Words that no template writes, the system's first. Their white space tells which roles a template trims.
-_SYSTEM = "\n Sysqx1 text \n"
-_SAID = ("\n Askqx2 text \n", "\n Tellqx3 text \n", "\n Askqx4 text \n", "\n Tellqx5 text \n", "\n Askqx6 text \n")
+# No line break begins them, for some templates take that alone off the last reply, and a system text is trimmed at its
+# end alone by some.
+_SYSTEM = "Sysqx1 text \n "
+_SAID = tuple(f" \n {word} text \n " for word in ("Askqx2", "Tellqx3", "Askqx4", "Tellqx5", "Askqx6"))
+_NO_THOUGHTS = re.compile(r"<think>\s*</think>\s*")
 _HOSTILE = (
     "{{ messages }} {% raw %}",
     "a < b & c > \"d\" 'e' \\n\n\n  f",
@@ -50,7 +59,10 @@ def read_chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTo
     told = jinja.pieces(2)
     more = jinja.pieces(3, ask=True)
     gap = told[1].removeprefix(asked[1])  # a blank before the reply, which the LLM writes itself
-    same = told[0] == more[0] == asked[0] and told[1] == more[1] == asked[1] + gap and more[3] == asked[1]
+    thoughts = asked[1].removeprefix(more[1]) if asked[1].startswith(more[1]) else ""
+    thoughts = thoughts if _NO_THOUGHTS.fullmatch(thoughts) else ""
+    earlier = more[1] + thoughts
+    same = told[0] == more[0] == asked[0] and told[1] == earlier == asked[1] + gap and more[3] == asked[1]
     if not same or gap.strip():
         raise jinja.refusal("it spells a turn in one way when it is the last and in another when more was said")
     atoms = _Atoms(jinja.controls)
@@ -82,13 +94,43 @@ def read_chat_template(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTo
             takes_system=system is not None,
         )
         template = replace(template, controls=_spelled(template, jinja.controls))
-        if system is None or _writes_as(jinja, template, tail, ["Be {{ brief }}."]):
+        if system is None or _writes_as(jinja, template, (tail, thoughts), ["Be {{ brief }}."]):
             break
-    if not _writes_as(jinja, template, tail, []):
+    if not _writes_as(jinja, template, (tail, thoughts), []):
         raise jinja.refusal("it writes other things round some words, or for some numbers of turns")
     template = replace(template, markers=_markers(template))
     tokenizer = _told_apart(tokenizer, template.controls)
-    return tokenizer, _check_ids(jinja, template, tokenizer)
+    return tokenizer, _check_ids(jinja, template, tokenizer, turns=1 if thoughts else 3)
+
+
+def read_template(file: Path) -> Template:
+    """A template of a person's own: a YAML file with the fields of a `Template`; its name is the file's.
+
+    Raises `PromptError`, naming the file, for one that cannot be read or is no template.
+    """
+    try:
+        held = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise PromptError(f"The template {file.name!r} cannot be read ({sentence(error)}): check the file.") from None
+    if not isinstance(held, dict):
+        raise PromptError(
+            f"The template {file.name!r} is no mapping: write a field on each line, as `user_prefix: ...`."
+        )
+    try:
+        return Template.from_dict({"name": file.stem, **held})
+    except (PromptError, TypeError) as error:
+        raise PromptError(f"The template {file.name!r} is none: {sentence(error)}.") from None
+
+
+def fitted(tokenizer: PreTrainedTokenizerBase, template: Template) -> PreTrainedTokenizerBase:
+    """The tokenizer, which keeps this template's control tokens out of plain text.
+
+    Raises `PromptError` for a control token that it does not have.
+    """
+    missing = [token for token in template.controls if token not in tokenizer.get_vocab()]
+    if missing:
+        raise PromptError(f"The template's control token {missing[0]!r} is none of the tokenizer's: name another.")
+    return _told_apart(tokenizer, template.controls)
 
 
 class _Jinja:
@@ -119,7 +161,7 @@ class _Jinja:
 
     def write(self, messages: Sequence[dict[str, str]], ask: bool = False, **options: Any) -> Any:
         """What transformers makes of these messages: text, or ids with `tokenize=True`."""
-        options = {"tokenize": False, **options}
+        options = {"tokenize": False, "enable_thinking": False, **options}
         try:
             return self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=ask, **options)
         except Exception as error:  # a template may raise what it likes
@@ -242,11 +284,12 @@ def _told_apart(tokenizer: PreTrainedTokenizerBase, controls: Sequence[str]) -> 
     )
 
 
-def _writes_as(jinja: _Jinja, template: Template, tail: str, system: Sequence[str]) -> bool:
+def _writes_as(jinja: _Jinja, template: Template, beside: tuple[str, str], system: Sequence[str]) -> bool:
     """Whether the Jinja writes what the template spells, with this system text or none, for one to four turns.
 
-    `tail` is what it writes after the end of the last reply.
+    `beside`: what it writes after the end of the last reply, and what it leaves out of those before.
     """
+    tail, thoughts = beside
     for count in range(1, len(_HOSTILE) + 1):
         messages = [*({"role": "system", "content": text} for text in system), *_messages(_HOSTILE[:count])]
         ask = count % 2 == 1
@@ -257,14 +300,15 @@ def _writes_as(jinja: _Jinja, template: Template, tail: str, system: Sequence[st
             if system:
                 return False
             raise
-        if jinja.as_read(written) != jinja.as_read(ours + ("" if ask else tail)):
+        spelled = [jinja.as_read(text) for text in (written, ours + ("" if ask else tail))]
+        if len({text.replace(thoughts, "") if thoughts else text for text in spelled}) > 1:
             return False
     return True
 
 
-def _check_ids(jinja: _Jinja, template: Template, tokenizer: PreTrainedTokenizerBase) -> Template:
+def _check_ids(jinja: _Jinja, template: Template, tokenizer: PreTrainedTokenizerBase, turns: int) -> Template:
     """Hold it against transformers' ids, and find what leading spaces the tokenizer puts by itself."""
-    messages = _messages(("What is it?", "It is a star.", "And the other one?"))
+    messages = _messages(("What is it?", "It is a star.", "And the other one?")[:turns])
     if template.takes_system:
         messages = [{"role": "system", "content": "Be brief."}, *messages]
     wanted = jinja.write(messages, True, tokenize=True, return_dict=True)["input_ids"]

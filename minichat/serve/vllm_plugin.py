@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from minichat.errors import ModelError
 from minichat.model import MiniChatConfig
+from minichat.model.vision import EVA
 
 
 class ServedConfig(MiniChatConfig):
@@ -31,6 +32,11 @@ class ServedConfig(MiniChatConfig):
         if self.bridge_config.instructed:
             raise ModelError(
                 "Its Q-Former reads the question with each picture, which vLLM does not hand over: use minichat serve."
+            )
+        if self.vision_config.model_type != EVA:
+            raise ModelError(
+                f"Its vision encoder is of type {self.vision_config.model_type!r}, which the plug-in does not have: "
+                "use minichat serve."
             )
         self.tie_word_embeddings = self.text_config.tie_word_embeddings  # vLLM takes the whole model's for the LLM's
         self.stored_vocabulary = getattr(self, "stored_vocabulary", None) or self.text_config.vocab_size

@@ -326,7 +326,15 @@ def save_memory(model: nn.Module, config: ModelConfig) -> None:
         enable = getattr(part, "activation_checkpointing_enable", None) or part.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if config.vision_drop_path_rate:
-        drop_path(model.get_submodule("vision_model.encoder.layers"), config.vision_drop_path_rate)
+        drop_path(_blocks(model), config.vision_drop_path_rate)
+
+
+def _blocks(model: nn.Module) -> nn.Module:
+    """The vision encoder's blocks, each of an attention `self_attn` and an `mlp`; a DINO has others."""
+    try:
+        return model.get_submodule("vision_model.encoder.layers")
+    except AttributeError:
+        raise SettingsError("vision_drop_path_rate is not for a DINO: leave it out.") from None
 
 
 def drop_path(layers: nn.Module, share: float) -> None:

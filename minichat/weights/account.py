@@ -7,13 +7,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from minichat.errors import ModelError, SettingsError, some
+from minichat.model.vision import EVA, KINDS, SIGLIP2, UNNORMED, grid_side, vision_config
 from minichat.weights.check_config import asked_by, decided_by
 from minichat.weights.checkpoint_io import Checkpoint, read_checkpoint
 from minichat.weights.key_map import BLIP2, EVA_VIT, LAVIS, LAVIS_PROJECTIONS, MINIGPT4, KeyMap
@@ -85,9 +88,12 @@ class Account:
     def __contains__(self, name: str) -> bool:
         return name in self._whole or name in self._thirds or name in self._made
 
-    def piece(self, name: str) -> Piece:
-        """The one published tensor that ours comes from. Raises `KeyError` where there is none."""
-        return self._whole[name]
+    def maker(self, name: str) -> Callable[[], Tensor]:
+        """What makes this tensor now, one of a file or one that was replaced."""
+        if name in self._made:
+            return self._made[name]
+        piece = self._whole[name]
+        return lambda: piece.checkpoint[piece.name]
 
     def names(self) -> set[str]:
         return {*self._whole, *self._thirds, *self._made}
@@ -155,7 +161,18 @@ MERGE = 4  # patches that are joined where there is no Q-Former
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 _QUERIES = "bridge.query_tokens"
 _WORDS, _PLACES = (f"bridge.embeddings.{name}_embeddings.weight" for name in ("word", "position"))
-_POSITIONS = "vision_model.embeddings.position_embedding"
+_POSITIONS = {
+    EVA: "vision_model.embeddings.position_embedding",
+    **{
+        f"{name}_vision_model": "vision_model.embeddings.position_embedding.weight"
+        for name in ("clip", "siglip", "siglip2")
+    },
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), "vision_model.embeddings.position_embeddings"),
+}
+_INTERPOLATED: dict[str, dict[str, Any]] = {
+    "dinov2_with_registers": {"antialias": True},
+    SIGLIP2: {"mode": "bilinear", "antialias": True},
+}
 
 
 @dataclass(frozen=True)
@@ -212,20 +229,30 @@ def add_vision(account: Account, checkpoint: Checkpoint, sizes: Sizes) -> dict[s
     }
 
 
-def resize_positions(account: Account, side: int) -> None:
-    """Have `side` × `side` patches: position embeddings for another number are interpolated."""
-    piece = account.piece(_POSITIONS)
-    if piece.plain.shape[1] != 1 + side * side:
-        account.replace(_POSITIONS, lambda: _resized(piece.checkpoint[piece.name], side))
+def resize_positions(account: Account, side: int, kind: str = EVA) -> None:
+    """Have `side` × `side` patches: position embeddings for another number are interpolated.
+
+    `kind`: of the vision encoder, as its program does it.
+    """
+    name = _POSITIONS.get(kind)
+    if name is None or name not in account:  # a DINOv3's positions are angles
+        return
+    first = KINDS[kind]
+    if account.shape(name)[-2] != first + side * side:
+        account.replace(name, partial(_resized, account.maker(name), side, first, _INTERPOLATED.get(kind, {})))
 
 
-def _resized(positions: Tensor, side: int) -> Tensor:
-    """Position embeddings (1, 1 + P, W) → (1, 1 + side², W) (minigpt4/models/eva_vit.py, interpolate_pos_embed)."""
-    head, grid = positions.float().split([1, positions.shape[1] - 1], dim=1)
-    old = math.isqrt(grid.shape[1])
+def _resized(make: Callable[[], Tensor], side: int, first: int, how: Mapping[str, Any]) -> Tensor:
+    """Position embeddings (…, first + P, W) → (…, first + side², W).
+
+    EVA's are made so in minigpt4/models/eva_vit.py (interpolate_pos_embed), the others' in transformers.
+    """
+    positions = make().float()
+    head, grid = positions.split([first, positions.shape[-2] - first], dim=-2)
+    old = math.isqrt(grid.shape[-2])
     grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)  # (1, W, √P, √P)
-    grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    return torch.cat([head, grid.flatten(2).transpose(1, 2)], dim=1)
+    grid = interpolate(grid, size=(side, side), align_corners=False, **{"mode": "bicubic", **how})
+    return torch.cat([head, grid.flatten(2).transpose(1, 2).reshape(*head.shape[:-2], side * side, -1)], dim=-2)
 
 
 def heads(part: str, width: int, given: int | None, published: dict[int, int]) -> int:
@@ -266,19 +293,29 @@ def split_vision(checkpoint: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     return Checkpoint(checkpoint.file, vision, {}), Checkpoint(checkpoint.file, rest, checkpoint.extras)
 
 
-def bridge_sizes(account: Account, vision: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """The bridge's configuration: a Q-Former where one was taken in, else patches joined.
+def bridge_sizes(account: Account, vision: dict[str, Any], sizes: Sizes, kind: str | None = None) -> dict[str, Any]:
+    """The bridge's configuration: a Q-Former where one was taken in, else patches joined; or the `kind` asked for.
 
-    A projection that was taken in must fit; where there is none, it is to be trained, and four patches are joined.
+    A projection that was taken in must fit; where there is none, it is to be trained, and four patches are joined, or
+    as many as divide them. Raises `ModelError` and `SettingsError` for what does not belong together.
     """
     patches = vision["hidden_size"]
     trained = "projection.weight" in account
+    normed = vision.get("model_type", EVA) not in UNNORMED
     if _QUERIES not in account:
-        merge = _merge(account, patches) if trained else MERGE
-        if "bridge.ln_vision.weight" not in account:  # the original leaves it as it was made
+        if trained and kind in ("qformer", "pool"):
+            raise SettingsError(f"The bridge {kind!r} would be new, and a projection is of the one that it was for.")
+        if not normed and "bridge.ln_vision.weight" not in account:  # the original leaves it as it was made
             account.replace("bridge.ln_vision.weight", lambda: torch.ones(patches))
             account.replace("bridge.ln_vision.bias", lambda: torch.zeros(patches))
-        return {"kind": "patch_merge", "merge": merge}
+        bridge = {"ln_vision": False} if normed else {}
+        if kind == "qformer":
+            return {**bridge, "kind": kind, "qformer": _new_qformer(patches)}
+        if kind == "pool":
+            return {**bridge, "kind": kind}
+        count = grid_side(vision_config(vision)) ** 2
+        merge = _merge(account, patches) if trained else next(n for n in range(MERGE, 0, -1) if count % n == 0)
+        return {**bridge, "kind": "patch_merge", "merge": merge}
     _, _, width = _shape(account, _QUERIES, 3)
     if trained and projection_sizes(account)[1] != width:
         asked, taken = projection_sizes(account)
@@ -286,7 +323,15 @@ def bridge_sizes(account: Account, vision: dict[str, Any], sizes: Sizes) -> dict
             f"{asked} takes features of width {taken}, but {account.source(_QUERIES)} has the width {width}: they do "
             "not belong together."
         )
-    return qformer_sizes(account, patches, sizes)
+    made = qformer_sizes(account, patches, sizes)
+    return {**made, "ln_vision": "bridge.ln_vision.weight" in account} if normed else made
+
+
+def _new_qformer(patches: int) -> dict[str, Any]:
+    """BLIP-2's, as wide as BERT-base, or as the patches where those are narrower; heads of 64."""
+    width = min(768, patches)
+    heads = next(count for count in range(max(1, width // 64), 0, -1) if width % count == 0)
+    return {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width}
 
 
 def _merge(account: Account, patches: int) -> int:

@@ -32,6 +32,7 @@ _NEEDED = (
     "patch_size",
     "num_query_tokens",
     "merge",
+    "pool_side",
     "encoder_hidden_size",
     "cross_attention_frequency",
     "image_text_hidden_size",
@@ -53,6 +54,8 @@ _NEEDED = (
 _OPTIONAL = (
     "num_key_value_heads",
     "head_dim",
+    "num_patches",
+    "mlp_ratio",
     "num_decoder_layers",
     "n_inner",
     "n_positions",
@@ -80,7 +83,6 @@ _DTYPES = (*DTYPES, "float64", "auto")
 _ROPE = ("rope_parameters", "rope_scaling")
 _PARTS = ("vision_config", "text_config", "bridge_config", "qformer_config", "qformer")
 _KINDS = {
-    "vision_config": ("blip_2_vision_model", "instructblip_vision_model"),
     "bridge_config": ("minichat_bridge",),
     "qformer": ("blip_2_qformer",),
     "qformer_config": ("blip_2_qformer", "instructblip_qformer"),
@@ -205,6 +207,10 @@ def _check_names(stored: Mapping[str, Any], where: str, part: str) -> None:
     kind, last = stored.get("model_type"), part.rpartition(".")[2]
     if kind is not None and last in _KINDS and kind not in _KINDS[last]:
         _refuse(where, f"{part}.model_type", kind, " or ".join(map(repr, _KINDS[last])))
+    from minichat.model.vision import KINDS
+
+    if last == "vision_config" and kind not in (None, *KINDS, "instructblip_vision_model"):
+        _refuse(where, f"{part}.model_type", kind, " or ".join(map(repr, KINDS)))
     from transformers.activations import ACT2FN
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.auto.modeling_auto import (

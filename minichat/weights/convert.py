@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from transformers import AutoTokenizer, GenerationConfig
 from minichat.errors import ModelError, SettingsError, sentence
 from minichat.fileio import new_folder, write_json
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+from minichat.model.bridge import build_bridge
+from minichat.model.config import BRIDGE_KINDS
+from minichat.prompt.chat_template import fitted, read_template
 from minichat.prompt.image_processor import MiniChatImageProcessor
 from minichat.prompt.processor import MODEL_FILE, QFORMER, MiniChatProcessor
-from minichat.prompt.template import OWN, TEMPLATES, get_template
+from minichat.prompt.template import OWN, TEMPLATES, Template, get_template
 from minichat.prompt.tokenizer import SentencePieceTokenizer, encode_inside
 from minichat.weights.account import (
     Account,
@@ -28,126 +32,19 @@ from minichat.weights.account import (
     open_part,
     open_trained,
     projection_sizes,
-    resize_positions,
 )
 from minichat.weights.adapter import Adapter, split_lora, write_adapter
-from minichat.weights.check_config import building, check_parts, check_values
-from minichat.weights.checkpoint_io import Checkpoint, Entry, read_checkpoint, write_tensors
-from minichat.weights.hub import WEIGHTS, find_folder, quiet, read_json, verify, weight_files, weight_map
-from minichat.weights.key_map import (
-    HUGGING_FACE_BLIP2,
-    HUGGING_FACE_INSTRUCTBLIP,
-    HUGGING_FACE_PROJECTION,
-    HUGGING_FACE_VIT,
-    LAVIS_PROJECTIONS,
-    OUR_VISION_SIDE,
-    OUR_VIT,
-    KeyMap,
-)
+from minichat.weights.checkpoint_io import Checkpoint, Entry, write_tensors
+from minichat.weights.eyes import FAMILY, add_vision_side
+from minichat.weights.hub import find_folder, quiet
+from minichat.weights.key_map import LAVIS_PROJECTIONS
 from minichat.weights.llm import RECORD, RECORDED, Llm, find_llm, hashes
-
-# --- The vision side of a Hugging Face BLIP-2 or InstructBLIP, or of a model of ours: only the files that hold it are
-# fetched and read, and all of them where the whole model is taken.
-
-
-_INDEX = f"{WEIGHTS}.index.json"
-CONFIGS = ("config.json", _INDEX)
-_OWN = ("*.json", "*.safetensors")  # of a model of ours on the hub
-RETRIEVAL = "Blip2ForImageTextRetrieval"
-
-
-def add_vision_side(
-    account: Account,
-    name: str,
-    sizes: Sizes,
-    qformer: bool = True,
-    what: str = "The BLIP-2 model",
-    whole: bool = False,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take in a vision encoder, Q-Former and queries; returns the configurations of the first two.
-
-    `name`: a BLIP-2's or InstructBLIP's folder or hub id, what stage 1 left, or the folder or hub id of a model of
-    ours. A BLIP-2's last norm is the originals' `ln_vision`; here it has their eps of 1e-5, not the 1e-6 that
-    transformers gives it. Without `qformer` the vision encoder alone is taken, and no configuration of the other. With
-    `whole` its projection is taken, too. `what` was looked for, where nothing is found.
-
-    Raises `ModelError` for another model or one that is not whole, or a file that did not come as it was published.
-    """
-    folder = find_folder(name, what, CONFIGS)
-    config = read_json(folder, "config.json")
-    kind = config.get("model_type")
-    if kind not in (*FAMILY, "minichat") or (whole and kind == "minichat"):
-        raise ModelError(f"{folder.name!r} holds a model of type {kind!r}, not {', '.join(map(repr, FAMILY))}.")
-    check_values(config, f"config.json in {folder.name!r}")
-    if kind == "minichat":
-        folder = find_folder(name, what, _OWN)
-        files = weight_files(folder)
-    else:
-        files = weight_files(folder) if whole else vision_files(folder, qformer)
-        folder = find_folder(name, what, [*CONFIGS, *files])
-        if missing := [file for file in files if not (folder / file).is_file()]:
-            raise ModelError(f"The BLIP-2 model {folder.name!r} has no {missing[0]}: some of its weights are missing.")
-        verify(folder, files)
-    keys = _keys(kind, qformer)
-    keys = KeyMap({**keys.used, **HUGGING_FACE_PROJECTION}, keys.unused, keys.parts) if whole else keys
-    for file in files:
-        account.add(read_checkpoint(folder / file), keys)
-    check_parts(config, account.names(), f"config.json in {folder.name!r}")
-    with building(f"config.json in {folder.name!r}"):
-        vision, known = _configs(account, config, sizes)
-    return vision, known if qformer else {}
-
-
-def _keys(kind: str, qformer: bool) -> KeyMap:
-    if kind == "minichat":
-        return OUR_VISION_SIDE if qformer else OUR_VIT
-    if not qformer:
-        return HUGGING_FACE_VIT
-    return HUGGING_FACE_INSTRUCTBLIP if kind == "instructblip" else HUGGING_FACE_BLIP2
-
-
-def vision_files(folder: Path, qformer: bool = True) -> list[str]:
-    """The files of a BLIP-2 that hold what is taken of it, by its index. Raises `ModelError` for a damaged one."""
-    if not (folder / _INDEX).is_file():
-        return [WEIGHTS]
-    keys = _keys(str(read_json(folder, "config.json").get("model_type")), qformer)
-    return sorted({file for name, file in weight_map(folder, _INDEX).items() if keys.target(name) is not None})
-
-
-def _configs(account: Account, config: dict[str, Any], sizes: Sizes) -> tuple[dict[str, Any], dict[str, Any]]:
-    from transformers import Blip2QFormerConfig, Blip2VisionConfig
-
-    drop = ("model_type", "transformers_version", "dtype", "torch_dtype", "architectures")
-
-    def plain(part: dict[str, Any] | None) -> dict[str, Any]:
-        return {key: value for key, value in (part or {}).items() if key not in drop}
-
-    vision = plain(Blip2VisionConfig(**plain(config.get("vision_config"))).to_diff_dict())
-    vision.setdefault("hidden_size", Blip2VisionConfig().hidden_size)
-    bridge = config.get("bridge_config") or {"qformer": config.get("qformer_config")}
-    qformer = plain(Blip2QFormerConfig(**plain(bridge.get("qformer"))).to_diff_dict())
-    if config.get("architectures") == [RETRIEVAL]:  # what stage 1 left: its text branch ends here
-        qformer |= {"use_qformer_text_input": False, "vocab_size": Blip2QFormerConfig().vocab_size}
-    if qformer.get("use_qformer_text_input") and not bridge.get("instructed"):
-        raise ModelError("The Q-Former of this BLIP-2 was made to match texts: give what a chat model has.")
-    given = Blip2VisionConfig(**vision)
-    size = sizes.image_size or given.image_size
-    if size % given.patch_size:
-        raise SettingsError(f"image_size is {size}; it must be a multiple of the patch size {given.patch_size}.")
-    resize_positions(account, size // given.patch_size)
-    return {**vision, "image_size": size}, qformer
-
 
 # --- Published weights → a folder that `minichat.load` opens: `minichat convert`.
 
 
 _SPARE_ROWS = 1024  # an LLM's embedding may be padded so far beyond its tokenizer
 _INSTRUCTION = 128  # word pieces of a question that a Q-Former reads (max_txt_len in lavis/configs/models/blip2)
-#: Hugging Face's kinds of whole models → the template of each kind of LLM that they were published with.
-FAMILY = {
-    "blip-2": {"opt": "blip2-opt-chat", "t5": "blip2-t5"},
-    "instructblip": {"llama": "instructblip", "t5": "instructblip-t5"},
-}
 
 
 def convert(
@@ -159,7 +56,7 @@ def convert(
     vit: Path | None = None,
     qformer: Path | None = None,
     blip2: str | None = None,
-    no_qformer: bool = False,
+    bridge: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     merge: bool = False,
     vision_heads: int | None = None,
@@ -178,15 +75,17 @@ def convert(
         out: a new folder.
         llm: a Hugging Face folder, a GGUF file, a hub id or the name of a packaged LLM; referred to, or copied with
             `merge`. None: that of `blip2`, with its projection.
-        template: the prompt template that the weights were trained with; "tokenizer": the LLM's own `chat_template`.
-            None: that of a BLIP-2 or InstructBLIP, or where the projection is new, the LLM's own.
+        template: the prompt template that the weights were trained with; "tokenizer": the LLM's own `chat_template`;
+            a YAML file with the fields of a `Template`. None: that of a BLIP-2 or InstructBLIP, or where the projection
+            is new, the LLM's own.
         projection: what a training run of MiniGPT-4 (`llama_proj.*`) or LAVIS (`opt_proj.*`, `t5_proj.*`, `llm_proj.*`,
             and the Q-Former with it) saved. LoRA matrices among it (MiniGPT-v2) become an adapter in the folder, or are
             merged with `merge`. None: a random one, always the same, for training to begin with.
         vit, qformer: EVA's ViT and BLIP-2's Q-Former as the originals published them; or `blip2`, which holds both: a
-            Hugging Face BLIP-2 or InstructBLIP, what stage 1 alone left (`write_stage1`), or a model of ours that
-            another LLM is put behind. Without a Q-Former, patches are joined (MiniGPT-4 with Llama-2).
-        no_qformer: take the vision encoder alone from `blip2`.
+            Hugging Face BLIP-2 or InstructBLIP, what stage 1 alone left (`write_stage1`), a model of ours that
+            another LLM is put behind, or a vision encoder that transformers knows (`minichat.weights.eyes`).
+        bridge: "qformer", a new one where none is given; "patch_merge" or "pool", and of `blip2` the vision encoder
+            alone. None: a Q-Former that is given, or patches are joined (MiniGPT-4 with Llama-2).
         tokenizer: where LAVIS's Q-Former reads the question (InstructBLIP): the folder or hub id of BERT's vocabulary.
         vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
         instruction_tokens: word pieces of a question that such a Q-Former reads, the last of them; default: 128.
@@ -201,19 +100,18 @@ def convert(
         SettingsError: for a size that is impossible, or that nothing tells.
         PromptError: for a template that does not exist, or that cannot be spelled piece by piece.
     """
-    if template not in (OWN, None):
-        get_template(template)
+    template, own = _chosen(template)
     account = Account(allow_unused)
     trained, name, eyes = (None, "", None) if projection is None else open_trained(projection)
     lora, trained = (None, None) if trained is None else split_lora(trained, lora_alpha)
     sizes = Sizes(vision_heads, vision_layers, qformer_heads, image_size or _recorded_size(trained))
-    parts = _Parts(vit, eyes, qformer, blip2, not no_qformer, whole=llm is None)
+    parts = _Parts(vit, eyes, qformer, blip2, bridge, whole=llm is None)
     parts.check(trained)
     whole = parts.whole
     if trained is not None:
         _check_template(trained, name, template)
     progress("Reading the vision side")
-    vision, bridge = _vision_side(account, trained, parts, sizes)
+    vision, joint, pixels = _vision_side(account, trained, parts, sizes)
     progress("Looking at the LLM")
     words = find_llm(str(blip2 if whole else llm))
     if trained is not None or whole:
@@ -223,10 +121,10 @@ def convert(
         progress(f"Adding the LoRA adapter {words.adapter.folder.name!r} to the LLM")
     _check_lora(lora, words)
     if template is None:
-        template = _family_template(words, name, bridge, blip2 if whole else None)
+        template = _family_template(words, name, joint, blip2 if whole else None)
     config = MiniChatConfig(
         vision_config=vision,
-        bridge_config=bridge,
+        bridge_config=joint,
         text_config=words.config,
         template=template,
         llm=None if merge else words.reference(),
@@ -236,27 +134,48 @@ def convert(
         _as_published(words, config, padded=name == "llm_proj")
     if trained is None and not whole:
         _init_projection(account, config)
+    if made := joint["kind"] == "qformer" and "bridge.query_tokens" not in account:
+        progress("Making a new Q-Former, which has to be trained, too")
+        _init_qformer(account, config)
     account.check(_wanted(config), config.to_dict())
-    processor = _processor(words, config, instruction_tokens)
+    processor = _processor(words, config, own, pixels, instruction_tokens)
     _read_word_pieces(processor, tokenizer, blip2)
-    ids = _control_ids(words, processor)
-    config.text_config.update(ids)
     entries = [Entry(name, account.bytes(name), _maker(account, name)) for name in sorted(account.names())]
     entries += _of_llm(words, config, merge, lora)
+    record = _record(account, words, trained, whole) | ({"qformer": "random"} if made else {})
     with new_folder(out, ModelError) as folder:
         progress("Writing")
-        write_tensors(folder, entries)
-        config.save_pretrained(folder)
-        GenerationConfig(**ids).save_pretrained(folder)
-        processor.save_pretrained(folder)
+        _write(folder, entries, config, processor, _control_ids(words, processor))
         if lora is not None and not merge:
             write_adapter(folder, lora)
-        record = _record(account, words, trained, whole)
         if verify:
             progress("Computing hashes")
             record[RECORDED] = hashes(folder, out.name)
         write_json(folder / RECORD, record)
     return out
+
+
+def _write(
+    folder: Path,
+    entries: list[Entry],
+    config: MiniChatConfig,
+    processor: MiniChatProcessor,
+    ids: dict[str, Any],
+) -> None:
+    config.text_config.update(ids)
+    write_tensors(folder, entries)
+    config.save_pretrained(folder)
+    GenerationConfig(**ids).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _chosen(template: str | None) -> tuple[str | None, Template | None]:
+    """The template's name; and one of a person's own, which a model holds in the place of the tokenizer's."""
+    if template is not None and Path(template).suffix in (".yaml", ".yml"):
+        return OWN, read_template(Path(template))
+    if template not in (OWN, None):
+        get_template(template)
+    return template, None
 
 
 @dataclass(frozen=True)
@@ -267,15 +186,21 @@ class _Parts:
     eyes: Checkpoint | None
     qformer: Path | None
     blip2: str | None
-    read_qformer: bool
+    bridge: str | None
     whole: bool
+
+    @property
+    def read_qformer(self) -> bool:
+        return self.bridge in (None, "qformer")
 
     def check(self, trained: Checkpoint | None) -> None:
         """Raise `SettingsError` for parts that are given twice or not at all."""
         if (self.vit is None and not self.eyes) == (self.blip2 is None):
             raise SettingsError("Give the vision encoder once: --vit for the original file, or --blip2.")
+        if self.bridge not in (None, *BRIDGE_KINDS):
+            raise SettingsError(f"bridge is {self.bridge!r}; it must be one of {', '.join(BRIDGE_KINDS)}.")
         if not self.read_qformer and self.qformer is not None:
-            raise SettingsError("--qformer and --no-qformer contradict each other: drop one of them.")
+            raise SettingsError(f"--qformer contradicts the bridge {self.bridge!r} (--no-qformer): drop one of them.")
         if self.whole and (self.blip2 is None or trained is not None or not self.read_qformer):
             raise SettingsError(
                 "Give --llm: only a Hugging Face BLIP-2 or InstructBLIP, taken whole, has one of its own."
@@ -284,11 +209,13 @@ class _Parts:
 
 def _vision_side(
     account: Account, trained: Checkpoint | None, parts: _Parts, sizes: Sizes
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take in everything but the LLM; returns the vision encoder's and the bridge's configuration."""
+) -> tuple[dict[str, Any], dict[str, Any], MiniChatImageProcessor]:
+    """Take in everything but the LLM; returns the vision encoder's and the bridge's configuration, and how pictures
+    become pixels."""
     queries = ("query_tokens", "ln_vision.weight", "Qformer.bert.embeddings.LayerNorm.weight")
     original = None if parts.qformer is None else open_part(parts.qformer, "BLIP-2 Q-Former", *queries)
     known: dict[str, Any] = {}
+    pixels: MiniChatImageProcessor | None = None
     if parts.eyes:  # it holds no block that is not used
         layers = sum(name.endswith(".attn.qkv.weight") for name in parts.eyes)
         vision = add_vision(account, parts.eyes, replace(sizes, vision_layers=sizes.vision_layers or layers))
@@ -296,13 +223,15 @@ def _vision_side(
         names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
         vision = add_vision(account, open_part(parts.vit, "EVA vision encoder", *names), sizes)
     else:
-        vision, known = add_vision_side(account, str(parts.blip2), sizes, parts.read_qformer, whole=parts.whole)
+        vision, known, pixels = add_vision_side(
+            account, str(parts.blip2), sizes, parts.read_qformer, "The vision model", parts.whole
+        )
         sizes = replace(sizes, qformer_heads=known.get("num_attention_heads", sizes.qformer_heads))
     add_bridge(account, original, trained)
-    bridge = bridge_sizes(account, vision, sizes)
+    bridge = bridge_sizes(account, vision, sizes, parts.bridge)
     if known and "qformer" in bridge:
         bridge["qformer"] |= known  # where tensors have other sizes than it says, it is refused below
-    return vision, bridge
+    return vision, bridge, pixels or MiniChatImageProcessor(vision["image_size"])
 
 
 def _family_template(words: Llm, projection: str, bridge: dict[str, Any], whole: str | None) -> str:
@@ -401,6 +330,17 @@ def _init_projection(account: Account, config: MiniChatConfig) -> None:
     account.replace("projection.bias", lambda: uniform(width))
 
 
+def _init_qformer(account: Account, config: MiniChatConfig) -> None:
+    """As transformers makes one, and always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = build_bridge(config)
+        torch.nn.init.normal_(made.get_parameter("query_tokens"), std=config.initializer_range)
+    held = {f"bridge.{name}": tensor.detach() for name, tensor in made.state_dict().items()}
+    for name in held.keys() - account.names():
+        account.replace(name, partial(held.__getitem__, name))
+
+
 def _check_width(account: Account, words: Llm) -> None:
     source, _ = projection_sizes(account)
     given, taken = account.shape("projection.weight")[0], words.config.hidden_size
@@ -419,7 +359,13 @@ def _wanted(config: MiniChatConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(t.shape) for name, t in state.items() if not name.startswith("language_model.")}
 
 
-def _processor(words: Llm, config: MiniChatConfig, instruction_tokens: int | None) -> MiniChatProcessor:
+def _processor(
+    words: Llm,
+    config: MiniChatConfig,
+    own: Template | None,
+    pixels: MiniChatImageProcessor,
+    instruction_tokens: int | None,
+) -> MiniChatProcessor:
     """Content is tokenised by the LLM's own SentencePiece model where it has one, as the originals did."""
     common: dict[str, Any] = {
         "template": config.template,
@@ -433,9 +379,10 @@ def _processor(words: Llm, config: MiniChatConfig, instruction_tokens: int | Non
             raise SettingsError(f"instruction_tokens is {asked}; this Q-Former reads from 3 to {longest} word pieces.")
     elif instruction_tokens is not None:
         raise SettingsError("instruction_tokens is for a Q-Former that reads the question, and this one reads none.")
-    size, model = config.vision_config.image_size, words.folder / MODEL_FILE
+    model = words.folder / MODEL_FILE
     if model.is_file() and config.template != OWN:
-        processor = MiniChatProcessor.from_tokenizer_model(model, image_size=size, **common)
+        processor = MiniChatProcessor.from_tokenizer_model(model, image_size=pixels.size["height"], **common)
+        processor.image_processor = pixels
     else:
         try:
             with quiet():
@@ -445,7 +392,9 @@ def _processor(words: Llm, config: MiniChatConfig, instruction_tokens: int | Non
                 f"The LLM {words.folder.name!r} has no tokenizer that can be used ({sentence(error)}): put its "
                 f"{MODEL_FILE} there."
             ) from None
-        processor = MiniChatProcessor(MiniChatImageProcessor(size=size), tokenizer, **common)
+        if own is not None:
+            tokenizer, common["own_template"] = fitted(tokenizer, own), own.as_dict()
+        processor = MiniChatProcessor(pixels, tokenizer, **common)
     count, rows = processor.content_tokenizer.vocab_size, words.config.vocab_size
     if not 0 <= rows - count <= _SPARE_ROWS:
         raise ModelError(

@@ -191,12 +191,18 @@ def export_blip2(model: str, out: Path) -> Path:
     """
     from transformers import Blip2Config, GenerationConfig, InstructBlipConfig
 
+    from minichat.model.vision import EVA
     from minichat.weights.checkpoint_io import write_tensors
 
     held = _hold(model)
     folder, config, bridge = held.folder, held.config, held.config.bridge_config
     if bridge.kind != "qformer":
         raise ModelError(f"{folder.name!r} has no Q-Former, which BLIP-2 needs: export its projection instead.")
+    if config.vision_config.model_type != EVA:
+        raise ModelError(
+            f"{folder.name!r} sees by a {config.vision_config.model_type!r}, but BLIP-2's vision encoder is {EVA!r}: "
+            "export its projection, or --format minichat."
+        )
     processor = _blip2_processor(folder)
     slot = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
     rows = slot + 1 - config.text_config.vocab_size

@@ -211,6 +211,43 @@ OUR_VISION_SIDE = KeyMap(
     parts={"vision_model.": "vision_model.", "bridge.": "bridge."},
 )
 
+# Vision encoders as transformers saves them, alone or with a text side; without what pools their patches.
+_WITH_TEXT = KeyMap(
+    used={},
+    unused=(
+        *_BUFFERS,
+        *(f"{part}.*" for part in ("text_model", "text_projection", "visual_projection")),
+        *(f"{start}{part}.*" for start in ("vision_model.", "") for part in ("head", "post_layernorm")),
+        "logit_scale",
+        "logit_bias",
+    ),
+    parts={"vision_model.": "vision_model.", "": "vision_model."},
+)
+_NORMED = KeyMap(
+    used=_modules({f"{start}post_layernorm": "vision_model.post_layernorm" for start in ("vision_model.", "")}),
+    unused=_WITH_TEXT.unused,
+    parts=_WITH_TEXT.parts,
+)
+_DINOV2 = _modules(
+    {
+        f"encoder.layer.#.attention.{theirs}": f"vision_model.encoder.layer.#.attention.{ours}"
+        for theirs, ours in {
+            "attention.query": "q_proj",
+            "attention.key": "k_proj",
+            "attention.value": "v_proj",
+            "output.dense": "o_proj",
+        }.items()
+    }
+)
+ENCODERS = {
+    "clip_vision_model": _WITH_TEXT,
+    "siglip_vision_model": _NORMED,
+    "siglip2_vision_model": _NORMED,
+    "dinov2": KeyMap(used=_DINOV2, unused=("embeddings.mask_token",), parts={"": "vision_model."}),
+    "dinov2_with_registers": KeyMap(used=_DINOV2, parts={"": "vision_model."}),
+    "dinov3_vit": KeyMap(used={}, parts={"layer.": "vision_model.model.layer.", "": "vision_model."}),
+}
+
 # BLIP-2 after stage 1, with all that stage 2 leaves out (lavis/models/blip2_models/blip2_qformer.py).
 BLIP2_STAGE1 = KeyMap(
     used={

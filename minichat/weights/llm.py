@@ -202,6 +202,11 @@ def _config(folder: Path) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
         if config.model_type in WITH_EYES:
             config = config.text_config
+        elif not config.is_encoder_decoder and config.get_text_config() is not config:
+            raise ModelError(
+                f"{folder.name!r} is of type {config.model_type!r}, which has more than an LLM in it: give one that "
+                "reads text alone (of Gemma 3 the smallest, of type 'gemma3_text')."
+            )
         config.name_or_path = ""  # no path of this machine in what is written
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         known = type(config) in kind._model_mapping

@@ -20,7 +20,7 @@ from minichat.prompt.tokenizer import read_wordpiece
 from minichat.weights.account import Account, Sizes, add_vision, open_part, qformer_sizes, split_vision
 from minichat.weights.check_config import building, check_parts, check_values
 from minichat.weights.checkpoint_io import Checkpoint, Entry, read_checkpoint, write_tensors
-from minichat.weights.convert import add_vision_side
+from minichat.weights.eyes import add_vision_side
 from minichat.weights.hub import WEIGHTS, find_folder, quiet, read_json, weight_files
 from minichat.weights.key_map import BERT, BLIP2_STAGE1, HUGGING_FACE_RETRIEVAL, STAGE1_BESIDE
 from minichat.weights.projection import vision_source
@@ -334,7 +334,9 @@ def read_vision(
         raise SettingsError(f"vision_heads is of an EVA file, but {name!r} is none: it tells its heads itself.")
     account = Account()
     source, sizes = vision_source(name), Sizes(image_size=image_size)
-    config, _ = add_vision_side(account, source, sizes, qformer=False, what="The vision encoder")
+    config = add_vision_side(account, source, sizes, qformer=False).vision
+    if kind := config.get("model_type"):
+        raise ModelError(f"A Q-Former is pre-trained with BLIP-2's vision encoder, not one of type {kind!r}.")
     account.check(_wanted_vision(config), {"vision_config": config})
     return config, {name.removeprefix("vision_model."): account.tensor(name) for name in account.names()}
 

@@ -158,7 +158,7 @@ def _plan(model: KnownModel) -> _Plan:
             _take(plan, "qformer", model.qformer)
     else:
         plan.arguments["blip2"] = _place(plan, model.blip2, _blip2_size(model))
-        plan.arguments["no_qformer"] = model.qformer is None
+        plan.arguments["bridge"] = "patch_merge" if model.qformer is None else None
     plan.arguments["llm"] = _place(plan, model.llm, _llm_size)
     return plan
 
@@ -219,7 +219,7 @@ def _llm_size(llm: Repository) -> int:
 
 
 def _blip2_size(model: KnownModel) -> Callable[[Repository], int]:
-    from minichat.weights.convert import CONFIGS, vision_files
+    from minichat.weights.eyes import CONFIGS, vision_files
 
     def size(blip2: Repository) -> int:
         listed = hub.look(blip2.id)
