@@ -14,10 +14,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-long test-rounding test-oldest test-clients test-vllm test-ray lint fix tiny small
+.PHONY: help install demo test test-browser test-long test-rounding test-oldest test-clients test-vllm test-ray lint fix tiny small
 
 help:
-	@echo "make demo | test | test-long | test-rounding | test-oldest | test-clients | test-vllm | test-ray | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
+	@echo "make demo | test | test-browser | test-long | test-rounding | test-oldest | test-clients | test-vllm | test-ray | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
 
 install: $(INSTALLED)
 
@@ -27,6 +27,10 @@ demo: $(INSTALLED)
 # Two test files at a time; ARGS="-n 0 …" runs them one after the other.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# The chat page in a headless Chromium.
+test-browser: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m browser tests/test_browser*.py $(ARGS)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long --timeout 3600 $(ARGS)

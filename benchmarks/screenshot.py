@@ -1,4 +1,4 @@
-"""Take the README's picture of the chat page: `python -m benchmarks.screenshot` writes docs/demo.png.
+"""Take the README's pictures of the chat page: `python -m benchmarks.screenshot` writes docs/demo.png.
 
 It serves the page, talks to the model in a headless Chromium as a person would, and photographs what there is to see.
 Needs Playwright's Python package and a Chromium (Debian: `apt-get install chromium`).
@@ -30,7 +30,7 @@ FLAGS = (
 )
 DESKTOP = (1280, 900)
 PHONE = (390, 844)
-EXAMPLE, QUESTIONS = 1, ("And the circle?", "Describe the picture in detail.")  # what the picture shows
+EXAMPLES, QUESTIONS = (3, 1), ("And the circle?", "Describe the picture in detail.")  # what the picture shows
 PATIENCE = 180_000.0  # milliseconds; a busy machine takes its time
 
 
@@ -90,10 +90,10 @@ def ask(page: Page, text: str, pictures: Sequence[FilePayload] = ()) -> None:
 
 
 def click_example(page: Page, number: int) -> None:
-    """Click a scene, and wait until it is in the chat."""
-    before = page.locator("#mc-chat img.mc-picture").count()
+    """Click a scene, and wait until it is in a chat of its own."""
     page.click(f"#mc-scene-{number}")
-    page.locator("#mc-chat img.mc-picture").nth(before).wait_for()
+    question = page.inner_text(f"#mc-scene-{number}").strip()
+    page.wait_for_function("text => document.querySelector('#mc-chat').innerText.trim().startsWith(text)", arg=question)
 
 
 def picture_file(picture: Any, name: str = "scene.png") -> FilePayload:
@@ -106,14 +106,18 @@ def picture_file(picture: Any, name: str = "scene.png") -> FilePayload:
 
 
 def photograph(url: str, out: Path, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> None:
-    """Have a short conversation on the page at `url` and save a picture of it."""
+    """Have two short conversations on the page at `url` and save a picture of the second."""
     with open_browser() as browser:
         page = open_page(browser, url, size, dark=dark)
-        click_example(page, EXAMPLE)
-        wait_for_reply(page)
+        for example in EXAMPLES:
+            click_example(page, example)
+            wait_for_reply(page)
         for question in QUESTIONS:
             ask(page, question)
             wait_for_reply(page)
+        page.click("#mc-chat button[aria-label=Retry]")
+        page.get_by_text("2/2").wait_for()
+        wait_for_reply(page)
         page.mouse.move(0, 0)
         page.wait_for_timeout(1500)  # the chat scrolls down softly
         page.screenshot(path=str(out))

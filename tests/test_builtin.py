@@ -18,7 +18,7 @@ from minichat.evaluate.run import CHAT_TASKS, Plan, evaluate
 from minichat.toy.asking import ALL_KINDS
 from minichat.toy.evaluate import DRAWINGS, accuracy, held_out
 from minichat.toy.world import Background, Scene, Thing, draw, random_scene
-from minichat.web.handlers import EXAMPLES, Example
+from minichat.web.examples import EXAMPLES, Example
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(str(resources.files("minichat"))) / "assets" / "minichat-tiny"

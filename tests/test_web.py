@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import gc
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -109,7 +111,7 @@ def test_pictures_in_any_turn_and_replies_streamed(bot, visitor):
 
 
 def test_an_example_is_one_click_away(bot, visitor):
-    visitor.join("mc-scene-1", "click", DEFAULTS).raise_for_status()
+    visitor.join("mc-scene-1", "click", [None, *DEFAULTS]).raise_for_status()
     assert Reply(list(visitor.messages())).texts == [
         "[picture] What colour is the star?",
         "You asked “What colour is the star?”, pictures: 1.",
@@ -121,16 +123,15 @@ def test_a_picture_without_words_is_described(bot, visitor):
     assert visitor.ask("  ").chat == {"__type__": "update"}  # nothing was asked, nothing changes
 
 
-def test_undo_retry_and_edit(bot, visitor):
+def test_retry_and_edit(bot, visitor):
     bot.enqueue("one", "two", "three", "four")
     visitor.ask("first", [visitor.upload(png())])
     visitor.ask("second")
     assert visitor.retry().texts == ["[picture] first", "one", "second", "three"]
+    assert bot.settings[-1]["temperature"] > 0  # else it would be the same again
     assert visitor.edit(0, "1 &lt;b> &amp;c").texts == ["[picture] 1 &lt;b> &amp;c", "four"]  # as the edit box shows it
     (session,) = [s for s in page_sessions(bot) if s.chat.conversation.messages[0].text == "1 <b> &c"]
     assert len(session.chat.conversation.pictures) == 1
-    assert visitor.direct("mc-chat", "undo")[0] == []
-    assert visitor.direct("mc-chat", "undo")[0] == []
 
 
 def page_sessions(bot: FakeBot) -> list:
@@ -174,7 +175,7 @@ def test_a_reply_in_progress_is_not_disturbed_by_another_question(bot, visitor):
     messages = visitor.messages()
     assert until(lambda: bot.words > 1)
     visitor.send("second").raise_for_status()
-    assert visitor.direct("mc-chat", "undo")[0] == {"__type__": "update"}
+    assert visitor.direct("mc-show", "click", said(("a", "b")))[0] == {"__type__": "update"}
     got = list(messages)
     assert any("Wait for the reply" in m.get("log", "") for m in got)
     assert visitor.ask("third").texts[:2] == ["first", "a b c d e f g h"]
@@ -207,8 +208,7 @@ def test_an_error_in_a_reply_is_a_sentence_and_the_next_succeeds(bot, visitor, c
         failed = visitor.ask("first", [path])
         assert failed.toasts == ["Something went wrong while answering: try again, or start a new chat."]
         assert failed.chat == []
-        assert failed.box["value"]["text"] == "first"  # the words and the picture are back in the box
-        assert failed.box["value"]["files"][0]["path"] == path
+        assert visitor.fetch(path).status_code == 200  # the page, which has the words, may send it again
         assert "secret" not in json.dumps(failed.messages)
         assert "not enough memory" in visitor.ask("second").toasts[0]
     assert visitor.ask("third").toasts == ["Too much."]
@@ -277,13 +277,13 @@ SHAPES = [
 
 def test_a_message_of_another_shape_is_refused_and_the_field_named(bot, visitor):
     for message, field in SHAPES:
-        visitor.join("mc-box", "submit", [message, *DEFAULTS]).raise_for_status()
+        visitor.join("mc-box", "submit", [None, message, *DEFAULTS]).raise_for_status()
         (toast,) = Reply(list(visitor.messages())).toasts
         assert toast.startswith("The message")
         assert field in toast
         assert toast.endswith(".")
     for empty in (None, {}, {"text": None, "files": None}):
-        visitor.join("mc-box", "submit", [empty, *DEFAULTS]).raise_for_status()
+        visitor.join("mc-box", "submit", [None, empty, *DEFAULTS]).raise_for_status()
         assert Reply(list(visitor.messages())).toasts == []
     assert bot.settings == []
     assert visitor.ask("hello").toasts == []
@@ -294,20 +294,17 @@ def test_an_edit_of_another_shape_is_refused_and_the_field_named(bot, visitor):
     places = [None, [], {}, {"index": None}, {"index": 10**400}, {"index": True}, {"index": []}]
     words = [{"index": 0, "value": 5}, {"index": 0, "value": None}, {"index": [0, 0], "value": "\ud83d"}]
     for event, field in [(event, "index") for event in places] + [(event, "text") for event in words]:
-        visitor.join("mc-chat", "edit", DEFAULTS, event).raise_for_status()
+        visitor.join("mc-chat", "edit", [None, *DEFAULTS], event).raise_for_status()
         reply = Reply(list(visitor.messages()))
         assert field in reply.toasts[0]
         assert reply.texts == before
 
 
-def test_half_a_surrogate_pair_is_refused_once_and_the_rest_given_back(bot, visitor):
+def test_half_a_surrogate_pair_is_refused_and_the_picture_stays(bot, visitor):
     path = visitor.upload(png())
-    for text, rest in (("\ud83d", ""), ("a\ud83d", "a"), ("\ude00b", "b"), ("a\ude00\ud83d 😀 b", "a 😀 b")):
-        refused = visitor.ask(text, [path])
-        assert refused.toasts == [HALF]
-        assert refused.box["value"]["text"] == rest
-        assert [file["path"] for file in refused.box["value"]["files"]] == [path]
-    assert visitor.ask(rest, [path]).texts[0] == f"[picture] {rest}"
+    for text in ("\ud83d", "a\ud83d", "\ude00b", "a\ude00\ud83d 😀 b"):
+        assert visitor.ask(text, [path]).toasts == [HALF]
+    assert visitor.ask("a 😀 b", [path]).texts[0] == "[picture] a 😀 b"
 
 
 # --- long texts, and text files
@@ -329,7 +326,6 @@ def test_a_text_that_does_not_fit_into_the_context_is_said_so(files):
         visitor = Visitor(page.url)
         reply = visitor.ask("Please look at this. " * 1000, settings=[*DEFAULTS[:2], 5, *DEFAULTS[3:]])
         assert re.match(r"The question takes \d+ tokens .* context holds 200", reply.toasts[0])
-        assert reply.box["value"]["text"].startswith("Please look")
         visitor.close()
 
 
@@ -478,8 +474,8 @@ def test_requests_that_make_no_sense(visitor):
     assert visitor.http.post(join, content=b"{").status_code == 400
     assert visitor.http.post(join, content=b"[" * 100_000).status_code == 400
     assert visitor.http.post(join, json={"data": []}).status_code == 400
-    known = {"session_hash": "a", "fn_index": visitor.functions[("mc-box", "submit")], "data": [None, *DEFAULTS]}
-    wrong = [{"data": []}, {"data": {}}, {"data": None}, {"data": [None] * 7}, {"fn_index": 10**6}, {"fn_index": "0"}]
+    known = {"session_hash": "a", "fn_index": visitor.functions[("mc-box", "submit")], "data": [None, None, *DEFAULTS]}
+    wrong = [{"data": []}, {"data": {}}, {"data": None}, {"data": [None] * 8}, {"fn_index": 10**6}, {"fn_index": "0"}]
     for change in [*wrong, {"fn_index": True}, {"fn_index": None}, {"session_hash": 5}]:
         (field,) = change
         answer = visitor.http.post(join, json={**known, **change})
@@ -563,7 +559,7 @@ def test_where_the_server_is_full_it_says_so(files):
 
 @pytest.mark.parametrize("how", [("mc-box", "stop"), ("mc-new", "click")])
 def test_stop_and_new_chat_reach_a_message_that_waits(how, files):
-    bot = FakeBot(pause=0.02)
+    bot = FakeBot(pause=0.1)
     bot.enqueue(LONG_REPLY, "one", "two")
     with serving(bot, Limits(concurrent=1)) as page:
         first, second = Visitor(page.url), Visitor(page.url)
@@ -597,7 +593,9 @@ def test_what_was_stopped_before_its_turn_is_not_answered(bot, visitor, page):
 def test_a_retry_or_edit_left_before_its_first_word_loses_nothing(again, bot, visitor, page):
     before = visitor.ask("first").texts
     bot.pause = 30.0
-    visitor.join("mc-chat", again, DEFAULTS, {"index": 0, "value": "other", "previous_value": ""}).raise_for_status()
+    visitor.join(
+        "mc-chat", again, [None, *DEFAULTS], {"index": 0, "value": "other", "previous_value": ""}
+    ).raise_for_status()
     with visitor.http.stream("GET", f"{API}/queue/data", params={"session_hash": visitor.session}) as answer:
         lines = answer.iter_lines()
         assert until(lambda: "mc-thinking" in next(lines))
@@ -893,3 +891,98 @@ def test_demo_talks_with_a_real_model_until_it_is_told_to_end(sent, code, tmp_pa
         assert demo.wait(30) == code
         assert not Path(waiting).exists()
         visitor.close()
+
+
+# --- the conversation as the page has it
+
+
+def said(*turns: tuple[str, str], pictures: list[str] | None = None) -> dict[str, Any]:
+    """A conversation as a page sends it; the pictures come with the first question."""
+    messages = []
+    for number, (question, answer) in enumerate(turns):
+        shown = (pictures or []) if number == 0 else []
+        messages += [{"role": "user", "text": question, "pictures": shown}, {"role": "assistant", "text": answer}]
+    return {"messages": messages}
+
+
+def test_a_page_brings_its_conversation_along(bot, visitor, page):
+    """To a server that knows nothing of it: words, pictures and what an earlier reply said."""
+    visitor.talk = {"messages": []}
+    first = visitor.ask("what?", [visitor.upload(png("blue"))])
+    ((name, data),) = first.pictures.items()
+    assert [(m["role"], m["text"], m.get("pictures")) for m in first.talk["messages"]] == [
+        ("user", "what?", [name]),
+        ("assistant", "You asked “what?”, pictures: 1.", []),
+    ]
+    kept = base64.b64decode(data.split(",")[1])
+
+    later = Visitor(page.url)
+    assert later.http.post("/minichat/lacking", json=[name]).json() == [name]
+    later.talk = said(("what?", "It was something else."), pictures=[name])
+    assert later.ask("and?").toasts[0].startswith("A picture of this conversation is no longer here")
+    path = later.upload(kept)
+    reply = later.ask("and?", talk={**later.talk, "files": {name: path}})
+    assert reply.texts == ["[picture] what?", "It was something else.", "and?", "You asked “and?”, pictures: 1."]
+    assert reply.pictures == {}  # the page has it
+    assert later.fetch(path).status_code == 404  # the upload is needed no more
+    assert later.http.post("/minichat/lacking", json=[name, "0" * 20]).json() == ["0" * 20]
+    later.talk = reply.talk
+    assert later.ask("more").texts[:4] == reply.texts
+    assert visitor.http.post("/minichat/lacking", json=[name]).json() == []
+    later.close()
+
+
+def test_what_the_page_has_counts(bot, visitor):
+    """Not what the server holds: a branch that was left is not gone on with."""
+    visitor.ask("first")
+    visitor.talk = said(("other", "reply"), ("words", "here"))
+    bot.enqueue("next")
+    assert visitor.ask("go on").texts == ["other", "reply", "words", "here", "go on", "next"]
+    assert words(visitor.direct("mc-show", "click", said(("a", "b")))[0]) == ["a", "b"]
+    assert visitor.direct("mc-show", "click", {"messages": []})[0] == []
+
+
+def test_nobody_elses_picture_comes_with_a_conversation(visitor, page):
+    other = Visitor(page.url)
+    theirs = other.upload(png("green"))
+    other.talk = {"messages": []}
+    (name,) = other.ask("mine", [other.upload(png("red"))]).pictures
+    assert visitor.http.post("/minichat/lacking", json=[name]).json() == [name]
+    visitor.talk = said(("what?", "this"), pictures=[name])
+    for talk in (
+        visitor.talk,
+        {**visitor.talk, "files": {name: theirs}},
+        {**visitor.talk, "files": {name: "/etc/passwd"}},
+    ):
+        reply = visitor.ask("and?", talk=talk)
+        assert len(reply.toasts) == 1
+        assert "[picture]" not in "".join(reply.texts if isinstance(reply.chat, list) else [])
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "talk",
+    [
+        5,
+        [],
+        {},
+        {"messages": 5},
+        {"messages": [5]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "assistant", "text": "first"}]},
+        {"messages": [{"role": "system", "text": "obey"}]},
+        {"messages": [{"role": "user", "text": "a", "pictures": ["/etc/passwd"]}]},
+        {"messages": [{"role": "user", "text": "a", "pictures": 3}]},
+        {"messages": [], "files": {"a": 5}},
+        {"messages": [], "system": 5},
+        {"messages": [{"role": "user", "text": "a"}] * 5000},
+    ],
+)
+def test_a_conversation_that_makes_no_sense_is_an_error_and_no_more(talk, visitor):
+    assert len(visitor.ask("hello", talk=talk).toasts) == 1
+    assert visitor.ask("hello").texts[0] == "hello"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"5", b"[5]", b"[" * 10**5, b'"' + b"a" * 2**21 + b'"'])
+def test_names_of_pictures_that_make_no_sense(body, visitor):
+    assert visitor.http.post("/minichat/lacking", content=body).status_code in (400, 413)

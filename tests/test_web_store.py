@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minichat.errors import MiniChatError, SettingsError
+from minichat.web.examples import EXAMPLES
 from minichat.web.guard import address_of, private_id
-from minichat.web.handlers import EXAMPLES, SHOWN_SIDE, data_url, escape, unescape
 from minichat.web.sessions import (
     GRACE,
     IN_USE,
@@ -32,6 +32,7 @@ from minichat.web.sessions import (
     panel,
     read,
 )
+from minichat.web.talk import SHOWN_SIDE, data_url, escape, unescape
 
 
 class Clock:

@@ -30,12 +30,15 @@ class Visitor:
         self.http = httpx.Client(base_url=url, timeout=60, trust_env=False, cookies=like.http.cookies if like else None)
         self.http.get("/")
         self.session = secrets.token_hex(6)
+        self.talk: dict[str, Any] | None = None  # the conversation as the page has it; None: the server's own goes on
         config = self.http.get("/config").json()
         names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
-        self.functions = {
-            (names.get(target), event): function["id"]
-            for function in config["dependencies"]
-            for target, event in function["targets"]
+        parts = config["dependencies"]
+        self.functions = {  # of the server; some come after what the browser itself does first
+            (names.get(target), event): part["id"]
+            for part in parts
+            if part["backend_fn"]
+            for target, event in (part if part["trigger_after"] is None else parts[part["trigger_after"]])["targets"]
         }
 
     def upload(self, data: bytes, name: str = "a.png") -> str:
@@ -59,9 +62,9 @@ class Visitor:
             f"{API}/queue/join", content=json.dumps(body), headers={"content-type": "application/json"}
         )
 
-    def direct(self, target: str, event: str) -> Any:
+    def direct(self, target: str, event: str, *data: Any) -> Any:
         """A listener that does not wait in the queue."""
-        body = {"data": [], "fn_index": self.functions[(target, event)], "session_hash": self.session}
+        body = {"data": data, "fn_index": self.functions[(target, event)], "session_hash": self.session}
         answer = self.http.post(f"{API}/run/predict", json=body)
         answer.raise_for_status()
         return answer.json()["data"]
@@ -79,19 +82,24 @@ class Visitor:
 
     def send(self, text: str, files: list[str] | None = None, settings: list[Any] | None = None) -> httpx.Response:
         parts = [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in files or []]
-        return self.join("mc-box", "submit", [{"text": text, "files": parts}, *(settings or DEFAULTS)])
+        return self.join("mc-box", "submit", [self.talk, {"text": text, "files": parts}, *(settings or DEFAULTS)])
 
-    def ask(self, text: str, files: list[str] | None = None, settings: list[Any] | None = None) -> Reply:
+    def ask(
+        self, text: str, files: list[str] | None = None, settings: list[Any] | None = None, talk: Any = None
+    ) -> Reply:
+        """`talk`: in place of the conversation that the page has."""
+        before, self.talk = self.talk, self.talk if talk is None else talk
         self.send(text, files, settings).raise_for_status()
+        self.talk = before
         return Reply(list(self.messages()))
 
     def retry(self) -> Reply:
-        self.join("mc-chat", "retry", DEFAULTS, {"index": 0, "value": ""}).raise_for_status()
+        self.join("mc-chat", "retry", [self.talk, *DEFAULTS], {"index": 0, "value": ""}).raise_for_status()
         return Reply(list(self.messages()))
 
     def edit(self, index: int, text: str) -> Reply:
         data = {"index": index, "value": text, "previous_value": ""}
-        self.join("mc-chat", "edit", DEFAULTS, data).raise_for_status()
+        self.join("mc-chat", "edit", [self.talk, *DEFAULTS], data).raise_for_status()
         return Reply(list(self.messages()))
 
     def close(self) -> None:
@@ -106,7 +114,13 @@ class Reply:
         self.toasts = [message["log"] for message in messages if message["msg"] == "log"]
         self.steps = sum(message["msg"] == "process_generating" for message in messages)
         final = next(message for message in messages if message["msg"] == "process_completed")
-        self.chat, self.box = final["output"]["data"]
+        self.chat, self.box, self.talk = final["output"]["data"]
+
+    @property
+    def pictures(self) -> dict[str, str]:
+        """The data of pictures that came with the conversation."""
+        values = [message["output"]["data"][2] for message in self.messages if message["msg"] == "process_generating"]
+        return {k: v for value in values if isinstance(value, dict) for k, v in value.get("pictures", {}).items()}
 
     @property
     def texts(self) -> list[str]:

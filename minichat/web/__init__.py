@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minichat.web.app import Running, build_app, launch, mount
+    from minichat.web.app import build_app
+    from minichat.web.serving import Running, launch, mount
     from minichat.web.sessions import Limits
 
 __all__ = ["Limits", "Running", "build_app", "launch", "mount"]
@@ -13,9 +14,9 @@ __all__ = ["Limits", "Running", "build_app", "launch", "mount"]
 _HOMES = {
     "build_app": "minichat.web.app",
     "Limits": "minichat.web.sessions",
-    "launch": "minichat.web.app",
-    "mount": "minichat.web.app",
-    "Running": "minichat.web.app",
+    "launch": "minichat.web.serving",
+    "mount": "minichat.web.serving",
+    "Running": "minichat.web.serving",
 }
 
 

@@ -71,7 +71,9 @@ _GET = re.compile(
     r"/|/config/?|/theme\.css|/robots\.txt|/favicon\.ico|/(?:assets|static|svelte)/.+"
     rf"|{API}/(?:startup-events|theme\.css|info/?|app_id/?|queue/data|heartbeat/[^/]+|file=.+)"
 )
-_POST = re.compile(rf"{API}/(?:queue/join|run/[^/]+/?|upload)")
+LACKING = "/minichat/lacking"  # ours: of the pictures that a page names, those that its visitor has to upload anew
+_POST = re.compile(rf"{API}/(?:queue/join|run/[^/]+/?|upload)|{LACKING}")
+_NAMES = 2**20  # bytes of names
 
 HEADERS = {
     # Gradio's page has inline scripts and styles, hence 'unsafe-inline'; all else comes from this server or not at all.
@@ -184,6 +186,9 @@ class Guard:
             send = _with_headers(send, {"Set-Cookie": f"{COOKIE}={token}; Path=/; HttpOnly; SameSite=Lax{secure}"})
         route = path.removeprefix(API)
         private = route.startswith(("/queue/", "/run/", "/upload", "/heartbeat/", "/file="))
+        if path == LACKING and visitor is not None:
+            await self._tell_lacking(scope, receive, send, visitor)
+            return
         if path == route or not private:
             await self._app(scope, receive, send)
             return
@@ -203,6 +208,16 @@ class Guard:
             await self._take_message(scope, receive, send, visitor, waits=route == "/queue/join")
         else:
             await self._app(scope, receive, send)
+
+    async def _tell_lacking(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
+        try:
+            names = json.loads(await _whole(receive, _NAMES))
+        except (ValueError, RecursionError):
+            raise Refusal(400, "The request is no valid JSON.") from None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise Refusal(400, "The request must be a list of pictures' names.")
+        here = await run_in_threadpool(self._sessions.pictures_of, visitor)
+        await JSONResponse([name for name in names if name not in here])(scope, receive, send)
 
     async def _stay(self, scope: Scope, receive: Receive, send: Send, visitor: str, key: str) -> None:
         """The connection that a page holds for as long as it is open."""
@@ -257,16 +272,8 @@ class Guard:
 
     async def _read_json(self, receive: Receive) -> dict[str, Any]:
         """The body of a message, whose `fn_index`, `data` and `session_hash` have been checked."""
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Refusal(400, "The request broke off.")
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._max_json:
-                raise Refusal(413, f"A message may have at most {self._limits.characters} characters; this is longer.")
+        too_long = f"A message may have at most {self._limits.characters} characters; this is longer."
+        body = await _whole(receive, self._max_json, too_long)
         try:
             content = json.loads(body, parse_int=_number)
         except (ValueError, RecursionError):
@@ -311,6 +318,20 @@ class Guard:
             self._uploading[visitor] -= length
             self._uploading += Counter()
         await JSONResponse(paths)(scope, receive, send)
+
+
+async def _whole(receive: Receive, most: int, too_long: str = "The request is too long.") -> bytes:
+    """The body of a request. Raises `Refusal` for one that breaks off, or has more bytes than that."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refusal(400, "The request broke off.")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > most:
+            raise Refusal(413, too_long)
+    return bytes(body)
 
 
 def _number(digits: str) -> int | float:

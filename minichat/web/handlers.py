@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import html
-import io
 import logging
 import re
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,167 +16,19 @@ from PIL import Image
 from minichat import images
 from minichat.device.memory import out_of_memory
 from minichat.errors import ImageError, MiniChatError, PromptError
-from minichat.toy.world import Background, Scene, Thing, draw
+from minichat.prompt.conversation import Conversation
+from minichat.web.examples import Example
 from minichat.web.guard import COOKIE, GONE, SENT, Sent, Waiting, address_of
 from minichat.web.sessions import Field, Limits, Session, Sessions, Uploads, read
-
-# --- Synthetic scenes with a question each, one click away on the page.
-
-
-SIDE = 256  # pixels
-
-
-@dataclass(frozen=True)
-class Example:
-    """A scene, what the page suggests to ask about it, and a word that a right reply holds (None: many are right)."""
-
-    scene: Scene
-    question: str
-    answer: str | None
-
-    def picture(self) -> Image.Image:
-        """The scene, drawn. Always the same picture."""
-        return draw(self.scene, SIDE)
-
-
-def _plain(colour: str) -> Background:
-    return Background("plain", (colour,))
-
-
-EXAMPLES = (
-    Example(
-        Scene((Thing("heart", "red", "large", 0.5, 0.5, 0.2),), _plain("white")),
-        "What is in the picture?",
-        "heart",
-    ),
-    Example(
-        Scene(
-            (
-                Thing("star", "yellow", "large", 0.27, 0.3, 0.17, 12),
-                Thing("circle", "orange", "large", 0.7, 0.66, 0.18),
-            ),
-            _plain("blue"),
-        ),
-        "What colour is the star?",
-        "yellow",
-    ),
-    Example(
-        Scene(
-            (
-                Thing("circle", "red", "large", 0.22, 0.24, 0.16),
-                Thing("circle", "red", "small", 0.5, 0.5, 0.095),
-                Thing("circle", "red", "large", 0.77, 0.76, 0.17),
-                Thing("square", "black", "small", 0.76, 0.24, 0.095, 8),
-            ),
-            Background("gradient", ("white", "gray")),
-        ),
-        "How many circles are there?",
-        "three",
-    ),
-    Example(
-        Scene(
-            (
-                Thing("triangle", "green", "large", 0.27, 0.5, 0.19, 5),
-                Thing("ring", "purple", "large", 0.74, 0.5, 0.18),
-            ),
-            _plain("pink"),
-        ),
-        "What is to the right of the triangle?",
-        "ring",
-    ),
-    Example(
-        Scene(
-            (
-                Thing("diamond", "blue", "large", 0.5, 0.27, 0.18),
-                Thing("cross", "orange", "large", 0.5, 0.74, 0.17, 10),
-            ),
-            Background("noisy", ("green",)),
-        ),
-        "What colour is the background?",
-        "green",
-    ),
-    Example(
-        Scene(
-            (
-                Thing("star", "pink", "large", 0.24, 0.26, 0.16, 20),
-                Thing("heart", "purple", "small", 0.73, 0.24, 0.1),
-                Thing("square", "white", "large", 0.68, 0.7, 0.17, -10),
-                Thing("ring", "yellow", "small", 0.25, 0.76, 0.1),
-            ),
-            Background("gradient", ("black", "blue")),
-        ),
-        "Describe the picture in detail.",
-        None,
-    ),
-)
-
-
-# --- A conversation as the chat shows it: every word a person or a model wrote as plain text, every picture inline.
-#
-# Pictures travel inside the page as data, never as addresses, so there is no address that someone else could fetch.
-
-
-SHOWN_SIDE = 480  # pixels; the chat shows pictures no larger
-ALT = "A picture in the conversation"
-
-# What HTML would read as the start of a tag or of a character's name. All else stays as typed, so that the chat's copy
-# and edit buttons, which see this text and not the page, give back what was written.
-_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=[#A-Za-z])")
-
-
-def escape(text: str) -> str:
-    """Text that an HTML page shows exactly as it is."""
-    return _MARKUP.sub(lambda found: "&lt;" if found.group() == "<" else "&amp;", text)
-
-
-def unescape(text: str) -> str:
-    """The text that `escape` was given."""
-    return text.replace("&lt;", "<").replace("&amp;", "&")
-
-
-def data_url(picture: Image.Image, side: int = SHOWN_SIDE) -> str:
-    """The picture as a `data:` address, reduced to `side` pixels."""
-    small = picture.copy()
-    small.thumbnail((side, side))
-    file = io.BytesIO()
-    if picture.width <= side and picture.height <= side:
-        small.save(file, "PNG")  # small drawings stay sharp
-    if not 0 < file.tell() <= 64 * 2**10:
-        file = io.BytesIO()
-        small.save(file, "WEBP", quality=82)
-    kind = "png" if file.getvalue().startswith(b"\x89PNG") else "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def picture_part(picture: Image.Image) -> dict[str, Any]:
-    """A picture as a part of a chat message."""
-    value = f'<img class="mc-picture" src="{data_url(picture)}" alt="{html.escape(ALT)}">'
-    return {"type": "component", "component": "html", "value": value, "constructor_args": {}, "props": {}}
-
-
-def text_part(text: str) -> dict[str, str]:
-    """Plain text as a part of a chat message."""
-    return {"type": "text", "text": escape(text)}
-
-
-def user_bubble(pictures: Iterable[dict[str, Any]], text: str) -> dict[str, Any]:
-    """A person's message: its pictures (`picture_part`), then its words."""
-    return {"role": "user", "content": [*pictures, text_part(text)]}
-
-
-def reply_bubble(text: str) -> dict[str, Any]:
-    """The model's message."""
-    return {"role": "assistant", "content": [text_part(text)]}
-
-
-# --- What happens when a visitor writes, stops, retries, edits, undoes or clears. All of it stands on `ChatSession`.
-
+from minichat.web.talk import Talk, escape, reply_bubble, unescape, user_bubble
 
 log = logging.getLogger(__name__)
 
-Update = tuple[Any, Any]  # for the chat and for the message box
+Update = tuple[Any, Any, Any]  # for the chat, for the message box, and of the conversation, for the browser to keep
 
 PACE = 0.04  # seconds between two updates of a growing reply: fluent to the eye, and cheap
+AGAIN = 0.7  # the temperature of another reply, where the likeliest words are asked for: those it would repeat
+KEEP = 1.0  # seconds after which a browser keeps what has come of it
 IDLE = {"submit_btn": True, "stop_btn": False}
 BUSY = {"submit_btn": False, "stop_btn": True}
 THINKING = {
@@ -196,14 +44,20 @@ THINKING = {
     ],
 }
 FAILED, NOTE = "That did not work", "Please note"  # above the sentences
-HALF = "The text holds half of a surrogate pair, which is no character: it has been taken out: send the rest."
+HALF = "The text holds half of a surrogate pair, which is no character: take it out."
 LOST = "Something went wrong while answering: try again, or start a new chat."
 TEXT = ".txt"  # files of this ending are text, as if it had been typed
 NO_MEMORY = "There was not enough memory for this answer: try a shorter reply, fewer pictures, or a new chat."
 
 
+Turn = Generator[Update, None, Update]  # what a reply yields as it grows, and its end
+
+
 class Handlers:
-    """The page's event listeners, bound to the open chats. They take what was sent from the request (`Sent`)."""
+    """The page's event listeners, bound to the open chats. They take what was sent from the request (`Sent`).
+
+    The first value of each is the conversation as the page has it (`Talk`): what the server holds gives way to that.
+    """
 
     def __init__(
         self,
@@ -219,61 +73,37 @@ class Handlers:
         self._fields = fields
         self._limits = limits
 
+    # --- what a page asks for
+
     def submit(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """A message from the box: words, pictures, or both."""
-        sent = _sent(request)
-        try:
-            session = self._session(request)
-            box = _box(sent.values[0])
-            whole = _without_halves(box["text"])
-            if whole != box["text"]:
-                _warn(HALF)
-                yield gr.skip(), gr.update(value={**box, "text": whole}, **IDLE)
-                return
-            text, pictures = self._read(session, box)
-            if text:
-                yield from self._answer(session, sent, text, pictures, box=box)
-            else:
-                yield gr.skip(), gr.update(**IDLE)
-        except MiniChatError as error:
-            _warn(str(error))
-            yield gr.skip(), gr.update(**IDLE)
+        yield from self._alone(request, self._ask)
 
     def example(self, example: Example) -> Callable[..., Iterator[Update]]:
         """The listener that puts this scene and its question into the chat."""
 
+        def ask(session: Session, sent: Sent) -> Turn:
+            return self._answer(session, sent, example.question, [example.picture()])
+
         def listener(request: gr.Request, *_: None) -> Iterator[Update]:
-            try:
-                session = self._session(request)
-                yield from self._answer(session, _sent(request), example.question, [example.picture()])
-            except MiniChatError as error:
-                _warn(str(error))
-                yield gr.skip(), gr.update(**IDLE)
+            yield from self._alone(request, ask)
 
         return listener
 
     def retry(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """Answer the last question anew."""
-        yield from self._again(request, edited=False)
+        yield from self._alone(request, self._retry)
 
     def edit(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """Change a question; what followed it goes, and it is answered anew."""
-        yield from self._again(request, edited=True)
+        yield from self._alone(request, self._edit)
 
-    def undo(self, request: gr.Request) -> Update:
-        """Take back the last question and its reply."""
-        session = self._sessions.find(request.session_hash or "")
-        if session is None:
-            return [], gr.update()
-        if not session.answering.acquire(blocking=False):
-            gr.Info("Stop the reply before you undo it.", title=NOTE)
-            return gr.skip(), gr.skip()
-        try:
-            if len(session.chat.conversation):
-                session.chat.undo()
-            return self._shown(session), gr.update()
-        finally:
-            session.answering.release()
+    def show(self, request: gr.Request, *_: None) -> Update:
+        """Show the conversation that the page has."""
+        talk = Talk.read(_sent(request).values[0])
+        if talk is None or not talk.messages:  # no chat has to be opened for that
+            return [], gr.update(**IDLE), gr.skip()
+        return next(self._alone(request, self._show))
 
     async def stop(self, request: gr.Request) -> Any:
         """End the reply at its next step; what was said so far stays. What waits for its turn is not answered."""
@@ -291,15 +121,77 @@ class Handlers:
         session = self._sessions.find(key)
         if session is not None:
             self._sessions.clear(session)
-        return [], gr.update(**IDLE)
+        return [], gr.update(**IDLE), gr.skip()
 
-    def _session(self, request: gr.Request) -> Session:
+    # --- one after another
+
+    def _alone(self, request: gr.Request, act: Callable[[Session, Sent], Turn]) -> Iterator[Update]:
+        """Act on the session of a request, when nothing else does, and on the conversation that came with it."""
+        session, sent = None, _sent(request)
+        try:
+            talk = Talk.read(sent.values[0])
+            session = self._session(request, restored=talk is not None)
+            if not session.answering.acquire(blocking=False):
+                gr.Info("Wait for the reply, or stop it, before you go on.", title=NOTE)
+                yield gr.skip(), gr.skip(), gr.skip()
+                return
+            try:
+                if talk is not None:
+                    self._take_up(session, talk)
+                last = yield from act(session, sent)
+            finally:
+                session.answering.release()
+            yield last
+        except MiniChatError as error:
+            _warn(str(error))
+            shown = gr.skip() if session is None or not len(session.chat.conversation) else self._shown(session)
+            yield shown, gr.update(**IDLE), gr.skip()
+
+    def _session(self, request: gr.Request, restored: bool) -> Session:
         visitor, address = request.cookies.get(COOKIE, ""), address_of(request.client)
         session = self._sessions.get(request.session_hash or "", visitor, address)
-        if session.notice:
+        if session.notice and not restored:
             gr.Info(session.notice, title=NOTE)
-            session.notice = ""
+        session.notice = ""
         return session
+
+    def _take_up(self, session: Session, talk: Talk) -> None:
+        """Go on with the conversation that the page has, unless it is the session's already.
+
+        Raises:
+            ImageError, PromptError: where a picture is not here, or cannot be used.
+        """
+        if talk.says(Talk.of(session.chat.conversation, session.album)):
+            return
+        pictures = self._sessions.pictures_of(session.visitor) | session.album.by_name()
+        for name, path in (talk.files or {}).items():
+            if name not in pictures:
+                if not self._uploads.owns(path, session.visitor):
+                    raise ImageError(GONE)
+                pictures[name] = self._open(path)
+            self._uploads.release(path, session.visitor)
+        if len(talk.pictures) > self._limits.pictures_per_chat:
+            raise PromptError(f"A chat may hold at most {self._limits.pictures_per_chat} pictures: start a new chat.")
+        conversation = talk.conversation(pictures)
+        for name in talk.pictures:
+            session.album.add(pictures[name], name)
+        session.chat = self._sessions.new_chat(conversation=conversation)
+
+    def _open(self, path: str) -> Image.Image:
+        picture = images.load(path)
+        picture.thumbnail((self._limits.picture_side, self._limits.picture_side), Image.Resampling.BICUBIC)
+        return picture
+
+    # --- what is done
+
+    def _ask(self, session: Session, sent: Sent) -> Turn:
+        box = _box(sent.values[1])
+        if _without_halves(box["text"]) != box["text"]:
+            raise PromptError(HALF)
+        text, pictures = self._read(session, box)
+        if not text:
+            return gr.skip(), gr.update(**IDLE), gr.skip()
+        return (yield from self._answer(session, sent, text, pictures, uploads=box["files"]))
 
     def _read(self, session: Session, box: dict[str, Any]) -> tuple[str, list[Image.Image]]:
         """The words and pictures of a message. Empty words mean that there is nothing to answer.
@@ -319,34 +211,31 @@ class Handlers:
             raise PromptError(f"A message may hold at most {limits.pictures_per_message} pictures, not {len(paths)}.")
         if paths and len(paths) + len(session.chat.conversation.pictures) > limits.pictures_per_chat:
             raise PromptError(f"A chat may hold at most {limits.pictures_per_chat} pictures: start a new chat.")
-        pictures = []
-        for path in paths:
-            picture = images.load(path)
-            picture.thumbnail((limits.picture_side, limits.picture_side), Image.Resampling.BICUBIC)
-            pictures.append(picture)
+        pictures = [self._open(path) for path in paths]
         if pictures and not text:
             text = "Describe the picture." if len(pictures) == 1 else "Describe the pictures."
         return text, pictures
 
-    def _again(self, request: gr.Request, *, edited: bool) -> Iterator[Update]:
-        """Answer the last question anew, or the one that was edited, in its new words."""
-        session, sent = None, _sent(request)
-        try:
-            session = self._session(request)
-            asked = [message for message in session.chat.conversation if message.role == "user"]
-            index, words = _edit(sent.event) if edited else (0, "")
-            turn = _turn(session.chat.conversation, index) if edited else len(asked) - 1
-            if not 0 <= turn < len(asked):
-                yield self._shown(session), gr.update(**IDLE)
-                return
-            question = words if edited else asked[turn].text
-            if not question or len(question) > self._limits.characters:
-                raise PromptError(f"A message must have 1 to {self._limits.characters} characters.")
-            pictures = list(asked[turn].pictures)
-            yield from self._answer(session, sent, question, pictures, drop=len(asked) - turn)
-        except MiniChatError as error:
-            _warn(str(error))
-            yield gr.skip() if session is None else self._shown(session), gr.update(**IDLE)
+    def _retry(self, session: Session, sent: Sent) -> Turn:
+        asked = [message for message in session.chat.conversation if message.role == "user"]
+        if not asked:
+            return self._shown(session), gr.update(**IDLE), gr.skip()
+        return (yield from self._answer(session, sent, asked[-1].text, list(asked[-1].pictures), drop=1, again=True))
+
+    def _edit(self, session: Session, sent: Sent) -> Turn:
+        asked = [message for message in session.chat.conversation if message.role == "user"]
+        index, words = _edit(sent.event)
+        turn = _turn(session.chat.conversation, index)
+        if not 0 <= turn < len(asked):
+            return self._shown(session), gr.update(**IDLE), gr.skip()
+        if not words or len(words) > self._limits.characters:
+            raise PromptError(f"A message must have 1 to {self._limits.characters} characters.")
+        pictures = list(asked[turn].pictures)
+        return (yield from self._answer(session, sent, words, pictures, drop=len(asked) - turn))
+
+    def _show(self, session: Session, sent: Sent) -> Turn:
+        yield from ()
+        return self._shown(session), gr.update(**IDLE), gr.skip()
 
     def _answer(
         self,
@@ -355,41 +244,42 @@ class Handlers:
         text: str,
         pictures: list[Image.Image],
         *,
-        box: dict[str, Any] | None = None,
+        uploads: Sequence[str] = (),
         drop: int = 0,
-    ) -> Iterator[Update]:
+        again: bool = False,
+    ) -> Turn:
         """Stream one reply into the chat.
 
         Args:
-            box: the message box's content when the question came from it: emptied now, given back if the answer fails.
+            uploads: files of the question, which are needed no more when it is answered.
             drop: how many of the last turns to take back first. They come back if there is no answer.
+            again: another reply is wanted: it is sampled, by a seed of its own.
 
         Raises:
             SettingsError: a setting is out of range.
         """
         chosen = read(self._fields, sent.values[-len(self._fields) :])
-        if not session.answering.acquire(blocking=False):
-            gr.Info("Wait for the reply, or stop it, before you go on.", title=NOTE)
-            yield gr.skip(), gr.skip()
-            return
+        if again:
+            chosen |= {"seed": None, "temperature": chosen["temperature"] or AGAIN}
         failure, answered = "", False
         chat, before, told = session.chat, session.chat.conversation, set(session.chat.notices)
         start = before
         try:
             session.stopping.clear()
             if self._sessions.stopped_since(session.key, sent.when):  # while this message waited for its turn
-                yield self._shown(session), gr.update(**IDLE)
-                return
+                return self._shown(session), gr.update(**IDLE), gr.skip()
             for _ in range(drop):
                 chat.undo()
             start = chat.conversation
-            shown = [*self._shown(session), user_bubble(self._parts(session, pictures), text)]
-            yield [*shown, THINKING], gr.update(**BUSY) if box is None else gr.update(value=None, **BUSY)
+            asked = start.user(text, pictures)
+            shown = [*self._shown(session), user_bubble(session.album.parts(pictures), text)]
+            yield [*shown, THINKING], gr.update(**BUSY), self._told(session, sent, asked)
             try:
                 stream = chat.stream(text, pictures or None, cancel=session.stopping, **chosen)
                 with contextlib.closing(_growing(stream)) as growing:
-                    for reply in growing:
-                        yield [*shown, reply_bubble(reply)], gr.skip()
+                    for reply, settled in growing:
+                        kept = {"reply": reply} if settled and sent.values[0] is not None else gr.skip()
+                        yield [*shown, reply_bubble(reply)], gr.skip(), kept
             except MiniChatError as error:
                 failure = str(error)
             except Exception as error:
@@ -399,40 +289,34 @@ class Handlers:
             answered = chat.conversation is not start
             if not answered and start is not before and session.chat is chat:
                 session.chat = self._sessions.new_chat(conversation=before)
-            session.answering.release()
         for notice in chat.notices:
             if notice not in told:
                 gr.Info(notice, title=NOTE)
         if failure:
             _warn(failure)
-        if answered and box is not None:
-            self._release(session, box)
-        back = {} if answered or box is None else {"value": box}
-        yield self._shown(session), gr.update(**back, **IDLE)
-
-    def _release(self, session: Session, box: dict[str, Any]) -> None:
-        """The uploads of a message that has been answered are needed no more."""
-        for path in box["files"]:
+        for path in uploads if answered else ():
             self._uploads.release(path, session.visitor)
+        return self._shown(session), gr.update(**IDLE), self._told(session, sent, answered=answered)
 
-    def _parts(self, session: Session, pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
-        """The pictures as the chat shows them, each encoded once per session."""
-        for picture in pictures:
-            if id(picture) not in session.shown:
-                session.shown[id(picture)] = (picture, picture_part(picture))
-        return [session.shown[id(picture)][1] for picture in pictures]
+    def _told(self, session: Session, sent: Sent, asked: Conversation | None = None, answered: bool = False) -> Any:
+        """The conversation for a browser to keep: what it is, or as a question is `asked`, with its new pictures."""
+        known = Talk.read(sent.values[0])
+        if known is None:
+            return gr.skip()
+        talk = Talk.of(session.chat.conversation if asked is None else asked, session.album)
+        held = session.album.by_name() if asked is not None else {}
+        new = {name: held[name] for name in talk.pictures if name in held and name not in known.pictures}
+        return {**talk.as_dict(new), "answered": answered}
 
     def _shown(self, session: Session) -> list[dict[str, Any]]:
         """The whole conversation as the chat shows it."""
         conversation = session.chat.conversation
-        kept = {id(picture) for picture in conversation.pictures}
-        session.shown = {key: value for key, value in session.shown.items() if key in kept}
+        session.album.keep(conversation.pictures)
         return [
-            user_bubble(self._parts(session, message.pictures), message.text)
+            user_bubble(session.album.parts(message.pictures), message.text)
             if message.role == "user"
             else reply_bubble(message.text)
-            for message in conversation
-            if message.role != "system"
+            for message in conversation.turns
         ]
 
 
@@ -442,7 +326,7 @@ def _warn(sentence: str) -> None:
 
 
 def _box(message: Any) -> dict[str, Any]:
-    """The message box's content as a listener may give it back: {"text": str, "files": [path, …]}.
+    """The message box's content: {"text": str, "files": [path, …]}.
 
     Raises:
         PromptError: naming the field that is not what a message box sends.
@@ -519,15 +403,17 @@ def _sent(request: gr.Request) -> Sent:
     return sent
 
 
-def _growing(stream: Iterator[str]) -> Generator[str]:
-    """The reply as it grows, at a pace for the eye. Closing this closes the stream."""
-    reply, last = "", 0.0
+def _growing(stream: Iterator[str]) -> Generator[tuple[str, bool]]:
+    """The reply as it grows, at a pace for the eye, and whether to keep it now. Closing this closes the stream."""
+    reply, last, kept = "", 0.0, time.monotonic()
     with contextlib.closing(stream):  # type: ignore[type-var]
         for piece in stream:
             reply += piece
-            if time.monotonic() - last >= PACE:
-                last = time.monotonic()
-                yield reply
+            now = time.monotonic()
+            if now - last >= PACE:
+                settled = now - kept >= KEEP
+                last, kept = now, now if settled else kept
+                yield reply, settled
 
 
 def _turn(conversation: Any, index: int) -> int:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from minichat.errors import MiniChatError, SettingsError
+from minichat.web.talk import Album
 
 # --- What one page may cost its host, and what one visitor may take of that: sizes, counts and lifetimes.
 
@@ -149,7 +150,7 @@ class Session:
     last_used: float
     left: float | None = None  # since when its page is gone
     notice: str = ""  # to tell the visitor with the next answer
-    shown: dict[int, tuple[Any, dict[str, Any]]] = field(default_factory=dict)  # id(picture) -> it, as shown
+    album: Album = field(default_factory=Album)  # the pictures of the chat
     answering: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -203,11 +204,17 @@ class Sessions:
         """The session of this key, if it is open."""
         return self._open.get(key)
 
+    def pictures_of(self, visitor: str) -> dict[str, Any]:
+        """The pictures of all chats of a visitor, by their names."""
+        with self._lock:
+            mine = [session.album for session in self._open.values() if session.visitor == visitor]
+        return {name: picture for album in mine for name, picture in album.by_name().items()}
+
     def clear(self, session: Session) -> None:
         """Stop what is being answered and start the chat anew."""
         session.stopping.set()
         session.chat = self.new_chat()
-        session.shown = {}
+        session.album = Album()
         session.notice = ""
 
     def stop(self, key: str) -> None:

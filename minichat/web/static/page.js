@@ -1,0 +1,161 @@
+// The page: the chat that is shown, what goes to the server with a request, and what comes back.
+
+const ui = (selector) => document.querySelector(selector);
+const channel = window.BroadcastChannel ? new BroadcastChannel("minichat") : null;
+
+const make = (tag, properties = {}, ...children) => {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+};
+
+//   growing: the id of the reply that grows     fresh: the next reply stands beside the one before
+//   sent: the box's value, until it is answered     asked: whether the chat holds it
+//   told: whether it was said that nothing can be kept
+const page = { chat: emptyChat(), growing: null, fresh: false, sent: null, asked: false, told: false };
+
+function shows(chat) {
+  Object.assign(page, { chat, growing: null });
+  sessionStorage.setItem("minichat.chat", chat.id);
+}
+
+async function openChat(id) {
+  const found = id ? await store.get("chats", id) : null;
+  const chat = found ?? { ...emptyChat(), id: id ?? newId() };
+  chat.leaf ??= Object.keys(chat.nodes).sort().at(-1) ?? null; // all of it was undone
+  shows(chat);
+  write(localStorage.getItem(draftOf(chat.id)) ?? "");
+}
+
+async function save() {
+  const kept = await keepChat(page.chat);
+  if (!kept && !page.told) notice("The browser's storage is full: this chat is not kept. Export it, or delete others.");
+  page.told = !kept;
+  channel?.postMessage(page.chat.id);
+  list();
+  dress();
+}
+
+const stop = () => ui("#mc-box .stop-button")?.click();
+
+// What is being answered stops, and is kept: it belongs to the chat that is shown.
+async function idle() {
+  stop();
+  while (busy()) await new Promise((done) => setTimeout(done, 20));
+  await kept;
+}
+
+// --- What goes to the server with a request, and what comes back.
+
+// The branch that is shown; pictures that the server lacks are uploaded first.
+//   next: a question comes after it; one that was never answered gives way to that, and stays a branch of its own
+async function talk(next = false) {
+  const messages = branch(page.chat).map(({ role, text, pictures }) => ({ role, text, pictures }));
+  if (next && messages.at(-1)?.role === "user") messages.pop();
+  const names = [...new Set(messages.flatMap((message) => message.pictures))];
+  return { system: page.chat.system, messages, files: names.length ? await upload(await lacking(names)) : {} };
+}
+
+async function lacking(names) {
+  const answer = await fetch("minichat/lacking", { method: "POST", body: JSON.stringify(names) });
+  return answer.ok ? answer.json() : names;
+}
+
+async function upload(names) {
+  const files = {};
+  for (const name of names) {
+    const picture = await store.get("pictures", name);
+    if (!picture) continue;
+    const form = new FormData();
+    form.append("files", await (await fetch(picture.data)).blob(), `${name}.png`);
+    const answer = await fetch("gradio_api/upload", { method: "POST", body: form });
+    if (answer.ok) files[name] = (await answer.json())[0];
+  }
+  return files;
+}
+
+// Before a request: the conversation in front of its other values.
+async function before({ fresh = false, next = false }, values) {
+  Object.assign(page, { growing: null, fresh });
+  keepSettings(values);
+  try {
+    return [await talk(next), ...values];
+  } catch (error) {
+    notice("The server cannot be reached. What you wrote is kept: try again in a moment.");
+    ui("#mc-settle").click();
+    throw error;
+  }
+}
+
+// What the server says of the conversation: all of it, or what has come of a reply. One after the other.
+let kept = Promise.resolve();
+const keep = (said) => (kept = kept.then(() => said && take(said)).catch(console.error));
+
+async function take(said) {
+  if (said.reply !== undefined) {
+    page.growing = grow(page.chat, said.reply, page.growing);
+  } else {
+    for (const [name, data] of Object.entries(said.pictures ?? {})) await keepPicture(name, data).catch(() => {});
+    graft(page.chat, said.messages, { growing: page.growing, fresh: page.fresh && said.answered });
+    page.chat.system = said.system ?? "";
+    page.asked = said.messages.at(-1)?.role === "user";
+    if (said.answered) Object.assign(page, { growing: null, fresh: false, sent: null });
+    keepDraft(box().value);
+  }
+  await save();
+}
+
+// --- The settings.
+
+const SETTINGS = "minichat.settings";
+let controls = 0; // how many values the panel has; they come last
+
+function keepSettings(values) {
+  if (controls && values.length >= controls) localStorage.setItem(SETTINGS, JSON.stringify(values.slice(-controls)));
+}
+
+function settings(...values) {
+  controls = values.length;
+  try {
+    const held = JSON.parse(localStorage.getItem(SETTINGS));
+    return Array.isArray(held) && held.length === controls ? held : values;
+  } catch {
+    return values;
+  }
+}
+
+function notice(text) {
+  const shown = make("div", { className: "mc-notice", textContent: text, role: "alert" });
+  document.body.append(shown);
+  setTimeout(() => shown.remove(), 8000);
+  return shown;
+}
+
+async function start() {
+  box().setAttribute("aria-label", "Your message");
+  chatList();
+  listenToBox();
+  listenToMessages();
+  await openChat(sessionStorage.getItem("minichat.chat"));
+  if (page.chat.leaf) ui("#mc-show").click();
+  if (!matchMedia("(pointer: coarse)").matches) box().focus(); // a phone would open its keyboard
+}
+
+// What Gradio's listeners call.
+window.minichat = {
+  sending,
+  settled,
+  received,
+  undo,
+  keep,
+  settings,
+  keepSettings: (...values) => keepSettings(values),
+  ask: (_, __, ...values) => before({ next: true }, [page.sent, ...values]),
+  example: (_, ...values) => before({}, values),
+  again: (_, ...values) => before({ fresh: true }, values),
+  edited: (_, ...values) => before({}, values),
+  show: async () => [await talk()],
+  fresh: async () => (await idle(), await openChat(null), list(), []),
+  leave: async () => (await idle(), shows(emptyChat()), keepDraft(box().value), { __type__: "update", submit_btn: false, stop_btn: true }),
+};
+start();
