@@ -118,7 +118,6 @@ def check(bot: MiniChat, pictures: list[Sequence[Any]], found: dict[str, Any]) -
         wanted = penalized if way == "penalized" else plain
         for number, (right, ids) in enumerate(zip(wanted, written, strict=True)):
             assert ids[: len(right)] == right, f"{way}, prompt {number}"
-    assert sum(found["known"]) > sum(map(len, found["read"])) / 2  # by blocks
 
 
 def prompts_of(bot: MiniChat, desk: Path) -> tuple[list[dict[str, Any]], list[Sequence[Any]]]:
@@ -138,7 +137,25 @@ def test_the_plug_in_writes_our_ids(kind: str, tmp_path: Path) -> None:
     prompts, pictures = prompts_of(bot, tmp_path)
     found = theirs(folder, prompts, tmp_path)
     assert found["read"] == [prompt["ids"] for prompt in prompts]
+    if kind == "qformer":  # whose prompts are longer than the blocks of 128 that vLLM keeps
+        assert sum(found["known"]) > sum(map(len, found["read"])) / 2
     check(bot, pictures, found)
+
+
+def test_messages_are_spelled_by_our_template(tmp_path: Path) -> None:
+    """As clients of `vllm serve` send them: each picture becomes its slots, wherever it stands."""
+    folder = model("minichat-tiny", tmp_path / "model")
+    bot = minichat.load(folder, device="cpu", dtype="float32")
+    asked = [
+        with_pictures(messages(n), lambda seed: {"type": "image_pil", "image_pil": saved(seed, tmp_path)})
+        for n in range(COUNT)
+    ]
+    found = theirs(folder, [{"messages": each} for each in asked], tmp_path)
+    slot, each = bot.processor.image_token_id, bot.processor.num_image_tokens
+    for number, ids in enumerate(found["read"]):
+        rendered = bot.processor.render(conversation(number), add_generation_prompt=True).ids
+        assert ids.count(slot) == rendered.count(slot) == each * len(pictures_of(number))
+    check(bot, [conversation(number).pictures for number in range(COUNT)], found)
 
 
 def test_vllms_blip2_writes_our_ids(tmp_path: Path) -> None:
