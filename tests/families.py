@@ -220,4 +220,4 @@ def step(bot: MiniChat) -> tuple[float, float]:
     with torch.no_grad():
         after = bot.model(**batch).loss
     weight.copy_(kept)
-    return float(loss), float(after)
+    return loss.item(), after.item()
