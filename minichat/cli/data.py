@@ -31,7 +31,7 @@ from minichat.data import SeveralCaptions, UnknownKeys
 if TYPE_CHECKING:
     from minichat.data.example import Problem
 
-app = commands(help="Data sets.")
+app = commands(help="Look at, check, split and make data sets.")
 
 OF_A_KIND = 20  # so many mistakes of one kind are shown
 

@@ -59,7 +59,7 @@ def teach(
 ) -> None:
     """Teach a model your own pictures: it looks, says what it will do, trains, and tells what was learnt.
 
-    Ctrl-C and SIGTERM save first; the same command then goes on. Exit code 1: nothing was learnt.
+    Once it trains, Ctrl-C and SIGTERM save first, and the same command goes on. Exit code 1: nothing was learnt.
     """
     from minichat.teach.run import teach as run
 
