@@ -50,6 +50,16 @@ def test_stored_is_loaded(kind: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "minichat"
 
 
+def test_what_came_later_is_not_stored_where_it_changes_nothing() -> None:
+    """So the hash of an older model's configuration, by which its indexes and records are known, stays what it was."""
+    kept = {"kind", "num_query_tokens", "merge", "ln_vision", "ln_vision_eps", "qformer"}
+    for kind in ("qformer", "patch_merge"):
+        said = BridgeConfig(kind=kind).to_dict()
+        assert kept <= said.keys() and not {"instructed", "pool_side"} & said.keys()
+    assert BridgeConfig(instructed=True).to_dict()["instructed"] is True
+    assert BridgeConfig(**BridgeConfig(kind="pool", pool_side=3).to_dict()).pool_side == 3
+
+
 def test_attention_reaches_every_part() -> None:
     config = tiny_config()
     config._attn_implementation = {"": "sdpa", "text_config": "eager"}

@@ -89,7 +89,7 @@ VISION: list[tuple[str, Any]] = [
     ("attention_dropout", 1.5),
     ("hidden_act", "abc"),
     ("qkv_bias", False),
-    ("model_type", "clip_vision_model"),
+    ("model_type", "swin"),
 ]
 BRIDGE: list[tuple[str, Any]] = [
     ("num_query_tokens", 0),

@@ -64,6 +64,19 @@ class BridgeConfig(PreTrainedConfig):
             self.qformer.use_qformer_text_input = True
         super().__post_init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in `config.json`.
+
+        Fields that came later are left out where they change nothing: indexes, kept features and records of captions,
+        which know a model by the hash of its configuration, stay good.
+        """
+        said: dict[str, Any] = super().to_dict()
+        if not self.instructed:
+            said.pop("instructed", None)
+        if self.kind != "pool":
+            said.pop("pool_side", None)
+        return said
+
 
 class MiniChatConfig(PreTrainedConfig):
     """The whole network: vision encoder, bridge, projection and LLM.
