@@ -132,6 +132,7 @@ COMMANDS = [
     ["caption"],
     ["search"],
     ["convert"],
+    ["new"],
     ["export"],
     ["models"],
     ["doctor"],
