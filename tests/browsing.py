@@ -36,3 +36,8 @@ def watch(page: Any) -> dict[str, list[str]]:
 
 
 NOTHING: dict[str, list[str]] = {"errors": [], "dialogs": [], "elsewhere": []}
+
+
+def pictures_shown(page: Any, count: int) -> None:
+    """Wait until the chat shows so many pictures."""
+    page.wait_for_function("count => document.querySelectorAll('#mc-chat img.mc-picture').length == count", arg=count)

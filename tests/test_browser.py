@@ -28,7 +28,7 @@ from benchmarks.screenshot import (
     replies,
     wait_for_reply,
 )
-from tests.browsing import NOTHING, until, watch
+from tests.browsing import NOTHING, pictures_shown, until, watch
 
 pytestmark = [
     pytest.mark.browser,
@@ -111,7 +111,7 @@ def test_a_person_talks_about_a_picture(served, browser):
 
     ask(page, "What colour is the heart?", [picture_file(HEART)])
     assert "red" in wait_for_reply(page).lower()
-    assert page.locator("#mc-chat img.mc-picture").count() == 1
+    pictures_shown(page, 1)
     ask(page, "Describe the picture.")
     second = wait_for_reply(page).lower()
     assert any(word in second for word in (*SHAPES, *COLOURS))
@@ -168,7 +168,7 @@ def test_pictures_come_by_paste_and_by_drag_several_in_a_turn(fake, browser):
         page.locator("#mc-box .thumbnail-item").nth(0 if kind == "paste" else 1).wait_for()
     ask(page, "Both?")
     assert "pictures: 2" in wait_for_reply(page)
-    assert page.locator("#mc-chat img.mc-picture").count() == 2
+    pictures_shown(page, 2)
     page.context.close()
 
 
@@ -236,7 +236,7 @@ def test_edit_and_retry(fake, browser):
     page.fill("#mc-chat textarea", "second")
     page.locator("#mc-chat button[aria-label=Submit]").click()
     page.get_by_text("three", exact=True).wait_for()
-    assert page.locator("#mc-chat img.mc-picture").count() == 1
+    pictures_shown(page, 1)
     assert page.locator("#mc-chat [data-testid=user]").last.inner_text().strip() == "second"
     assert bot.settings[::2] == [{field.name: field.default for field in panel(Limits())}] * 2  # as the page shows them
     page.context.close()

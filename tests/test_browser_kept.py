@@ -31,7 +31,7 @@ from benchmarks.screenshot import (
     replies,
     wait_for_reply,
 )
-from tests.browsing import NOTHING, watch
+from tests.browsing import NOTHING, pictures_shown, watch
 
 pytestmark = [
     pytest.mark.browser,
@@ -97,7 +97,7 @@ def test_chats_come_back(size, served, browser):
     wait_for_reply(page)
     page.reload()
     shown(page, 1)
-    assert page.locator("#mc-chat img.mc-picture").count() == 1
+    pictures_shown(page, 1)
     assert replies(page) == ["You asked “What colour is the star?”, pictures: 1."]
     listed(page)
     assert titles(page) == ["What colour is the star?", "What is on my first picture?"]
@@ -105,7 +105,7 @@ def test_chats_come_back(size, served, browser):
     page.wait_for_function("() => document.querySelectorAll('#mc-list .mc-open').length == 1")
     page.click("#mc-list .mc-open")
     page.get_by_text("You asked “What is on my first picture?”, pictures: 1.").wait_for()
-    assert page.locator("#mc-chat img.mc-picture").count() == 1
+    pictures_shown(page, 1)
     ask(page, "And what else?")
     assert wait_for_reply(page) == "You asked “And what else?”, pictures: 1."
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
@@ -194,7 +194,7 @@ def test_chats_go_out_and_come_in(served, browser, tmp_path):
     for number in range(2):
         other.locator("#mc-list .mc-open").nth(number).click()
         shown(other, 2)
-        assert other.locator("#mc-chat img.mc-picture").count() == 1
+        pictures_shown(other, 1)
     broken = tmp_path / "broken.json"
     circle = {here: {"role": "user", "text": "round", "parent": there} for here, there in ("ab", "ba")}
     for nodes, told in (({"a": 5}, "A message is damaged"), (circle, "Its messages go round in a circle")):
@@ -282,7 +282,7 @@ def test_a_server_that_was_killed_and_comes_back_loses_nothing(browser):
         page.wait_for_function("() => !window.before")
         page.wait_for_function("() => document.querySelector('#mc-box textarea')?.value == 'being typed'")
         page.get_by_text("You asked “before”, pictures: 1.").wait_for()
-        assert page.locator("#mc-chat img.mc-picture").count() == 1
+        pictures_shown(page, 1)
         page.get_by_text("word end").wait_for()  # what was asked, though it was not answered
         page.press("#mc-box textarea", "Enter")
         page.get_by_text("You asked “being typed”, pictures: 1.").wait_for()

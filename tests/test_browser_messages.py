@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from benchmarks.screenshot import (
     replies,
     wait_for_reply,
 )
-from tests.browsing import NOTHING, watch
+from tests.browsing import NOTHING, pictures_shown, watch
 
 pytestmark = [
     pytest.mark.browser,
@@ -111,7 +112,7 @@ def test_a_question_is_edited_by_the_keyboard_and_both_versions_stay(bot, page):
     press(page, "Version before")
     page.get_by_text("1/2").wait_for()
     page.get_by_text("one", exact=True).wait_for()
-    assert page.locator("#mc-chat img.mc-picture").count() == 1
+    pictures_shown(page, 1)
     ask(page, "more")  # it goes on from the version that is shown
     assert wait_for_reply(page) == "three"
     press(page, "Version after")
@@ -168,10 +169,18 @@ def test_what_is_typed_meanwhile_stays_and_escape_stops(bot, page):
 
 
 def test_what_was_not_answered_comes_back_before_what_is_typed(bot, page):
-    bot.enqueue(["one"] * 60 + [RuntimeError("no")])
+    typed = threading.Event()
+
+    def words() -> Iterator[Any]:
+        while not typed.is_set():
+            yield "one"
+        yield RuntimeError("no")
+
+    bot.enqueue(words())
     ask(page, "a question", [picture_file(HEART)])
     page.get_by_text("one one").wait_for()
     page.locator(BOX).press_sequentially("typed")
+    typed.set()
     page.get_by_text("Something went wrong").first.wait_for()
     box_holds(page, "a question\ntyped")
     page.locator("#mc-box .thumbnail-item").wait_for()
@@ -217,7 +226,7 @@ def test_a_scene_starts_a_chat_of_its_own(bot, page):
     assert page.input_value(BOX) == "typed"
     click_example(page, 2)
     wait_for_reply(page)
-    assert page.locator("#mc-chat img.mc-picture").count() == 1
+    pictures_shown(page, 1)
 
 
 def test_what_can_be_pressed_is_large_and_text_is_legible(bot, page):
