@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from minichat import images
+import minichat.images as images
 from minichat.errors import DataError, MiniChatError, PromptError
 from minichat.fileio import SUFFIXES
 

@@ -13,8 +13,7 @@ from typing import Any
 
 from minichat.data import formats
 from minichat.data.example import Example, Problem, StoredPicture, Value, Where, records
-from minichat.data.formats import pairs
-from minichat.data.formats.base import Shelf, words
+from minichat.data.formats.base import NOTES, Shelf, is_document, words
 from minichat.errors import DataError, shown
 from minichat.evaluate.metrics import Id, readable
 from minichat.evaluate.replies import Ask, Reply
@@ -115,8 +114,8 @@ class Files:
     def _captions(self, path: Path) -> Iterator[tuple[Where, StoredPicture, list[str], Id | None]]:
         """Of each record its place, its picture, what it says of it, and the picture's id where it has one."""
         document = _document(path, ())
-        if document is not None and pairs.is_document(document):
-            notes = document[pairs.NOTES]
+        if document is not None and is_document(document):
+            notes = document[NOTES]
             for example in self._examples(path):
                 picture, texts = _pair(example)
                 where = Where(self._shown(path), record=example.where.record)

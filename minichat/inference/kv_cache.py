@@ -1,15 +1,18 @@
-"""The KV cache of many replies: a pool of blocks, and beginnings that are read once."""
+"""The KV cache of many replies: a pool, beginnings that are read once, and how one token is read on a CPU."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PretrainedConfig
+from transformers import AttentionInterface, Cache, DynamicCache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 # --- The keys and values of all running rows, in one preallocated pool that grows.
 #
@@ -312,3 +315,109 @@ class PrefixTree:
             node = todo.pop()
             todo += node.children.values()
             yield node
+
+
+# --- One row times a bfloat16 matrix on a CPU, by PyTorch's own code in place of oneDNN's.
+#
+# To write a token is to read each of the LLM's matrices once, for one row. oneDNN, which PyTorch takes for bfloat16
+# where there is AVX-512, needs about twice the time of PyTorch's own product then (`benchmarks/full_size.py`); for
+# more rows than two it is far faster.
+
+
+_ONEDNN: Any = torch.backends.mkldnn
+
+
+class _Aside:
+    """oneDNN put aside for as long as anyone wants it. The setting is the whole process's, so users are counted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = bool(_ONEDNN.enabled)
+                _ONEDNN.enabled = False
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                _ONEDNN.enabled = self._before
+
+
+_aside = _Aside()
+
+
+@contextmanager
+def one_row(embeds: Tensor) -> Iterator[None]:
+    """Around the reading of embeddings (B, T, H): puts oneDNN aside where there is one row, in bfloat16 on a CPU.
+
+    What another thread multiplies meanwhile is right, but slower.
+    """
+    if embeds.device.type == "cpu" and embeds.dtype == torch.bfloat16 and embeds.shape[0] * embeds.shape[1] == 1:
+        with _aside:
+            yield
+    else:
+        yield
+
+
+# --- Attention of one new token of each row, on a CPU, in 16 bits: as plain matrix products.
+#
+# PyTorch's scaled dot product attention is made for many queries. For one, with keys of its own for each head, it needs
+# two to four times what two batched products do (`benchmarks/engine.py --dtype bfloat16`). Where heads share keys,
+# transformers lets their queries be one matrix, and it is as fast.
+
+
+_NAME = "minichat_one_query"
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Queries (B, H, 1, D), keys and values (B, H, L, D), a mask to be added (B, 1, 1, L) → (B, 1, H, D)."""
+    other = any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
+    if query.shape[2] != 1 or query.shape[1] != key.shape[1] or other or scaling is None or attention_mask is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scores = torch.matmul(key, (query * scaling).transpose(2, 3)).transpose(2, 3)  # (B, H, 1, L)
+    weights = (scores + attention_mask).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_NAME, _attend)
+
+
+@contextmanager
+def one_query(config: PretrainedConfig, embeds: Tensor) -> Iterator[None]:
+    """Around an LLM's pass over embeddings (B, T, H), by one thread at a time: takes this way where it is the faster.
+
+    `config` is the LLM's own, by which its layers choose how to attend.
+    """
+    heads = getattr(config, "num_attention_heads", 0)
+    shared = heads != getattr(config, "num_key_value_heads", heads)
+    if (
+        embeds.shape[1] != 1
+        or embeds.device.type != "cpu"
+        or embeds.dtype == torch.float32
+        or shared
+        or config._attn_implementation != "sdpa"
+    ):
+        yield
+        return
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
-from minichat import images as pictures_io
+import minichat.images as pictures_io
 from minichat.errors import ImageError, PromptError
 
 Role = Literal["system", "user", "assistant"]

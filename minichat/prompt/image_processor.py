@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from minichat import images as pictures_io
+import minichat.images as pictures_io
 from minichat.errors import SettingsError
 
 _MOST_PIXELS = 10_000  # pixels of a side

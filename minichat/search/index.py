@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from minichat import images
+import minichat.images as images
 from minichat.device.memory import memory_errors
 from minichat.errors import DataError, ImageError, ModelError, PromptError, SettingsError
 from minichat.fileio import Skipped, find_pictures, locked

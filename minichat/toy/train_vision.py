@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
-from minichat import images
+import minichat.images as images
 from minichat.data.dataset import Row
 from minichat.errors import DataError, SettingsError
 from minichat.fileio import write_json

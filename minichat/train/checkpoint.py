@@ -22,8 +22,8 @@ from minichat.fileio import disk_errors, open_to_others, replace_file, to_disk
 from minichat.train.config import Config, OptimizerConfig, config_of, read_config
 from minichat.train.yaml_config import plain, write_yaml
 from minichat.weights.checkpoint_io import KEY, checksum
-from minichat.weights.hub import weight_files
-from minichat.weights.projection import FACTS, is_projection, read_projection
+from minichat.weights.hub import FACTS, is_projection, weight_files
+from minichat.weights.projection import read_projection
 from minichat.weights.registry import find
 
 # --- The files of a run's folder in which it keeps and tells what it did. What it trained stands beside them.

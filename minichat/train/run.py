@@ -48,8 +48,8 @@ from minichat.train.setup import precision
 from minichat.train.stages import Stage
 from minichat.train.yaml_config import plain
 from minichat.weights.checkpoint_io import fingerprint, read_checkpoint
-from minichat.weights.hub import weight_files
-from minichat.weights.projection import is_projection, read_projection
+from minichat.weights.hub import is_projection, weight_files
+from minichat.weights.projection import read_projection
 
 Say = Callable[[str], None]
 _STEP = re.compile(r"step (\d+): ")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,7 +238,8 @@ _MODELS = (
         text=_LLAMA_7B | _LLAMA_2,
     ),
 )
-KNOWN = {model.name: model for model in _MODELS}
+_NAME = attrgetter("name")
+KNOWN = dict(zip(map(_NAME, _MODELS), _MODELS, strict=True))
 
 # OPT-2.7B and FLAN-T5-XL as their own configurations have them; the vocabularies as the repositories pad them.
 _OPT = {"model_type": "opt", "vocab_size": 50304, "hidden_size": 2560, "ffn_dim": 10240, "num_hidden_layers": 32}
@@ -282,7 +284,7 @@ _WHOLE = (
         instructed=True,
     ),
 )
-WHOLE = {model.name: model for model in _WHOLE}
+WHOLE = dict(zip(map(_NAME, _WHOLE), _WHOLE, strict=True))
 
 _LLMS = (
     PackagedLlm(
@@ -309,10 +311,10 @@ _LLMS = (
         },
     ),
 )
-KNOWN_LLMS = {llm.name: llm for llm in _LLMS}
+KNOWN_LLMS = dict(zip(map(_NAME, _LLMS), _LLMS, strict=True))
 
 _JOINED = (Joined("minichat-small-base", vision="minichat-tiny", llm="smollm2-135m-instruct"),)
-JOINED = {base.name: base for base in _JOINED}
+JOINED = dict(zip(map(_NAME, _JOINED), _JOINED, strict=True))
 
 
 # --- LLMs in GGUF files → folders in the cache, each unpacked once: a person's own file, or one that a package holds.

@@ -313,8 +313,9 @@ class Finetune(Stage):
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
         """A projection's folder, or a whole model's where other parts trained; an adapter beside it."""
         adapter, others = parted_weights(trained(self.model))
-        if self._lora is None:
-            beside = copy_adapter(adapter_of(base))
-        else:
+        beside: Callable[[Path], None] | None = None
+        if self._lora is not None:
             beside = partial(write_lora, weights=adapter, lora=self._lora, model=self.model)
+        elif (earlier := adapter_of(base)) is not None:
+            beside = copy_adapter(earlier)
         write_result(out, base, others, facts, beside)
