@@ -156,7 +156,7 @@ def test_undo_gives_words_and_pictures_back(bot, page):
 
 
 def test_what_is_typed_meanwhile_stays_and_escape_stops(bot, page):
-    bot.enqueue(" ".join(["word"] * 3000))
+    bot.enqueue(" ".join(["word"] * 30_000))
     ask(page, "go on")
     page.get_by_text("word word word").wait_for()
     page.locator(BOX).press_sequentially("and next")
