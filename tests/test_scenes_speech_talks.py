@@ -11,12 +11,13 @@ import pytest
 from test_scenes_speech import is_true
 
 from minichat.errors import SettingsError
+from minichat.prompt.boxes import parse
 from minichat.toy.dataset import SyntheticStream
 from minichat.toy.dialogues import NEED, Turn
 from minichat.toy.off_distribution import OUTSIDE
 from minichat.toy.pairs import random_pair
 from minichat.toy.speech import chat
-from minichat.toy.speech.chat import box, overlap, read_boxes, referred, spelled, task
+from minichat.toy.speech.chat import Box, box, referred, spelled, task
 from minichat.toy.speech.lessons import LESSONS, Album, hastily
 from minichat.toy.speech.nouns import Things
 from minichat.toy.speech.talk import MOVES, Said, Talk, insisted
@@ -173,6 +174,20 @@ def test_typing_changes_only_as_much_as_is_asked() -> None:
 
 
 # --- boxes
+
+
+def read_boxes(text: str) -> list[Box]:
+    """As a reply's boxes are read everywhere, in a picture of 100 × 100."""
+    return [one.pixels(100, 100) for one in parse(text)]
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    shared = max(0, width) * max(0, height)
+    whole = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)) - shared
+    return shared / whole if whole else 0.0
 
 
 def test_a_box_holds_the_thing_as_it_is_drawn() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 
 from minichat.toy.captions import setting
 from minichat.toy.dialogues import BYE, CAN, GREETING, NO_SUCH, THANKS, WHO, WORLD
@@ -275,7 +274,6 @@ def _written(text: str, rng: random.Random) -> str:
 
 
 Box = tuple[int, int, int, int]
-_BOX = re.compile(r"\{<(\d+)><(\d+)><(\d+)><(\d+)>\}")
 
 
 def box(thing: Thing) -> Box:
@@ -298,20 +296,6 @@ def box(thing: Thing) -> Box:
 def spelled(where: Box) -> str:
     """ "{<12><30><45><63>}"."""
     return "{" + "".join(f"<{side}>" for side in where) + "}"
-
-
-def read_boxes(text: str) -> list[Box]:
-    """The boxes that a text spells."""
-    return [(int(m[1]), int(m[2]), int(m[3]), int(m[4])) for m in _BOX.finditer(text)]
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(0, width) * max(0, height)
-    whole = sum((b[2] - b[0]) * (b[3] - b[1]) for b in (one, other)) - shared
-    return shared / whole if whole else 0.0
 
 
 def refer(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
