@@ -86,6 +86,15 @@ def test_exact_in_float32(tokens: int, seen: int, counted: Counted) -> None:
     assert counted.products == (3 if tokens == seen else 2)
 
 
+@pytest.mark.parametrize(("tokens", "seen"), [(9, 9), (5, 9)])
+def test_in_parts_it_is_the_same(tokens: int, seen: int, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "_AT_ONCE", 2)
+    causal = torch.ones(tokens, seen, dtype=torch.bool).tril(seen - tokens)
+    for looks in (causal, causal & (torch.arange(seen) != 2), torch.ones_like(causal)):
+        torch.testing.assert_close(*both(tokens, seen, looks.expand(3, 1, -1, -1)), rtol=1e-5, atol=1e-5)
+    assert counted.products == 3 * -(-tokens // 2)
+
+
 def test_what_it_does_not_suit_is_left_to_the_fused_kernel(counted: Counted, monkeypatch) -> None:
     causal = torch.ones(9, 9, dtype=torch.bool).tril().expand(3, 1, -1, -1)
     padded = causal.clone()

@@ -63,6 +63,32 @@ def test_the_adapter_and_the_projection_train_and_nothing_else(desk: Path, whole
     assert not torch.equal(logits(whole), logits(whole, merge_adapter=False))
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_beside_a_bfloat16_llm(autocast: bool, desk: Path) -> None:
+    """Its own matrices stay float32. Under autocast, as in a run, their products are as precise as the frozen ones."""
+    seen: list[tuple[torch.dtype, ...]] = []
+
+    def gradients(dtype: str, autocast: bool) -> torch.Tensor:
+        config = config_of(desk, *LORA[:2], f"model.dtype={dtype}")
+        llm = open_bot(config.model, (), torch.device("cpu"), config.lora).model.language_model
+        added = {name: weight for name, weight in llm.named_parameters() if ".lora_" in name}
+        for number, weight in enumerate(added.values()):
+            torch.manual_seed(number)
+            weight.data = 0.1 * torch.randn_like(weight)
+        for name, module in llm.named_modules():
+            if name.endswith("lora_B.default"):
+                module.register_forward_hook(lambda _, given, out: seen.append((given[0].dtype, out.dtype)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = llm(ids()).logits
+        logits.float().log_softmax(-1)[..., 5].sum().backward()
+        assert {weight.dtype for weight in added.values()} == {torch.float32}
+        return torch.cat([weight.grad.flatten() for weight in added.values()])  # type: ignore[union-attr]
+
+    exact, ours = gradients("float32", False), gradients("bfloat16", autocast)
+    assert 0 < (ours - exact).norm() < 0.1 * exact.norm()
+    assert set(seen[len(seen) // 2 :]) == {(torch.bfloat16 if autocast else torch.float32,) * 2}
+
+
 def test_it_loads_in_plain_peft(whole: Path, tmp_path: Path) -> None:
     export(str(minichat_base(whole)), "llm", tmp_path / "llm")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "llm", dtype=torch.float32)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 
 _PRODUCTS = "minichat_products"
+_AT_ONCE = 256  # tokens whose scores are one product
 _MOST = 2**30  # bytes of probabilities that a step may keep, over all layers
 
 
@@ -79,14 +80,19 @@ def attend(
         may = torch.ones(tokens, seen, dtype=torch.bool, device=query.device).tril(seen - tokens)
     else:
         may = attention_mask[0, 0]
-    bias = torch.zeros(may.shape, dtype=query.dtype, device=query.device)
-    bias = bias.masked_fill(~may, torch.finfo(query.dtype).min).repeat(heads // shared, 1)  # (Q / K · T, S)
-    # Heads that share keys are rows of one product.
-    asked = query.reshape(rows * shared, -1, width)  # (B · K, Q / K · T, d)
-    found = key.reshape(rows * shared, seen, width).transpose(1, 2)
-    scores = torch.baddbmm(bias, asked, found, alpha=scaling)  # (B · K, Q / K · T, S)
-    mixed = scores.softmax(-1) @ value.reshape(rows * shared, seen, -1)
-    return mixed.view(rows, heads, tokens, -1).transpose(1, 2).contiguous(), None
+    # Heads that share keys are rows of one product. The first tokens of a text may not look at its last ones: half of
+    # all scores would be computed for nothing.
+    parts = []
+    for asked, looks in zip(query.split(_AT_ONCE, 2), may.split(_AT_ONCE), strict=True):
+        seen = int(looks.any(0).nonzero().max()) + 1 if looks.any() else looks.shape[1]
+        bias = torch.zeros((len(looks), seen), dtype=query.dtype, device=query.device)
+        bias = bias.masked_fill(~looks[:, :seen], torch.finfo(query.dtype).min).repeat(heads // shared, 1)
+        found = key[:, :, :seen].reshape(rows * shared, seen, width).transpose(1, 2)
+        asked = asked.reshape(rows * shared, -1, width)  # (B · K, Q / K · t, d)
+        scores = torch.baddbmm(bias, asked, found, alpha=scaling)  # (B · K, Q / K · t, seen)
+        mixed = scores.softmax(-1) @ value[:, :, :seen].reshape(rows * shared, seen, -1)
+        parts.append(mixed.view(rows, heads, len(looks), -1))
+    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 
 #: Options that change the scores, of single LLMs.
@@ -117,6 +123,8 @@ def adapter_of(model: str) -> Path | None:
 def add_lora(model: MiniChatForConditionalGeneration, lora: LoraConfig, seed: int, adapter: Path | None = None) -> None:
     """Put trainable matrices beside the LLM's, in float32; B is zero, so that nothing changes before the first step.
 
+    Under autocast their products are computed in its precision.
+
     `adapter`: one to go on with. Raises `SettingsError` for layers that the LLM does not have, or an adapter of other
     settings.
     """
@@ -127,6 +135,9 @@ def add_lora(model: MiniChatForConditionalGeneration, lora: LoraConfig, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(_peft_config(lora, targets), llm, _ADAPTER)
+    for module in llm.modules():
+        if hasattr(module, "lora_A"):
+            module._cast_input_dtype = _as_autocast_wants
     added = {name: weight for name, weight in llm.named_parameters() if ".lora_" in name}
     for weight in added.values():
         weight.data = weight.data.float()  # PEFT makes them of the frozen matrix's dtype
@@ -134,6 +145,14 @@ def add_lora(model: MiniChatForConditionalGeneration, lora: LoraConfig, seed: in
     if adapter is not None:
         _go_on(added, adapter, lora, targets)
     model.train(model.training)
+
+
+def _as_autocast_wants(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What PEFT does with a layer's input before its own matrices, but for the detour over float32 under autocast.
+
+    There autocast turns it back at once; and the sum with the frozen layer's output would be a float32 one, and a copy.
+    """
+    return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def _targets(llm: nn.Module, lora: LoraConfig) -> list[str]:

@@ -510,7 +510,8 @@ def make_accelerator(config: Config, trainable: tuple[str, ...], out: Path) -> A
             raise SettingsError(f"report.{name} is true, but {name} is not installed: install it, or set it to false.")
     dtype = str(precision(config.model.dtype, device)).removeprefix("torch.")
     # The projection alone takes care of itself; a larger part in float32 would be slow without autocast.
-    mixed = dtype == "float16" or set(config.trainable or trainable) != {"projection"}
+    larger = config.lora is not None or set(config.trainable or trainable) != {"projection"}
+    mixed = dtype == "float16" or larger
     return Accelerator(
         mixed_precision={"float16": "fp16", "bfloat16": "bf16"}.get(dtype, "no") if mixed else "no",
         cpu=cpu,
