@@ -161,6 +161,19 @@ def test_an_empty_reply_is_a_reply(bot: MiniChat, client: Client) -> None:
     assert joined(found) == "" and found[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+def test_boxes_are_read_from_a_reply(bot: MiniChat, client: Client) -> None:
+    text = "<p>red star</p> {<10><20><30><40>}"
+    ids = [*spell(bot, text), bot.processor.content_tokenizer.eos_id]
+    named = [{"phrase": "red star", "box": [0.1, 0.2, 0.3, 0.4]}]
+    with saying(bot, ids):
+        found = client.events("[grounding] What is where?", max_tokens=100)
+    with saying(bot, ids):
+        message = client.reply("[grounding] Where, again?", max_tokens=100)["choices"][0]["message"]
+    assert (joined(found), message["content"]) == (text, text)
+    assert message["boxes"] == found[-1]["choices"][0]["delta"]["boxes"] == named
+    assert "boxes" not in client.reply("What is it?")["choices"][0]["message"]
+
+
 # --- parameters
 
 

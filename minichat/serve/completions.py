@@ -38,6 +38,7 @@ from minichat.serve.protocol import (
     ApiError,
     Asked,
     Limits,
+    boxes,
     choice,
     chunk,
     completion,
@@ -375,7 +376,7 @@ class _Answer:
                 yield self._event(number, {"content": text}, scores=scores)
             if written.over:
                 self._closed.add(number)
-                yield self._event(number, {}, _finish(request))
+                yield self._event(number, boxes(request.reply.text), _finish(request))
 
     def _event(
         self, number: int, delta: dict[str, Any], finish: str | None = None, scores: list[dict[str, Any]] | None = None

@@ -14,6 +14,7 @@ from typing import Any
 
 from minichat.errors import SettingsError, shown
 from minichat.inference.sampling import MAX_NEW_TOKENS
+from minichat.prompt.boxes import parse
 
 # --- What one request, and all together, may cost the host.
 
@@ -335,13 +336,19 @@ def completion(head: Mapping[str, Any], choices: list[dict[str, Any]], usage: di
 
 
 def choice(index: int, text: str, finish: str, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """One reply of a whole answer."""
+    """One reply of a whole answer; its message has `boxes`, where the reply names any."""
     return {
         "index": index,
-        "message": {"role": "assistant", "content": text, "refusal": None},
+        "message": {"role": "assistant", "content": text, "refusal": None, **boxes(text)},
         "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
         "finish_reason": finish,
     }
+
+
+def boxes(text: str) -> dict[str, Any]:
+    """Where a reply says that things are, beyond OpenAI's protocol: as `minichat caption --boxes` writes it."""
+    found = [box.as_dict() for box in parse(text)]
+    return {"boxes": found} if found else {}
 
 
 def chunk(
