@@ -56,6 +56,9 @@ RECORDS: dict[str, tuple[dict[str, Any], list[tuple[str, ...]]]] = {
          "images": ["a.png"], "system": "Answer like a pirate.", "tools": "[]"},
         [PIRATE, *EARLIER],
     ),
+    "OpenAI's developer": (
+        {"messages": [{"role": "developer", "content": PIRATE[1]}, *ROLES], "images": ["a.png"]}, [PIRATE, *ASKED]
+    ),
     "ms-swift's messages": ({"messages": ROLES, "images": ["a.png"], "system": None}, ASKED),
     "Alpaca": (
         {"instruction": "Answer the question.", "input": "How many stars are there?", "output": "One.",
@@ -181,6 +184,12 @@ def test_a_key_that_nothing_reads_is_named_and_refused(kind: str, home: Path) ->
     assert told(source, unknown_keys="ignore")[1].wrong == 0
     with pytest.raises(SettingsError, match="unknown_keys is 'keep'"):
         examples(source, unknown_keys="keep")
+
+
+def test_of_two_replies_to_compare_the_one_to_learn_is_asked_for(home: Path) -> None:
+    record = {"images": ["a.png"], "prompt": ROLES[:1], "chosen": ROLES[1:], "rejected": ROLES[1:]}
+    with pytest.raises(DataError, match="give the one to learn as 'completion'"):
+        examples(file("x.jsonl", [record]))
 
 
 def test_what_the_columns_of_a_table_hold_is_named_too(home: Path) -> None:

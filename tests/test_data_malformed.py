@@ -106,7 +106,7 @@ MESSAGES: dict[str, tuple[Any, str]] = {
     "no base64": (talk(user({"type": "image", "base64": "%%%"}), reply()), "not hold valid base64"),
     "film": (talk(user(shown("a.mp4"), ASK), reply()), "'a.mp4' is a film: save its frames"),
     "film without frames": (talk(user({"type": "video", "video": []}, ASK), reply()), "list of frames is empty"),
-    "frames are no list": (talk(user({"type": "video", "video": "a.png"}, ASK), reply()), "'video', is text: .* list"),
+    "frames are no list": (talk(user({"type": "video", "video": "a.png"}, ASK), reply()), "'video', is 'a.png': films are not opened"),
     "half a surrogate pair": (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "half of a surrogate pair"),
     "null character": (talk(user("a\0b"), reply()), "'text', holds a null character"),
     "null character in a path": (talk(user(shown("a\0.png")), reply()), "path holds a null character"),
@@ -215,7 +215,7 @@ LLAVAS: dict[str, tuple[Any, str]] = {
         llava(says("<video> and <video>"), image=None, video=["a.png"]),
         "number of <video> is 2 but 1 of them is given",
     ),
-    "film file": (llava(image=None, video="a.mp4"), "'video' is text: it must be a list"),
+    "film file": (llava(image=None, video="a.mp4"), "'video' is 'a.mp4': films are not opened"),
     "picture is an address": (llava(image="http://x.org/a.png"), "addresses are not fetched"),
     "picture is an object": (llava(image={"url": "x"}), "it must be the path of a file"),
     "empty reply": (llava([LLAVA[0], {"from": "gpt", "value": ""}]), "turn 2, a reply, is empty"),
@@ -246,6 +246,10 @@ SHAREGPT: dict[str, tuple[Any, str]] = {
         "turn 2, part 1 is a picture in the assistant's turn",
     ),
     "neither key": ({"images": ["a.png"]}, "has no 'conversations'"),
+    "a film's file": (
+        {"messages": [user("<video>"), reply()], "videos": "a.mp4"},
+        "'videos' is 'a.mp4': films are not",
+    ),
     "images of numbers": ({"messages": [user("<image>"), reply()], "images": [3]}, "a picture is 3"),
 }
 

@@ -35,6 +35,7 @@ from minichat.prompt.conversation import PICTURE_KEYS, ROLES, Role
 #: Who speaks, by the names that data sets use.
 MARKED_ROLES: dict[str, Role] = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
@@ -140,8 +141,9 @@ def _message(message: object, what: str, shelf: Shelf) -> Turn:
     """One message. Raises `DataError` beginning with `what`."""
     read = fields(message, what, ("role", "content"))
     shelf.only(read, ("role", "content"), OF_A_TURN)
-    if read["role"] not in ROLES:
-        raise DataError(f"{what} has the unknown role {shown(read['role'])}: use one of {', '.join(ROLES)}.")
+    role = "system" if read["role"] == "developer" else read["role"]  # OpenAI's newer word for it
+    if role not in ROLES:
+        raise DataError(f"{what} has the unknown role {shown(role)}: use one of {', '.join(ROLES)}.")
     content = read["content"]
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
@@ -150,7 +152,14 @@ def _message(message: object, what: str, shelf: Shelf) -> Turn:
     parts: Parts = []
     for number, part in enumerate(content, start=1):
         parts += _part(part, f"{what}, part {number}", shelf)
-    return turn(read["role"], parts)
+    return turn(role, parts)
+
+
+def _film(value: object, what: str) -> list[Any]:
+    """The frames of a film, or films."""
+    if isinstance(value, str):
+        raise DataError(f"{what} is {shown(value)}: films are not opened, so give a list of pictures, its frames.")
+    return listed(value, what)
 
 
 def _part(part: object, what: str, shelf: Shelf) -> Parts:
@@ -164,7 +173,7 @@ def _part(part: object, what: str, shelf: Shelf) -> Parts:
         return [*_pictures(read, what, shelf)]
     if sort == "video":
         shelf.only(read, ("type", "video"), OF_A_PART)
-        return [*shelf.frames(listed(read.get("video"), f"{what}, 'video',"))]
+        return [*shelf.frames(_film(read.get("video"), f"{what}, 'video',"))]
     raise DataError(f"{what} has the unknown type {shown(sort)}: use 'text', 'image' or 'video'.")
 
 
@@ -226,7 +235,7 @@ def _given(record: Any, shelf: Shelf, images: tuple[str, ...], videos: tuple[str
         names = record[image] if isinstance(record[image], list) else [record[image]]
         found[IMAGE] = [shelf.frames(name) for name in names]
     if video is not None:
-        films = listed(record[video], f"{video!r}")
+        films = _film(record[video], f"{video!r}")
         films = films if any(isinstance(film, list) for film in films) else [films]
         found[VIDEO] = [shelf.frames(film) for film in films]
     return found, [key for key in (image, video) if key is not None]

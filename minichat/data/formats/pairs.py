@@ -90,6 +90,8 @@ def _leave_out_failed(read: Mapping[str, Any]) -> None:
 
 def _messages(read: Mapping[str, Any], shelf: Shelf) -> list[Turn]:
     """TRL's prompt and completion, which may be messages."""
+    if "completion" not in read and "chosen" in read:
+        raise DataError("'chosen' is one of two replies to compare: give the one to learn as 'completion'.")
     whole = [*read["prompt"], *listed(read.get("completion"), "'completion'")]
     rest = {key: value for key, value in read.items() if key not in ("prompt", "completion")}
     return chat.sharegpt_turns({**rest, "messages": whole}, shelf)
