@@ -106,7 +106,7 @@ MESSAGES: dict[str, tuple[Any, str]] = {
     "no base64": (talk(user({"type": "image", "base64": "%%%"}), reply()), "not hold valid base64"),
     "film": (talk(user(shown("a.mp4"), ASK), reply()), "'a.mp4' is a film: save its frames"),
     "film without frames": (talk(user({"type": "video", "video": []}, ASK), reply()), "list of frames is empty"),
-    "frames are no list": (talk(user({"type": "video", "video": "a.png"}, ASK), reply()), "'video', is 'a.png': films are not opened"),
+    "frames are no list": (talk(user({"type": "video", "video": "a.png"}, ASK), reply()), "is 'a.png': films are not"),
     "half a surrogate pair": (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "half of a surrogate pair"),
     "null character": (talk(user("a\0b"), reply()), "'text', holds a null character"),
     "null character in a path": (talk(user(shown("a\0.png")), reply()), "path holds a null character"),

@@ -141,7 +141,7 @@ def _message(message: object, what: str, shelf: Shelf) -> Turn:
     """One message. Raises `DataError` beginning with `what`."""
     read = fields(message, what, ("role", "content"))
     shelf.only(read, ("role", "content"), OF_A_TURN)
-    role = "system" if read["role"] == "developer" else read["role"]  # OpenAI's newer word for it
+    role: Any = "system" if read["role"] == "developer" else read["role"]  # OpenAI's newer word for it
     if role not in ROLES:
         raise DataError(f"{what} has the unknown role {shown(role)}: use one of {', '.join(ROLES)}.")
     content = read["content"]
