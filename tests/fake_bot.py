@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from minichat.inference.request import Figures
 from minichat.prompt.conversation import Conversation
 
 Line = str | Exception | list["str | Exception"]
@@ -15,7 +16,8 @@ Line = str | Exception | list["str | Exception"]
 class FakeBot:
     """Stands in for `MiniChat`: `name`, `context` and `chat()`.
 
-    `enqueue` sets what the next replies are: a text, an error, or a list of words in which an error may stand. Without
+    `enqueue` sets what the next replies are: a text, an error, or a list of words in which an error may stand. A text
+    that ends in “…” is cut. Without
     a script it echoes the question and the number of pictures that the conversation holds.
     """
 
@@ -43,6 +45,8 @@ class FakeSession:
         self._bot = bot
         self.conversation = conversation
         self.notices: tuple[str, ...] = ()
+        self.cut = False
+        self.figures: Figures | None = None
 
     def stream(
         self, text: str, images: Any = None, *, cancel: threading.Event | None = None, **settings: Any
@@ -51,7 +55,12 @@ class FakeSession:
         self._bot.settings.append(settings)
         return self._reply(asked, cancel or threading.Event())
 
-    def _reply(self, asked: Conversation, cancel: threading.Event) -> Iterator[str]:
+    def stream_on(self, *, cancel: threading.Event | None = None, **settings: Any) -> Iterator[str]:
+        *before, begun = self.conversation.messages
+        self._bot.settings.append(settings)
+        return self._reply(Conversation(tuple(before)), cancel or threading.Event(), begun.text)
+
+    def _reply(self, asked: Conversation, cancel: threading.Event, said: str = "") -> Iterator[str]:
         bot = self._bot
         line = (
             bot.script.popleft()
@@ -59,21 +68,24 @@ class FakeSession:
             else f"You asked “{asked.messages[-1].text}”, pictures: {len(asked.pictures)}."
         )
         words = [line] if isinstance(line, Exception) else line.split(" ") if isinstance(line, str) else line
-        said = ""
         with bot.lock:
             bot.running += 1
         try:
-            for index, word in enumerate(words):
+            if said:
+                yield said
+            for word in words:
                 if cancel.wait(bot.pause) or cancel.is_set():
                     break
                 if isinstance(word, Exception):
                     raise word
-                piece = word if index == 0 else " " + word
+                piece = " " + word if said else word
                 said += piece
                 bot.words += 1
                 yield piece
             if said or not cancel.is_set():
                 self.conversation = asked.assistant(said)
+                self.cut = cancel.is_set() or said.endswith("…")
+                self.figures = Figures(len(words), 0.25, 20.5, 1234, 4096)
         except GeneratorExit:
             if said:
                 self.conversation = asked.assistant(said)

@@ -140,6 +140,49 @@ def test_another_reply_stands_beside_the_one_before(bot, page):
     page.get_by_text("3/3").wait_for()
 
 
+def test_a_reply_that_was_cut_goes_on(bot, page):
+    bot.enqueue("It is a red …", "heart on …", RuntimeError("no"), "white.")
+    ask(page, "What is it?", [picture_file(HEART)])
+    assert wait_for_reply(page) == "It is a red …"
+    more = page.get_by_role("button", name="Continue")
+    more.click()
+    page.get_by_text("It is a red … heart on …", exact=True).wait_for()
+    more.click()
+    page.get_by_text("Something went wrong").first.wait_for()
+    page.reload()
+    page.get_by_text("It is a red … heart on …", exact=True).wait_for()
+    more.click()
+    page.get_by_text("It is a red … heart on … white.", exact=True).wait_for()
+    assert wait_for_reply(page).endswith("white.") and more.count() == 0
+    assert page.locator(".mc-versions").count() == 0  # it is the same reply
+    page.reload()
+    page.get_by_text("It is a red … heart on … white.", exact=True).wait_for()
+    bot.enqueue(" ".join(["word"] * 30_000))
+    ask(page, "go on")
+    page.get_by_text("word word word").wait_for()
+    assert more.count() == 0  # it is being written
+    page.press(BOX, "Escape")
+    more.wait_for()
+
+
+def test_figures_are_shown_where_they_are_asked_for(bot, page):
+    click_example(page, 1)
+    wait_for_reply(page)
+    figures = page.locator(".mc-figures")
+    page.locator("#mc-settings .label-wrap").click()
+    switch = page.get_by_label("Figures under replies")
+    assert not switch.is_checked() and figures.count() == 0
+    switch.check()
+    figures.locator("summary").click()
+    told = figures.inner_text()
+    assert "9 tokens · 21 a second" in told and "250 ms" in told and "1,234 of 4,096" in told
+    page.reload()
+    figures.wait_for()
+    page.locator("#mc-settings .label-wrap").click()
+    switch.uncheck()
+    figures.wait_for(state="detached")
+
+
 def test_undo_gives_words_and_pictures_back(bot, page):
     ask(page, "one")
     wait_for_reply(page)

@@ -96,6 +96,18 @@ def test_a_dialogue_about_one_star(bot: minichat.MiniChat, red_star: Scene) -> N
     assert len(chat.conversation) == 6
 
 
+def test_a_reply_that_goes_on_is_the_longer_reply(bot: minichat.MiniChat, red_star: Scene) -> None:
+    for pictures in ([], [draw(red_star, 300)]):
+        whole, parts = bot.chat(), bot.chat()
+        said = whole.ask("Describe this image in detail.", pictures)
+        parts.ask("Describe this image in detail.", pictures, max_new_tokens=1)
+        while parts.cut:
+            parts.go_on(max_new_tokens=7)
+        assert parts.conversation == whole.conversation and parts.conversation.messages[-1].text == said
+        assert parts.figures is not None and whole.figures is not None
+        assert (parts.figures.tokens, parts.figures.used) == (whole.figures.tokens, whole.figures.used)
+
+
 def test_a_second_picture_in_a_later_turn_is_seen(bot: minichat.MiniChat, red_star: Scene) -> None:
     other = Scene((Thing("ring", "blue", "large", 0.5, 0.5, 0.18),), Background("plain", ("yellow",)))
     chat = bot.chat()

@@ -699,3 +699,87 @@ def test_captions_say_what_is_wrong(bot: MiniChat) -> None:
         bot.caption([picture], max_new_tokens=-1)
     with pytest.raises(ImageError):
         bot.caption([b"nothing"])
+
+
+# --- a reply that was cut, and what it took to write one
+
+
+@pytest.mark.parametrize("history", ["ids", "text"])
+@pytest.mark.parametrize("template", ["vicuna-v0", "llama2", "minigpt-v2"])
+def test_a_reply_that_goes_on_is_the_longer_reply(template: str, history: Any) -> None:
+    bot = tiny_bot(template)
+    whole, parts = (bot.chat(history=history) for _ in range(2))
+    for chat in (whole, parts):
+        chat.ask("What is it?", noise_picture(1), max_new_tokens=3)
+    said = whole.ask("And this?", noise_picture(2), max_new_tokens=12)
+    parts.ask("And this?", noise_picture(2), max_new_tokens=2)
+    while parts.cut and (left := 12 - len(parts.conversation.messages[-1].ids or ())) > 0:
+        with counting(bot) as counts:
+            grown = parts.go_on(max_new_tokens=min(4, left))
+        assert counts["tokens"] == counts["steps"]  # nothing is read again
+        assert counts["pictures"] == 0
+    assert grown == said
+    assert parts.conversation == whole.conversation
+    assert parts.cut == whole.cut
+    assert parts.ask("Is it red?", max_new_tokens=4) == whole.ask("Is it red?", max_new_tokens=4)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_a_reply_goes_on_as_far_as_there_is_room(sliding: bool) -> None:
+    text = {"model_type": "mistral", "sliding_window": 16, "num_key_value_heads": 2} if sliding else None
+    bot = tiny_bot(context=128, text=text)
+    chat = bot.chat()
+    with saying(bot, spell(bot, "red blue " * 60)):
+        chat.ask("What is it?", max_new_tokens=10)
+        with pytest.raises(SettingsError, match="beams"):
+            chat.go_on(num_beams=2)
+        said = chat.go_on(max_new_tokens=1000)
+    assert len(bot.processor.render(chat.conversation, continue_final_message=True).ids) == 128
+    assert chat.cut and said.startswith("red blue red")
+    with pytest.raises(ContextError, match="context of 128 is full"):
+        chat.go_on()
+    assert chat.conversation.messages[-1].text == said
+
+
+def test_a_reply_that_was_stopped_or_has_ended_goes_on(bot: MiniChat) -> None:
+    with pytest.raises(PromptError, match="no reply"):
+        bot.chat().go_on()
+    said = spell(bot, "The picture shows a red circle and a blue boat.")
+    chat, stop = bot.chat(), threading.Event()
+    with saying(bot, said, [bot.processor.end_id], [bot.processor.end_id]):
+        pieces = chat.stream("What is it?", cancel=stop)
+        next(pieces)
+        stop.set()
+        assert list(pieces) == [] and chat.cut
+        before = chat.conversation
+        gone_on = chat.stream_on(cancel=stop)
+        assert list(gone_on) == []  # it was stopped before it began
+        assert chat.conversation is before and chat.cut
+        left = chat.stream_on()
+        assert next(left) == texts(chat)[-1]
+        left.close()  # type: ignore[attr-defined]
+        assert chat.conversation is before and chat.cut
+        assert chat.go_on() == "The picture shows a red circle and a blue boat."
+        assert not chat.cut
+        assert chat.go_on() == "The picture shows a red circle and a blue boat."
+        assert not chat.cut
+    other = bot.chat(conversation=before)
+    assert not other.cut  # nobody knows
+    from_words = Conversation((before.messages[0],)).assistant(texts(chat)[-1])
+    with saying(bot, spell(bot, "It")):
+        assert bot.chat(conversation=from_words).go_on(max_new_tokens=1).startswith(texts(chat)[-1])
+
+
+def test_what_a_reply_took(bot: MiniChat) -> None:
+    chat = bot.chat()
+    assert chat.figures is None
+    chat.ask("What is it?", noise_picture(1), max_new_tokens=5)
+    for tokens in (5, 8):
+        figures = chat.figures
+        assert figures is not None and figures.tokens == tokens
+        assert figures.first > 0 and figures.rate is not None and figures.rate > 0
+        assert figures.used == len(bot.processor.render(chat.conversation, continue_final_message=True).ids)
+        assert figures.context == bot.context
+        chat.go_on(max_new_tokens=3)
+    chat.ask("What is it?", max_new_tokens=5, num_beams=2)
+    assert chat.figures is not None and chat.figures.tokens <= 5 and chat.figures.rate is None

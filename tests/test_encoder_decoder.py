@@ -203,6 +203,13 @@ class TestChat:
         assert session.regenerate() == first
         assert len(session.undo()) == 0
 
+    def test_a_reply_that_goes_on_is_the_longer_reply(self, bot: MiniChat) -> None:
+        whole, parts = bot.chat(), bot.chat()
+        said = whole.ask("What is it?", PICTURES[:1], max_new_tokens=9)
+        parts.ask("What is it?", PICTURES[:1], max_new_tokens=4)
+        assert parts.go_on(max_new_tokens=5) == said
+        assert parts.conversation == whole.conversation
+
     def test_sampling_repeats_and_beams_run(self, bot: MiniChat) -> None:
         settings = {"images": PICTURES[:1], "max_new_tokens": 8}
         drawn = [bot.chat().ask("What is it?", **settings, temperature=1.5, seed=seed) for seed in (1, 1, 2)]

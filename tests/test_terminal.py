@@ -46,6 +46,9 @@ class FakeSession:
             raise PromptError("There is no reply to generate anew: ask something first.")
         return self._reply(Conversation(self.conversation.messages[:-1]), "Again", cancel)
 
+    def stream_on(self, *, cancel):
+        return self._reply(Conversation(self.conversation.messages[:-1]), "On", cancel)
+
     def edit(self, turn, text, images=None, *, cancel):
         before = Conversation(self.conversation.messages[: 2 * turn])
         return "".join(self._reply(before.user(text, self.conversation.messages[2 * turn].pictures), "Edited", cancel))
@@ -106,11 +109,12 @@ def test_pictures_are_shown_with_the_next_message(picture):
 
 def test_regenerate_edit_undo_and_clear(picture):
     out, notes, chat = talk(
-        f"/image {picture}", "One", "/regenerate", "/edit Two", "Three", "/undo", "Four", "/clear", "Five"
+        f"/image {picture}", "One", "/regenerate", "/continue", "/edit Two", "Three", "/undo", "Four", "/clear", "Five"
     )
     assert out.splitlines() == [
         "Said 'One', 1 pictures.",
         "Again 'One', 1 pictures.",
+        "On 'One', 1 pictures.",
         "Edited 'Two', 1 pictures.",
         "Said 'Three', 1 pictures.",
         "Said 'Four', 1 pictures.",

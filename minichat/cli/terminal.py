@@ -250,6 +250,7 @@ Write a message and press Enter. Pictures that are dropped on the terminal, or p
 that are typed, may stand before it: they are shown with it, or alone with the next.
   /image FILE ...   show pictures with the next message
   /regenerate       another reply to the last message
+  /continue         go on with a reply that was cut or stopped
   /edit MESSAGE     put the last message in other words
   /undo             take the last message and its reply back
   /clear            start anew
@@ -262,7 +263,7 @@ that are typed, may stand before it: they are shown with it, or alone with the n
 Ctrl-C stops a reply or clears the line; twice on an empty line it leaves.
 A message that begins with a slash is written with two: //like this."""
 
-COMMANDS = ("/image", "/regenerate", "/edit", "/undo", "/clear", "/save", "/load", "/help", "/quit")
+COMMANDS = ("/image", "/regenerate", "/continue", "/edit", "/undo", "/clear", "/save", "/load", "/help", "/quit")
 WITH_PATHS = ("/image", "/save", "/load")
 _SEVERAL_LINES = '"""'
 
@@ -370,6 +371,7 @@ class TerminalChat:
         actions: dict[str, Callable[[], None]] = {
             "/image": lambda: self._add_pictures(all_paths(rest)),
             "/regenerate": self._regenerate,
+            "/continue": self._continue,
             "/edit": lambda: self._edit(rest),
             "/undo": self._undo,
             "/clear": self._clear,
@@ -405,6 +407,9 @@ class TerminalChat:
 
     def _regenerate(self) -> None:
         self._show(lambda cancel: self._session.stream_again(cancel=cancel))
+
+    def _continue(self) -> None:
+        self._show(lambda cancel: self._session.stream_on(cancel=cancel))
 
     def _edit(self, text: str) -> None:
         if not text:

@@ -372,13 +372,15 @@ def stream(
 
     Only what `cache` does not hold yet is read, and `cache` is left holding all that was. `step_lock` is passed once
     for each step, so that replies of one model come forward together. `cancelled` is asked after each step; when it is
-    true, or the iterator is closed, no other step is done.
+    true, or the iterator is closed, no other step is done. A `reply` that holds ids is gone on with.
     """
     step_lock = step_lock or StepLock()
     device = _device(model)
     choose = logits_processors(settings, 1, device, _never(model), begin=beginning(model))
     with step_lock, torch.inference_mode():
         logits = _read_prompt(model, prompt, cache)
+        if reply.generated:
+            logits = _read_last(model, torch.tensor([reply.generated], device=device), cache)
     for step in range(settings.max_new_tokens):
         with step_lock, torch.inference_mode():
             if step > 0:
@@ -397,7 +399,7 @@ def stream(
 
 
 def _read_last(model: MiniChatForConditionalGeneration, ids: Tensor, cache: KVCache) -> Tensor:
-    """Read the reply's last id (1, 1); returns the logits (1, V) of the next."""
+    """Read the reply's last ids (1, T); returns the logits (1, V) of the next."""
     if model.config.is_encoder_decoder:
         return cache.write(model, ids)
     return cache.read(model, model.get_input_embeddings()(ids), ids[0].tolist())

@@ -6,7 +6,7 @@ Shapes: T tokens, H the LLM's width.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,32 @@ class Scores:
 
     logprob: float  # the natural logarithm of its probability
     likeliest: tuple[tuple[int, float], ...]  # ids with theirs
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What it took to write a reply."""
+
+    tokens: int  # of the reply, its end included
+    first: float  # seconds from asking to the first token that was written
+    rate: float | None  # tokens a second after that; None where there was no other, or all came at once
+    used: int  # tokens of the context: all that the model was shown, and the reply
+    context: int | None  # how many there may be; None where the model sets no limit
+
+    @classmethod
+    def of(
+        cls, times: Sequence[float], asked: float, begun: int, prompt: int, context: int | None, together: bool = False
+    ) -> Figures | None:
+        """Of a reply whose ids came at `times`, the first `begun` of them earlier; None where none was written.
+
+        `together`: all came at once, as those of beams do.
+        """
+        new = times[begun:]
+        if not new:
+            return None
+        spent = new[-1] - new[0]
+        rate = (len(new) - 1) / spent if len(new) > 1 and spent > 0 and not together else None
+        return cls(len(times), new[0] - asked, rate, prompt + len(times), context)
 
 
 class Request:
@@ -40,6 +66,7 @@ class Request:
         owner: object = None,
         common: int = 0,
         likeliest: int | None = None,
+        begun: Sequence[int] = (),
     ) -> None:
         """Ask for a reply to `prompt`. It comes into being when the request is given to an engine.
 
@@ -48,6 +75,7 @@ class Request:
             owner: stands for the conversation, of which the engine then keeps this state alone, and until `forget`.
             common: so many of the prompt's first tokens are nobody's own, and stay when the conversation is over.
             likeliest: keep with each id how likely it was, and which so many ids were the likeliest; None: do not.
+            begun: ids that the reply begins with, which were written before. Their text is the first piece.
         """
         self.owner, self.common, self.likeliest = owner, common, likeliest
         self.scores: list[Scores] = []  # of all `ids`, where they are asked for
@@ -60,6 +88,11 @@ class Request:
         self._pieces: deque[tuple[str, int]] = deque()  # not taken yet; each with the number of ids behind it
         self._taken = 0  # ids behind what was taken
         self._closed = False
+        for token in begun:
+            self._written.push(token)
+        self._taken = len(self.ids)
+        if self._written.text:
+            self._pieces.append((self._written.text, self._taken))
         # The engine's own:
         self.row = -1  # its place in the pool
         self.length = 0  # tokens that the pool holds of it
@@ -70,6 +103,11 @@ class Request:
     def ids(self) -> list[int]:
         """All ids that were generated, the stop's included."""
         return self._written.generated
+
+    @property
+    def times(self) -> list[float]:
+        """When each of `ids` came, in seconds on the clock `time.monotonic`."""
+        return self._written.times
 
     @property
     def taken(self) -> int:

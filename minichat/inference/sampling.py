@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import secrets
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -141,6 +142,7 @@ class ReplyText:
     def __init__(self, tokenizer: Decoder, stops: Stops) -> None:
         self.generated: list[int] = []  # every id, the stop included
         self.finished = False  # a stop was met
+        self.times: list[float] = []  # when each id came, in seconds on the clock `time.monotonic`
         self._tokenizer = tokenizer
         self._stops = stops
         self._kept = 0  # how many of the ids are not part of a stop sequence
@@ -161,6 +163,7 @@ class ReplyText:
         if self.finished:
             return ""
         self.generated.append(token)
+        self.times.append(time.monotonic())
         if stop := self._stops.ended_by(self.generated):
             self.finished = True
             self._kept = len(self.generated) - stop

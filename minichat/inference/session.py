@@ -22,8 +22,8 @@ from minichat.images import Source, identity
 from minichat.inference.engine import Engine
 from minichat.inference.generate import KVCache, Prompt, StepLock, generate_rows, stream
 from minichat.inference.kv_cache import shared
-from minichat.inference.request import Request
-from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
+from minichat.inference.request import Figures, Request
+from minichat.inference.sampling import MAX_NEW_TOKENS, GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation, Message, Picture, Text
 
 if TYPE_CHECKING:
@@ -197,6 +197,8 @@ class ChatSession:
         self._state: tuple[Any, ...] = ()
         self._forgotten = 0  # turns whose words the model is no longer shown …
         self._forgotten_at = 0  # … since there were so many questions
+        self._figures: Figures | None = None  # of the reply that was written last
+        self._cut: Conversation | None = None  # whose last reply has no end of its own
         self._running: Callable[[], Generator[str] | None] = lambda: None  # the reply being written
         self._superseded = threading.Event()
 
@@ -204,6 +206,16 @@ class ChatSession:
     def conversation(self) -> Conversation:
         """All that was asked and answered, also what no longer fits into the model's context."""
         return self._conversation
+
+    @property
+    def cut(self) -> bool:
+        """Whether the last reply ran into `max_new_tokens`, or was stopped, so that there may be more to say."""
+        return self._cut is self._conversation
+
+    @property
+    def figures(self) -> Figures | None:
+        """What it took to write the reply that was written last."""
+        return self._figures
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -265,6 +277,28 @@ class ChatSession:
             raise PromptError("There is no reply to generate anew: ask something first.")
         return self._start(Conversation(self._conversation.messages[: questions[-1] + 1]), chosen, cancel)
 
+    def go_on(self, *, cancel: threading.Event | None = None, **settings: Any) -> str:
+        """Go on with the last reply and return all of it. `max_new_tokens` is how many may be added."""
+        return "".join(self.stream_on(cancel=cancel, **settings))
+
+    def stream_on(self, *, cancel: threading.Event | None = None, **settings: Any) -> Iterator[str]:
+        """`go_on`, piece by piece: the first is what the reply has been so far, as far as nothing can change it.
+
+        It goes on from the ids that were generated, so that greedily it becomes what a larger `max_new_tokens` would
+        have made of it at once. A reply that nobody generated here goes on from its words.
+
+        Raises `PromptError` if there is no reply, `SettingsError` for beams, which write whole replies, and
+        `ContextError` on the first step if the reply has filled the context.
+        """
+        chosen = self._defaults.updated(**settings)
+        if chosen.num_beams > 1:
+            raise SettingsError(f"num_beams is {chosen.num_beams}: beams write whole replies; go on with num_beams=1.")
+        self._interrupt()
+        if not self._conversation.turns or self._conversation.turns[-1].role != "assistant":
+            raise PromptError("There is no reply to go on with: ask something first.")
+        *before, begun = self._conversation.messages
+        return self._start(Conversation(tuple(before)), chosen, cancel, begun)
+
     def edit(
         self,
         turn: int,
@@ -320,38 +354,63 @@ class ChatSession:
                 time.sleep(0.005)
 
     def _start(
-        self, conversation: Conversation, settings: GenerationSettings, cancel: threading.Event | None
+        self,
+        conversation: Conversation,
+        settings: GenerationSettings,
+        cancel: threading.Event | None,
+        begun: Message | None = None,
     ) -> Iterator[str]:
         self._superseded = superseded = threading.Event()
         reply = self._reply(
-            conversation, settings, lambda: superseded.is_set() or (cancel is not None and cancel.is_set())
+            conversation, settings, lambda: superseded.is_set() or (cancel is not None and cancel.is_set()), begun
         )
         # Weak, so that a caller who drops the iterator ends the reply.
         self._running = weakref.ref(reply)
         return reply
 
     def _reply(
-        self, conversation: Conversation, settings: GenerationSettings, cancelled: Callable[[], bool]
+        self,
+        conversation: Conversation,
+        settings: GenerationSettings,
+        cancelled: Callable[[], bool],
+        begun: Message | None = None,
     ) -> Generator[str]:
-        """Answer the conversation's last question, and keep the answer."""
+        """Answer the conversation's last question, by going on with `begun` where it is given, and keep the answer."""
+        asked = time.monotonic()
         reply = ReplyText(self.bot.processor.content_tokenizer, self._stops)
         request: Request | None = None
+        ids: tuple[int, ...] = ()  # of what was begun
+
+        def keep(reply: ReplyText) -> None:
+            if begun is None or len(reply.generated) > len(ids):
+                self._keep(conversation, reply, forgotten)
+                times = (reply if request is None else request).times[: len(reply.generated)]
+                together = settings.num_beams > 1
+                self._figures = Figures.of(times, asked, len(ids), len(prompt.ids), self.bot.context, together)
+
         try:
+            if begun is not None:
+                ids = self._ids(conversation, begun)
+                settings = self._longer(conversation, settings, len(ids))
             prompt, forgotten = self._prompt(conversation, settings)
             if settings.num_beams > 1:
                 yield from self._search(prompt, settings, reply, cancelled)
             elif self.bot.engine.alone is None:
                 tokenizer = self.bot.processor.content_tokenizer
                 common = shared(prompt.ids, self.bot.beginning)
-                request = Request(prompt, settings, tokenizer, self._stops, cancelled, self._owner, common)
+                request = Request(prompt, settings, tokenizer, self._stops, cancelled, self._owner, common, begun=ids)
                 yield from self.bot.engine.stream(request)
                 reply = request.reply
             else:
+                for token in ids:
+                    reply.push(token)
+                if reply.text:
+                    yield reply.text
                 yield from stream(
                     self.bot.model,
                     prompt,
                     self._kv_cache,
-                    settings,
+                    settings.updated(max_new_tokens=settings.max_new_tokens - len(ids)),
                     reply,
                     step_lock=self.bot.step_lock,
                     cancelled=cancelled,
@@ -359,7 +418,7 @@ class ChatSession:
         except GeneratorExit:
             reply = reply if request is None else request.reply
             if reply.text:
-                self._keep(conversation, reply, forgotten)
+                keep(reply)
             raise
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -369,10 +428,31 @@ class ChatSession:
                 "There was not enough memory for this reply: use fewer pictures or a shorter conversation."
             ) from error
         if reply.text or not cancelled():
-            self._keep(conversation, reply, forgotten)
+            keep(reply)
+
+    def _ids(self, conversation: Conversation, reply: Message) -> tuple[int, ...]:
+        """A reply's ids: those that were generated, else those that spell its words after this conversation."""
+        if reply.ids is not None:
+            return reply.ids
+        asked = self.bot.processor.render(conversation, add_generation_prompt=True)
+        told = self.bot.processor.render(conversation.assistant(reply.text), continue_final_message=True)
+        return tuple(told.ids[len(asked.ids) :])
+
+    def _longer(self, conversation: Conversation, settings: GenerationSettings, begun: int) -> GenerationSettings:
+        """Settings for a whole reply whose first `begun` ids are there; it may be as long as the context lets it."""
+        most = begun + settings.max_new_tokens
+        if self.bot.context is not None:
+            questions = sum(message.role == "user" for message in conversation)
+            last = without_oldest(conversation, questions - 1)
+            asked = self.bot.processor.render(last, add_generation_prompt=True, history=self.history)
+            most = min(most, self.bot.context - len(asked.ids))
+        if begun >= most:
+            raise ContextError(f"The model's context of {self.bot.context} is full: the reply cannot go on.")
+        return settings.updated(max_new_tokens=min(most, MAX_NEW_TOKENS))
 
     def _keep(self, conversation: Conversation, reply: ReplyText, forgotten: int) -> None:
         self._conversation = conversation.assistant(reply.text, ids=reply.ids())
+        self._cut = None if reply.finished else self._conversation
         self._forgotten, self._forgotten_at = forgotten, len(self._questions())
 
     def _search(

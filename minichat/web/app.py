@@ -142,6 +142,13 @@ def _scenes() -> list[gr.Button]:
 
 def _panel(fields: tuple[Field, ...]) -> list[Any]:
     with gr.Accordion("Settings", open=False, elem_id="mc-settings"):
+        # Of the page alone: no request has it.
+        gr.HTML(
+            '<label><input type="checkbox"> Figures under replies: tokens, speed, context</label>',
+            js_on_load="window.minichat?.figures(element.querySelector('input'));",
+            elem_id="mc-switch",
+            padding=False,
+        )
         return [
             gr.Textbox(label=field.label, info=field.info, placeholder="any", max_lines=1)
             if field.default is None
@@ -166,7 +173,8 @@ def _connect(
     talk = gr.HTML(
         html_template="", js_on_load="watch('value', () => window.minichat.keep(props.value));", elem_id="mc-talk"
     )
-    show, put, settle = (gr.Button(name, visible="hidden", elem_id=f"mc-{name}") for name in ("show", "put", "settle"))
+    hidden = ("show", "put", "settle", "on")
+    show, put, settle, on = (gr.Button(name, visible="hidden", elem_id=f"mc-{name}") for name in hidden)
     shown = [chat, box, talk]
     answer = {
         "outputs": shown,
@@ -189,6 +197,7 @@ def _connect(
             for scene, e in zip(scenes, EXAMPLES, strict=True)
         ),
         (chat.retry(None, None, box, js=_buttons(BUSY), **direct).then, listeners.retry, controls, "again"),
+        (on.click(None, None, box, js=_buttons(BUSY), **direct).then, listeners.go_on, controls, "on"),
     ]
     chat.edit(None, None, box, js=_buttons(BUSY), **direct)
     for event, listener, inputs, script in [*begun, (chat.edit, listeners.edit, controls, "edited")]:

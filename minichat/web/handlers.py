@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,10 @@ class Handlers:
     def retry(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """Answer the last question anew."""
         yield from self._alone(request, self._retry)
+
+    def go_on(self, request: gr.Request, *_: None) -> Iterator[Update]:
+        """Go on with the last reply."""
+        yield from self._alone(request, self._go_on)
 
     def edit(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """Change a question; what followed it goes, and it is answered anew."""
@@ -222,6 +227,12 @@ class Handlers:
             return self._shown(session), gr.update(**IDLE), gr.skip()
         return (yield from self._answer(session, sent, asked[-1].text, list(asked[-1].pictures), drop=1, again=True))
 
+    def _go_on(self, session: Session, sent: Sent) -> Turn:
+        turns = session.chat.conversation.turns
+        if not turns or turns[-1].role == "user":
+            return self._shown(session), gr.update(**IDLE), gr.skip()
+        return (yield from self._answer(session, sent, "", [], on=True))
+
     def _edit(self, session: Session, sent: Sent) -> Turn:
         asked = [message for message in session.chat.conversation if message.role == "user"]
         index, words = _edit(sent.event)
@@ -247,6 +258,7 @@ class Handlers:
         uploads: Sequence[str] = (),
         drop: int = 0,
         again: bool = False,
+        on: bool = False,
     ) -> Turn:
         """Stream one reply into the chat.
 
@@ -254,6 +266,7 @@ class Handlers:
             uploads: files of the question, which are needed no more when it is answered.
             drop: how many of the last turns to take back first. They come back if there is no answer.
             again: another reply is wanted: it is sampled, by a seed of its own.
+            on: there is no question: the last reply goes on.
 
         Raises:
             SettingsError: a setting is out of range.
@@ -271,11 +284,19 @@ class Handlers:
             for _ in range(drop):
                 chat.undo()
             start = chat.conversation
-            asked = start.user(text, pictures)
-            shown = [*self._shown(session), user_bubble(session.album.parts(pictures), text)]
-            yield [*shown, THINKING], gr.update(**BUSY), self._told(session, sent, asked)
+            shown = self._shown(session)
+            if on:
+                yield shown, gr.update(**BUSY), gr.skip()
+                shown.pop()
+            else:
+                shown.append(user_bubble(session.album.parts(pictures), text))
+                asked = start.user(text, pictures)
+                yield [*shown, THINKING], gr.update(**BUSY), self._told(session, sent, asked)
             try:
-                stream = chat.stream(text, pictures or None, cancel=session.stopping, **chosen)
+                if on:
+                    stream = chat.stream_on(cancel=session.stopping, **chosen)
+                else:
+                    stream = chat.stream(text, pictures or None, cancel=session.stopping, **chosen)
                 with contextlib.closing(_growing(stream)) as growing:
                     for reply, settled in growing:
                         kept = {"reply": reply} if settled and sent.values[0] is not None else gr.skip()
@@ -306,7 +327,11 @@ class Handlers:
         talk = Talk.of(session.chat.conversation if asked is None else asked, session.album)
         held = session.album.by_name() if asked is not None else {}
         new = {name: held[name] for name in talk.pictures if name in held and name not in known.pictures}
-        return {**talk.as_dict(new), "answered": answered}
+        told = talk.as_dict(new)
+        if answered:
+            figures = session.chat.figures
+            told["messages"][-1] |= {"cut": session.chat.cut, "figures": figures and asdict(figures)}
+        return {**told, "answered": answered}
 
     def _shown(self, session: Session) -> list[dict[str, Any]]:
         """The whole conversation as the chat shows it."""

@@ -6,7 +6,7 @@
 // one tree.
 //
 //   chat     {id, title, named, created, changed, system, nodes: {id: node}, leaf: id of the last message shown}
-//   node     {id, parent, role, text, pictures: [name], partial, figures}
+//   node     {id, parent, role, text, pictures: [name], partial, cut, figures}
 //   picture  {name, data: "data:image/…"}, and its size in a table of its own, which can be read without the data
 
 const PICTURE_BYTES = 200 * 2 ** 20; // of all chats; the pictures of those untouched the longest go first
@@ -115,7 +115,7 @@ function graft(chat, messages, { growing = null, fresh = false } = {}) {
     if (node) Object.assign(node, { text: said.text, partial: false });
     else if (!(last && fresh)) node = alike.find((other) => shown.has(other.id)) ?? alike[0];
     node ??= { id: newId(), parent, role: said.role, text: said.text, pictures: said.pictures ?? [] };
-    if (said.figures) node.figures = said.figures;
+    if (said.cut !== undefined) Object.assign(node, { cut: said.cut, figures: said.figures });
     chat.nodes[node.id] = node;
     parent = node.id;
   });

@@ -11,8 +11,40 @@ async function turnTo(node) {
 function versions(all, place) {
   const step = (to, text, label) =>
     make("button", { type: "button", textContent: text, ariaLabel: label, disabled: !all[to], onclick: () => turnTo(all[to]) });
-  return make("span", { className: "mc-versions" },
+  return make("span", { className: "mc-own mc-versions" },
     step(place - 1, "‹", "Version before"), `${place + 1}/${all.length}`, step(place + 1, "›", "Version after"));
+}
+
+// The last reply was cut, or stopped: it goes on where it ended.
+const goOn = () => busy() || ui("#mc-on").click();
+
+// --- What a reply took, where the settings ask for it.
+
+const FIGURES = "minichat.figures";
+
+function figures(input) {
+  input.checked = Boolean(localStorage.getItem(FIGURES));
+  input.addEventListener("change", () => {
+    if (input.checked) localStorage.setItem(FIGURES, "shown");
+    else localStorage.removeItem(FIGURES);
+    dress();
+  });
+}
+
+const count = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const digits = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
+const number = (value) => (value < 10 ? digits : count).format(value);
+
+function measured({ tokens, first, rate, used, context }) {
+  const rows = [
+    ["Tokens of the reply", count.format(tokens)],
+    ["To the first one", first < 1 ? `${count.format(1000 * first)} ms` : `${number(first)} s`],
+    ["Tokens a second", rate === null ? "–" : number(rate)],
+    ["Context used", context === null ? count.format(used) : `${count.format(used)} of ${count.format(context)}`],
+  ];
+  const line = `${rows[0][1]} ${tokens === 1 ? "token" : "tokens"}${rate === null ? "" : ` · ${rows[2][1]} a second`}`;
+  return make("details", { className: "mc-own mc-figures" }, make("summary", { textContent: line }),
+    make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])));
 }
 
 // Gradio has a bar of buttons under each message, and makes it anew when it likes.
@@ -21,11 +53,15 @@ function dress() {
   document.querySelectorAll("#mc-chat .message-buttons .icon-button-wrapper").forEach((bar, place) => {
     const node = shown[place];
     const all = node ? siblings(page.chat, node) : [];
-    const state = all.map((each) => (each === node ? `[${each.id}]` : each.id)).join();
-    if (bar.dataset.versions === state) return;
-    bar.dataset.versions = state;
-    bar.querySelector(".mc-versions")?.remove();
+    const more = place === shown.length - 1 && node.role === "assistant" && node.id !== page.growing && (node.cut || node.partial);
+    const figures = localStorage.getItem(FIGURES) && node?.figures;
+    const state = JSON.stringify([node?.id, all.map((each) => each.id), more, figures]);
+    if (bar.dataset.dressed === state) return;
+    bar.dataset.dressed = state;
+    bar.querySelectorAll(".mc-own").forEach((own) => own.remove());
     if (all.length > 1) bar.append(versions(all, all.indexOf(node)));
+    if (more) bar.append(make("button", { type: "button", className: "mc-own mc-on", textContent: "Continue", onclick: goOn }));
+    if (figures) bar.append(measured(figures));
   });
 }
 

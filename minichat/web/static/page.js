@@ -75,8 +75,8 @@ async function upload(names) {
 }
 
 // Before a request: the conversation in front of its other values.
-async function before({ fresh = false, next = false }, values) {
-  Object.assign(page, { growing: null, fresh });
+async function before({ fresh = false, next = false, growing = null }, values) {
+  Object.assign(page, { growing, fresh });
   keepSettings(values);
   try {
     return [await talk(next), ...values];
@@ -99,7 +99,8 @@ async function take(said) {
     graft(page.chat, said.messages, { growing: page.growing, fresh: page.fresh && said.answered });
     page.chat.system = said.system ?? "";
     page.asked = said.messages.at(-1)?.role === "user";
-    if (said.answered) Object.assign(page, { growing: null, fresh: false, sent: null });
+    page.growing = null;
+    if (said.answered) Object.assign(page, { fresh: false, sent: null });
     keepDraft(box().value);
   }
   await save();
@@ -152,6 +153,8 @@ window.minichat = {
   keepSettings: (...values) => keepSettings(values),
   ask: (_, __, ...values) => before({ next: true }, [page.sent, ...values]),
   example: (_, ...values) => before({}, values),
+  figures,
+  on: (_, ...values) => before({ growing: page.chat.leaf }, values),
   again: (_, ...values) => before({ fresh: true }, values),
   edited: (_, ...values) => before({}, values),
   show: async () => [await talk()],
