@@ -8,11 +8,14 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import minichat
 from minichat import cli
 from minichat.captioning.captioner import Captioner, Facts, Job
 from minichat.errors import SettingsError
@@ -381,3 +384,93 @@ def test_every_output_survives_it(tmp_path, form):
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "coco", "txt", "webdataset"])
 def test_a_run_that_is_killed_at_many_moments_goes_on(tmp_path, form):
     check_kills(killed(tmp_path, form, 200), 200)
+
+
+# --- vLLM in our engine's place
+
+
+class Params:
+    def __init__(self, **given):
+        self.given = given
+
+
+class Vllm:
+    """A stand-in for the package vllm, which lets our own network write."""
+
+    SamplingParams = Params
+
+    def __init__(self, bot):
+        self.bot, self.opened, self.asked = bot, {}, []
+
+    def LLM(self, folder, **options):  # noqa: N802 (the package's name)
+        self.opened = {"folder": folder, **options}
+        return self
+
+    def generate(self, prompts, params, use_tqdm):
+        self.asked.append((prompts, params))
+        return [self._reply(*each) for each in zip(prompts, params, strict=True)]
+
+    def _reply(self, prompt, params):
+        ids, network = [], self.bot.model
+        pictures = prompt["multi_modal_data"]["image"]
+        pixels = self.bot.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            while len(ids) < params.given["max_tokens"] and not {*ids} & {*params.given["stop_token_ids"]}:
+                embeds = network.embed(torch.tensor([prompt["prompt_token_ids"]]), pixels)
+                embeds = torch.cat([embeds, *(network.get_input_embeddings()(torch.tensor([[one]])) for one in ids)], 1)
+                ids.append(int(network(inputs_embeds=embeds, logits_to_keep=1).logits[0, -1].argmax()))
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)])
+
+
+@pytest.fixture
+def vllm(monkeypatch, tmp_path):
+    tiny = tiny_bot(context=200)
+    tiny.model.save_pretrained(tmp_path / "model")
+    tiny.processor.save_pretrained(tmp_path / "model")
+    stand_in = Vllm(minichat.load(tmp_path / "model", device="cpu"))
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    return stand_in
+
+
+def test_vllm_writes_what_our_engine_writes(vllm, photos):
+    for number in range(1, 6):
+        noise_picture(number).save(photos / f"{number}.png")
+    flags = ("--model", "model", "--max-new-tokens", "5", "--batch-size", "2")
+    run("photos", "--out", "ours.jsonl", *flags, code=3)
+    run("photos", "--out", "theirs.jsonl", *flags, "--engine", "vllm", code=3)
+    assert rows("theirs.jsonl") == rows("ours.jsonl") and len({*rows("ours.jsonl").values()}) > 2
+    assert vllm.opened["folder"].endswith("model") and vllm.opened["dtype"] == "float32"
+    assert (vllm.opened["max_model_len"], vllm.opened["max_num_seqs"]) == (200, 2)
+    assert sum(len(prompts) for prompts, _ in vllm.asked) == 5
+    # One engine goes on with what the other began: both tell the weights by the same hash.
+    paint(photos / "6.png", 6)
+    run("photos", "--out", "ours.jsonl", *flags, "--engine", "vllm", code=3)
+    assert sum(len(prompts) for prompts, _ in vllm.asked) == 6
+
+
+def test_what_vllm_does_otherwise_is_refused(vllm, photos):
+    for flags, said in (
+        (("--num-beams", "2"), "num_beams is 2"),
+        (("--repetition-penalty", "1.5"), "repetition_penalty is 1.5"),
+        (("--device", "cpu"), "--engine vllm chooses devices itself"),
+        (("--workers", "2"), "--workers are those of a cluster"),
+    ):
+        refused = run("photos", "--out", "c.jsonl", "--model", "model", "--engine", "vllm", *flags, code=1)
+        assert said in refused.stderr
+    assert vllm.asked == []
+
+
+def test_a_prompt_that_is_too_long_costs_its_picture_alone(vllm, photos):
+    (photos / "long.png").write_bytes((photos / "1.png").read_bytes())
+    (photos / "prompts.txt").write_text("What is it?\n" + "What is it? " * 60 + "\n")
+    flags = ("--model", "model", "--prompts", str(photos / "prompts.txt"), "--max-new-tokens", "5")
+    run("photos", "--out", "ours.jsonl", *flags, code=3)
+    run("photos", "--out", "theirs.jsonl", *flags, "--engine", "vllm", code=3)
+    assert Path("theirs.jsonl").read_text() == (said := Path("ours.jsonl").read_text())
+    assert said.count('"caption"') == 6 and said.count("context holds 200") == 6  # of the short prompt, of the long one
+
+
+def test_without_vllm_it_says_what_to_install(photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    refused = run("photos", "--model", "minichat-tiny", "--engine", "vllm", code=1)
+    assert "pip install 'minichat[vllm]'" in refused.stderr

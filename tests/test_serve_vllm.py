@@ -16,6 +16,7 @@ import torch
 import minichat
 from minichat.inference.bot import MiniChat
 from minichat.prompt.conversation import Conversation
+from minichat.toy.world import draw, random_scene
 from minichat.weights.export import export
 from tests.clients.vllm_ids import PENALTY
 from tests.tiny import noise_picture, tiny_bot
@@ -170,3 +171,24 @@ def test_vllms_blip2_writes_our_ids(tmp_path: Path) -> None:
     slots = {json.loads((folder / "config.json").read_text())["image_token_index"]: bot.processor.image_token_id}
     found["read"] = [[slots.get(each, each) for each in ids] for ids in found["read"]]
     check(bot, [[noise_picture(number)] for number in range(COUNT)], found)
+
+
+def test_captions_are_those_of_one_process(tmp_path: Path) -> None:
+    """`minichat caption --engine vllm`: the same rows, but where two words are nearly alike."""
+    (tmp_path / "photos").mkdir()
+    for number in range(COUNT):
+        draw(random_scene(random.Random(number))).save(tmp_path / "photos" / f"{number:02}.png")
+    (tmp_path / "photos" / "07.png").write_bytes(b"no picture")
+    folder = model("minichat-tiny", tmp_path / "model")
+
+    def rows(engine: str) -> list[str]:
+        asked = ["caption", "photos", "--out", f"{engine}.jsonl", "--engine", engine, "--model", str(folder)]
+        surroundings = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        command = [f"{INSTALLED}/bin/python", "-m", "minichat", *asked, "--dtype", "float32", "--max-new-tokens", "60"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=surroundings)
+        assert done.returncode == 3, (done.stdout + done.stderr)[-6000:]
+        return (tmp_path / f"{engine}.jsonl").read_text().splitlines()
+
+    ours, theirs = rows("local"), rows("vllm")
+    assert len(ours) == len(theirs) == COUNT and theirs[7] == ours[7] and "error" in json.loads(theirs[7])
+    assert sum(map(str.__eq__, ours, theirs)) >= COUNT - 3

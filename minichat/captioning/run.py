@@ -123,7 +123,7 @@ class Run:
 
     def check_model(self, requested: str, name: str, bot: Writer) -> None:
         """Note the model, or refuse another than the run was begun with. Raises `DataError`."""
-        facts = bot.facts if isinstance(bot, Workers) else Facts.of(bot)
+        facts = Facts.of(bot) if (told := getattr(bot, "facts", None)) is None else told
         weights, dtype = facts.weights, facts.dtype
         now = {"requested": requested, "name": name, "weights": weights, "dtype": dtype}
         before = self.journal.fact("model")

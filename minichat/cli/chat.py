@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from enum import StrEnum
 from functools import partial
@@ -40,6 +41,7 @@ from minichat.errors import SettingsError
 if TYPE_CHECKING:
     from minichat.captioning.cluster import Workers
     from minichat.captioning.run import Progress, Run
+    from minichat.captioning.vllm_engine import VllmBot
     from minichat.device import Dtype, Quantize
     from minichat.fileio import Skipped
     from minichat.inference.session import ChatSession
@@ -203,6 +205,7 @@ class Existing(StrEnum):
 class Where(StrEnum):
     local = "local"
     ray = "ray"
+    vllm = "vllm"
 
 
 # Which model "auto" is depends on the run that is gone on with, so it is not settled as the options are read.
@@ -252,7 +255,8 @@ def caption(
     ),
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     engine: Annotated[
-        Where, typer.Option(help="local: this process; ray: workers on a cluster (RAY_ADDRESS, or started here).")
+        Where,
+        typer.Option(help="local: this process; ray: workers on a cluster (RAY_ADDRESS, or started here); vllm: vLLM."),
     ] = Where.local,
     workers: Annotated[
         int | None, typer.Option(min=1, help="With Ray; default: one for each GPU, without GPUs for each machine.")
@@ -290,10 +294,7 @@ def caption(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    if engine == Where.local and workers is not None:
-        raise SettingsError("--workers are those of a cluster: say --engine ray, too.")
-    if engine == Where.ray and device_map is not None:
-        raise SettingsError("--engine ray gives each worker a device of its own: leave --device-map away.")
+    _check_engine(engine, workers, placed=device != "auto" or quantize is not None, spread=device_map is not None)
     listed = [*(prompt or []), *(read_prompts(prompts) if prompts is not None else [])]
     if boxes and not listed:
         listed = [GROUNDING]
@@ -340,8 +341,11 @@ def caption(
         try:
             if planned.todo:
                 with ExitStack() as stack:
+                    bot: Any
                     if engine == Where.ray:
-                        bot: Any = stack.enter_context(_workers(name, device, dtype, quantize, verify, workers))
+                        bot = stack.enter_context(_workers(name, device, dtype, quantize, verify, workers))
+                    elif engine == Where.vllm:
+                        bot = _vllm(name, dtype, verify, batch_size, settings)
                     else:
                         bot = load_bot(name, device, dtype, quantize, device_map, verify)
                     run.check_model(model, name, bot)
@@ -380,6 +384,26 @@ def _workers(
     load = partial(load_bot, name, device, dtype, quantize, None, verify)
     typer.echo("Waiting for the cluster's first worker to load the model.", err=True)
     return Workers(load, count, gpus=device == "auto" or device.startswith("cuda"))
+
+
+def _check_engine(engine: Where, workers: int | None, placed: bool, spread: bool) -> None:
+    """Raise `SettingsError` for options that another engine has."""
+    if engine != Where.ray and workers is not None:
+        raise SettingsError("--workers are those of a cluster: say --engine ray, too.")
+    if engine == Where.ray and spread:
+        raise SettingsError("--engine ray gives each worker a device of its own: leave --device-map away.")
+    if engine == Where.vllm and (placed or spread):
+        raise SettingsError("--engine vllm chooses devices itself: leave --device, --quantize and --device-map away.")
+
+
+def _vllm(name: str, dtype: Dtype, verify: bool, batch_size: int, settings: Mapping[str, Any]) -> VllmBot:
+    """vLLM with the model. What it cannot do is refused before anything is read."""
+    from minichat.captioning.vllm_engine import VllmBot, check
+    from minichat.inference.sampling import GenerationSettings
+    from minichat.weights.registry import find
+
+    check(GenerationSettings().updated(**settings))
+    return VllmBot(find(name), dtype, verify, batch_size)
 
 
 class _Shown:
