@@ -402,7 +402,7 @@ class Vllm:
     def __init__(self, bot):
         self.bot, self.opened, self.asked = bot, {}, []
 
-    def LLM(self, folder, **options):  # noqa: N802 (the package's name)
+    def LLM(self, folder, **options):
         self.opened = {"folder": folder, **options}
         return self
 
