@@ -46,12 +46,18 @@ if TYPE_CHECKING:
     from minichat.fileio import Skipped
     from minichat.inference.session import ChatSession
     from minichat.prompt.conversation import Conversation
+    from minichat.web import Owned
 
 
 # --- `minichat chat`, `demo` and `serve`.
 
 
 app = commands()
+
+KEPT = Path("runs/kept")
+KeptHere = Annotated[
+    Path, typer.Option("--set", metavar="FOLDER", help="Where the page keeps the replies that are to be learnt.")
+]
 
 
 @app.command()
@@ -111,12 +117,14 @@ def demo(
         "127.0.0.1"
     ),
     port: Annotated[int | None, typer.Option("--port", help="Default: 7860, or the next free one.")] = None,
+    kept: KeptHere = KEPT,
 ) -> None:
     """Chat in a web page."""
     from minichat import web
 
-    bot = load_bot(model, device, dtype, quantize, device_map, verify)
-    running = web.launch(web.build_app(bot), host=host, port=port)
+    owned = _owned(kept, model, False, device, dtype, quantize, device_map, verify)
+    # The page may change to another model: nothing here holds on to the first.
+    running = web.launch(web.build_app(owned.load(model), owned=owned), host=host, port=port)
     typer.echo(f"MiniChat is at {running.url}  (Ctrl-C ends it)", err=True)
     running.wait()
 
@@ -144,6 +152,7 @@ def serve(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="The longest reply that may be asked for.")] = None,
     queue: Annotated[int | None, typer.Option(help="Replies that may wait; more are refused at once.")] = None,
+    kept: KeptHere = KEPT,
 ) -> None:
     """Serve OpenAI's chat completions to other programs."""
     from minichat.serve import app as serving
@@ -154,7 +163,13 @@ def serve(
     listening = server.listen(host, server.PORT if port is None else port)  # an error comes before the weights
     bot = load_bot(model, device, dtype, quantize, None, verify)
     served = serving.build_app(
-        bot, name=name, key=key, page=page, limits=limits, origins=origins or (), image_hosts=image_hosts or ()
+        bot,
+        name=name,
+        key=key,
+        page=_owned(kept, model, key is not None, device, dtype, quantize, None, verify) if page else False,
+        limits=limits,
+        origins=origins or (),
+        image_hosts=image_hosts or (),
     )
     address = server.address_of(listening)
     where = f"{address}/v1" + (f", the chat page is at {address}" if page else "")
@@ -162,6 +177,14 @@ def serve(
     if key is None and host not in ("127.0.0.1", "::1", "localhost"):
         typer.echo("Whoever reaches this address may use it: set MINICHAT_API_KEY, or give --api-key-file.", err=True)
     server.serve(served, listening)
+
+
+def _owned(folder: Path, model: str, keyed: bool, *how: Any) -> Owned:
+    """What the page's owner has: the set of kept replies, and other models, loaded as this one is (`load_bot`)."""
+    from minichat.device.placement import choose
+    from minichat.web import Owned
+
+    return Owned(folder, model, lambda name: load_bot(name, *how), partial(choose, *how[:4]), keyed)
 
 
 def _key(file: Path | None) -> str | None:

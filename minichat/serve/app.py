@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI
@@ -28,6 +28,9 @@ from minichat.serve.image_hosts import ImageHosts
 from minichat.serve.metrics import CONTENT_TYPE, Metrics
 from minichat.serve.protocol import FAILED, NOT_FOUND, UNAUTHORIZED, UNAVAILABLE, ApiError, Limits, encode
 
+if TYPE_CHECKING:
+    from minichat.web import Owned
+
 Answer = Callable[[Request], Response]
 
 
@@ -36,7 +39,7 @@ def build_app(
     *,
     name: str | None = None,
     key: str | None = None,
-    page: bool = False,
+    page: bool | Owned = False,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
     origins: Sequence[str] = (),
     image_hosts: Sequence[str] = (),
@@ -45,7 +48,8 @@ def build_app(
 
     Args:
         name: what requests call the model; None: its own name.
-        page: whether the chat page is at `/`, on the same engine; with a key it asks people for it.
+        page: whether the chat page is at `/`, on the same engine; with a key it asks people for it. What its owner has,
+            where somebody may teach there and change the model; programs keep this one.
         key: without it nothing but `/health` is answered; None: there is no key.
         limits: what requests may cost the host.
         origins: of web pages whose scripts may use this server ("https://example.org").
@@ -63,7 +67,7 @@ def build_app(
     metrics.gauge("replies_running", "Replies that are being written now.", lambda: engine.written_now)
     metrics.gauge("replies_waiting", "Replies that wait for a row.", lambda: engine.waiting)
     metrics.gauge("kept_bytes", "Keys and values that are kept of prompts.", lambda: engine.kept.nbytes)
-    door = [Middleware(Door, key=key, page=page, ending=lambda: completions.ending)]
+    door = [Middleware(Door, key=key, page=bool(page), ending=lambda: completions.ending)]
     if origins:  # outside of the door: a browser asks for leave without the key
         methods, headers = ["GET", "POST"], ["Authorization", "Content-Type"]
         cross: dict[str, Any] = {"allow_origins": list(origins), "allow_methods": methods, "allow_headers": headers}
@@ -85,7 +89,8 @@ def build_app(
     if page:
         from minichat import web
 
-        completions.on_end.append(web.mount(web.build_app(bot), app).close)
+        owned = None if isinstance(page, bool) else page
+        completions.on_end.append(web.mount(web.build_app(bot, owned=owned), app).close)
     return app
 
 

@@ -8,13 +8,15 @@ if TYPE_CHECKING:
     from minichat.web.app import build_app
     from minichat.web.serving import Running, launch, mount
     from minichat.web.sessions import Limits
+    from minichat.web.swap import Owned
 
-__all__ = ["Limits", "Running", "build_app", "launch", "mount"]
+__all__ = ["Limits", "Owned", "Running", "build_app", "launch", "mount"]
 
 _HOMES = {
     "build_app": "minichat.web.app",
     "Limits": "minichat.web.sessions",
     "launch": "minichat.web.serving",
+    "Owned": "minichat.web.swap",
     "mount": "minichat.web.serving",
     "Running": "minichat.web.serving",
 }

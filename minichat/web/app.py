@@ -13,10 +13,12 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from minichat import fileio
+from minichat.web.curate import Desk
 from minichat.web.examples import EXAMPLES
 from minichat.web.guard import Waiting
 from minichat.web.handlers import BUSY, IDLE, TEXT, Handlers
 from minichat.web.sessions import Field, Limits, Sessions, Uploads, panel
+from minichat.web.swap import Owned
 
 # By the names of the built-in models.
 KNOWS = {
@@ -40,14 +42,16 @@ class Page(gr.Blocks):
     uploads: Uploads
     waiting: Waiting
     limits: Limits
+    desk: Desk
 
 
-def build_app(bot: Any, limits: Limits = Limits()) -> Page:  # noqa: B008 (frozen)
+def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -> Page:  # noqa: B008 (frozen)
     """The chat page of a loaded model; `minichat.web.launch` serves it.
 
     Args:
         bot: a `MiniChat`, of which `name`, `context` and `chat()` are used.
         limits: what the page may cost its host.
+        owned: the set of kept replies, and how other models are loaded; None: nobody teaches on this page.
     """
     # Gradio reads these when a Blocks is made: it is to send nothing home, and neither to keep records of past requests
     # nor to sum them up after every one.
@@ -61,10 +65,11 @@ def build_app(bot: Any, limits: Limits = Limits()) -> Page:  # noqa: B008 (froze
         fill_width=True,
         delete_cache=(300, int(limits.session_life) + 300),  # what Gradio itself may store; uploads are `Uploads`' own
     )
-    page.sessions, page.limits = Sessions(bot.chat, limits), limits
+    page.sessions, page.limits = Sessions(bot.chat, limits, name=bot.name), limits
     # Gradio serves and reads files below its own folder only.
     page.uploads = Uploads(Path(get_upload_folder()) / f"minichat-{secrets.token_hex(8)}", limits)
     page.waiting = Waiting(page)
+    page.desk = Desk(owned, bot, page.sessions, page.uploads, limits, KNOWS)
     listeners = Handlers(page.sessions, page.uploads, page.waiting, fields, limits)
     with page:
         new = _head(bot.name)
@@ -91,6 +96,7 @@ def _head(name: str) -> gr.Button:
             f"<h1>MiniChat</h1><p>Talk about pictures with <code>{html.escape(name)}</code></p>",
             elem_id="mc-title",
         )
+        gr.HTML('<button type="button" id="mc-teach" hidden>Teach</button>', elem_id="mc-teacher")
         return gr.Button("New chat", size="sm", variant="secondary", elem_id="mc-new")
 
 

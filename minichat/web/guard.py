@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -70,9 +70,11 @@ _VISITOR = re.compile(r"[A-Za-z0-9_-]{43}")
 _GET = re.compile(
     r"/|/config/?|/theme\.css|/robots\.txt|/favicon\.ico|/(?:assets|static|svelte)/.+"
     rf"|{API}/(?:startup-events|theme\.css|info/?|app_id/?|queue/data|heartbeat/[^/]+|file=.+)"
+    r"|/minichat/desk/[0-9a-f]{20}/[0-9]{1,4}"
 )
 LACKING = "/minichat/lacking"  # ours: of the pictures that a page names, those that its visitor has to upload anew
-_POST = re.compile(rf"{API}/(?:queue/join|run/[^/]+/?|upload)|{LACKING}")
+DESK = "/minichat/desk"  # ours: what the page's owner may do beside talking
+_POST = re.compile(rf"{API}/(?:queue/join|run/[^/]+/?|upload)|{LACKING}|{DESK}")
 _NAMES = 2**20  # bytes of names
 
 HEADERS = {
@@ -139,6 +141,7 @@ class Guard:
 
     Args:
         inputs: how many values each listener of the page takes, by the listener's number.
+        desk: answers what is asked at `DESK`, with the visitor, or None for one who has no cookie.
     """
 
     def __init__(
@@ -149,8 +152,10 @@ class Guard:
         waiting: Waiting,
         inputs: Mapping[int, int],
         limits: Limits,
+        desk: Callable[[Scope, Receive, Send, str | None], Awaitable[None]],
     ) -> None:
         self._app = app
+        self._desk = desk
         self._sessions = sessions
         self._uploads = uploads
         self._waiting = waiting
@@ -186,6 +191,9 @@ class Guard:
             send = _with_headers(send, {"Set-Cookie": f"{COOKIE}={token}; Path=/; HttpOnly; SameSite=Lax{secure}"})
         route = path.removeprefix(API)
         private = route.startswith(("/queue/", "/run/", "/upload", "/heartbeat/", "/file="))
+        if path.startswith(DESK):
+            await self._desk(scope, receive, send, visitor)
+            return
         if path == LACKING and visitor is not None:
             await self._tell_lacking(scope, receive, send, visitor)
             return
@@ -211,7 +219,7 @@ class Guard:
 
     async def _tell_lacking(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
         try:
-            names = json.loads(await _whole(receive, _NAMES))
+            names = json.loads(await whole(receive, _NAMES))
         except (ValueError, RecursionError):
             raise Refusal(400, "The request is no valid JSON.") from None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -273,7 +281,7 @@ class Guard:
     async def _read_json(self, receive: Receive) -> dict[str, Any]:
         """The body of a message, whose `fn_index`, `data` and `session_hash` have been checked."""
         too_long = f"A message may have at most {self._limits.characters} characters; this is longer."
-        body = await _whole(receive, self._max_json, too_long)
+        body = await whole(receive, self._max_json, too_long)
         try:
             content = json.loads(body, parse_int=_number)
         except (ValueError, RecursionError):
@@ -320,7 +328,7 @@ class Guard:
         await JSONResponse(paths)(scope, receive, send)
 
 
-async def _whole(receive: Receive, most: int, too_long: str = "The request is too long.") -> bytes:
+async def whole(receive: Receive, most: int, too_long: str = "The request is too long.") -> bytes:
     """The body of a request. Raises `Refusal` for one that breaks off, or has more bytes than that."""
     body, more = bytearray(), True
     while more:

@@ -15,7 +15,7 @@ import gradio as gr
 from PIL import Image
 
 from minichat import images
-from minichat.device.memory import out_of_memory
+from minichat.device.memory import free_memory, out_of_memory
 from minichat.errors import ImageError, MiniChatError, PromptError
 from minichat.prompt.conversation import Conversation
 from minichat.web.examples import Example
@@ -141,10 +141,13 @@ class Handlers:
                 yield gr.skip(), gr.skip(), gr.skip()
                 return
             try:
+                self._sessions.renew(session)
                 if talk is not None:
                     self._take_up(session, talk)
                 last = yield from act(session, sent)
             finally:
+                if self._sessions.renew(session):  # the model that wrote this is not needed any more
+                    free_memory()
                 session.answering.release()
             yield last
         except MiniChatError as error:
@@ -180,7 +183,7 @@ class Handlers:
         conversation = talk.conversation(pictures)
         for name in talk.pictures:
             session.album.add(pictures[name], name)
-        session.chat = self._sessions.new_chat(conversation=conversation)
+        self._sessions.begin(session, conversation)
 
     def _open(self, path: str) -> Image.Image:
         picture = images.load(path)
@@ -309,7 +312,7 @@ class Handlers:
         finally:  # also where the visitor leaves at any of these steps
             answered = chat.conversation is not start
             if not answered and start is not before and session.chat is chat:
-                session.chat = self._sessions.new_chat(conversation=before)
+                self._sessions.begin(session, before)
         for notice in chat.notices:
             if notice not in told:
                 gr.Info(notice, title=NOTE)
@@ -331,7 +334,7 @@ class Handlers:
         if answered:
             figures = session.chat.figures
             told["messages"][-1] |= {"cut": session.chat.cut, "figures": figures and asdict(figures)}
-        return {**told, "answered": answered}
+        return {**told, "answered": answered, "model": self._sessions.name}
 
     def _shown(self, session: Session) -> list[dict[str, Any]]:
         """The whole conversation as the chat shows it."""

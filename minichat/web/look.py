@@ -44,7 +44,7 @@ def theme() -> gr.themes.Base:
 
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("chats.js", "box.js", "messages.js", "list.js", "page.js")
+SCRIPTS = ("chats.js", "box.js", "messages.js", "list.js", "curate.js", "page.js")
 
 
 def script() -> str:

@@ -35,6 +35,7 @@ class Running:
         """Stop serving, end every chat, and delete what visitors left on disk."""
         for key in self.page.sessions.open_keys():
             self.page.sessions.close(key)
+        self.page.desk.close()
         self.page.close(verbose=False)
         self.page.uploads.close()
 
@@ -101,6 +102,7 @@ def _options(page: Page) -> dict[str, Any]:
         waiting=page.waiting,
         inputs={number: len(listener.inputs) for number, listener in page.fns.items() if listener.fn is not None},
         limits=limits,
+        desk=page.desk,
     )
     return {
         "show_error": False,

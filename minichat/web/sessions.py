@@ -10,13 +10,14 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from minichat.errors import MiniChatError, SettingsError
+from minichat.prompt.conversation import Conversation
 from minichat.web.talk import Album
 
 # --- What one page may cost its host, and what one visitor may take of that: sizes, counts and lifetimes.
@@ -147,6 +148,7 @@ class Session:
     visitor: str
     address: str  # "": no address to count by
     chat: Any  # ChatSession; replaced by a fresh one when the visitor clears the chat
+    model: Callable[..., Any]  # the `new_chat` that made it
     last_used: float
     left: float | None = None  # since when its page is gone
     notice: str = ""  # to tell the visitor with the next answer
@@ -159,9 +161,14 @@ class Sessions:
     """The open chats by session key. All methods may be called from any thread."""
 
     def __init__(
-        self, new_chat: Callable[..., Any], limits: Limits, clock: Callable[[], float] = time.monotonic
+        self,
+        new_chat: Callable[..., Any],
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        name: str = "",
     ) -> None:
-        self.new_chat = new_chat  # `MiniChat.chat`
+        self.new_chat = new_chat  # `MiniChat.chat`; another one after `swap`
+        self.name = name  # of that model
         self._limits = limits
         self._clock = clock
         self._lock = threading.RLock()
@@ -193,7 +200,7 @@ class Sessions:
             session = self._open.get(key)
             if session is None:
                 self._make_room(visitor, address)
-                session = Session(key, visitor, address, self.new_chat(), self._clock())
+                session = Session(key, visitor, address, self.new_chat(), self.new_chat, self._clock())
                 session.notice = self._dropped.pop(key, "")
                 self._open[key] = session
             session.last_used, session.left = self._clock(), None
@@ -213,9 +220,41 @@ class Sessions:
     def clear(self, session: Session) -> None:
         """Stop what is being answered and start the chat anew."""
         session.stopping.set()
-        session.chat = self.new_chat()
+        self.begin(session)
         session.album = Album()
         session.notice = ""
+
+    def begin(self, session: Session, conversation: Conversation = Conversation()) -> None:  # noqa: B008 (frozen)
+        """Give the session a chat that goes on with this conversation, by the model that answers now.
+
+        Ids that another model wrote are left out: the replies are spelled anew.
+        """
+        with self._lock:
+            if session.model != self.new_chat:
+                conversation = Conversation(tuple(replace(message, ids=None) for message in conversation))
+            session.chat, session.model = self.new_chat(conversation=conversation), self.new_chat
+
+    def renew(self, session: Session) -> bool:
+        """Go on by the model that answers now; whether it was another before. Only while nothing is being answered."""
+        stale = session.model != self.new_chat
+        if stale:
+            self.begin(session, session.chat.conversation)
+        return stale
+
+    def swap(self, new_chat: Callable[..., Any], name: str) -> None:
+        """Another model, of this name, answers from now on.
+
+        A reply that is being written ends by the one before, which is let go of then, and else at once.
+        """
+        with self._lock:
+            self.new_chat, self.name = new_chat, name
+            chats = list(self._open.values())
+        for session in chats:
+            if session.answering.acquire(blocking=False):
+                try:
+                    self.renew(session)
+                finally:
+                    session.answering.release()
 
     def stop(self, key: str) -> None:
         """Stop what is being answered, and what was asked before now and waits to be answered."""

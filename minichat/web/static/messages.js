@@ -52,6 +52,7 @@ function dress() {
   const shown = branch(page.chat);
   document.querySelectorAll("#mc-chat .message-buttons .icon-button-wrapper").forEach((bar, place) => {
     const node = shown[place];
+    thumbs(bar, node);
     const all = node ? siblings(page.chat, node) : [];
     const more = place === shown.length - 1 && node.role === "assistant" && node.id !== page.growing && (node.cut || node.partial);
     const figures = localStorage.getItem(FIGURES) && node?.figures;

@@ -92,6 +92,7 @@ let kept = Promise.resolve();
 const keep = (said) => (kept = kept.then(() => said && take(said)).catch(console.error));
 
 async function take(said) {
+  if (said.model) named(said);
   if (said.reply !== undefined) {
     page.growing = grow(page.chat, said.reply, page.growing);
   } else {
@@ -137,6 +138,7 @@ async function start() {
   chatList();
   listenToBox();
   listenToMessages();
+  openDesk();
   await openChat(sessionStorage.getItem("minichat.chat"));
   if (page.chat.leaf) ui("#mc-show").click();
   if (!matchMedia("(pointer: coarse)").matches) box().focus(); // a phone would open its keyboard
