@@ -21,13 +21,8 @@ from minichat.device.memory import check_fits, free_memory, out_of_memory
 from minichat.device.placement import Placement, choose
 from minichat.errors import DataError, MiniChatError, ModelError
 from minichat.fileio import locks, replace_file
-from minichat.inference.doctor import read_config
-from minichat.train.checkpoint import CHECKPOINTS, LESSONS, METRICS, TEACHING
-from minichat.train.logging import read_metrics
 from minichat.web.sessions import Sessions
 from minichat.weights.hub import read_json
-from minichat.weights.projection import is_projection
-from minichat.weights.registry import catalogue
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +115,8 @@ class Teaching:
             running, notes = self.running(), self._notes()
         if notes is None:
             return {"running": running}
+        from minichat.train.checkpoint import METRICS, TEACHING
+
         out = Path(notes["out"])
         lines = _told(self._folder / _LOG)
         state = {"running": running, "out": notes["out"], "lines": lines[-_LINES:], **_losses(out / METRICS)}
@@ -159,6 +156,8 @@ class Teaching:
 
     @staticmethod
     def _done(notes: dict[str, Any]) -> bool:
+        from minichat.train.checkpoint import TEACHING
+
         return (Path(notes["out"]) / TEACHING).is_file()
 
 
@@ -183,6 +182,8 @@ def _told(path: Path) -> list[str]:
 
 def _losses(path: Path) -> dict[str, list[list[float]]]:
     """[step, loss] of the steps, thinned out, and of what was held out."""
+    from minichat.train.logging import read_metrics
+
     try:
         lines = read_metrics(path)
     except OSError:
@@ -221,6 +222,8 @@ class Models:
 
     def choices(self) -> list[str]:
         """What `use` takes: known names that are here, then results below runs/, the newest first; all that fit."""
+        from minichat.weights.registry import catalogue
+
         known = [entry.name for entry in catalogue() if entry.here and entry.template]
         results = sorted(_results(Path(RUNS)), key=lambda folder: folder.stat().st_mtime, reverse=True)
         names = [*known, *(folder.as_posix() for folder in results)]
@@ -258,6 +261,8 @@ class Models:
             raise ModelError(f"{name!r} cannot be loaded: {why or type(error).__name__}.") from None
 
     def _fits(self, name: str) -> bool:
+        from minichat.inference.doctor import read_config
+
         try:
             check_fits(read_config(name), name, self._owned.placement())
             return True
@@ -267,6 +272,8 @@ class Models:
 
 def _results(folder: Path, depth: int = 3) -> Iterator[Path]:
     """The folders of models below this one."""
+    from minichat.train.checkpoint import CHECKPOINTS, LESSONS
+
     if depth == 0 or not folder.is_dir():
         return
     for inner in folder.iterdir():
@@ -279,6 +286,8 @@ def _results(folder: Path, depth: int = 3) -> Iterator[Path]:
 
 
 def _is_model(folder: Path) -> bool:
+    from minichat.weights.projection import is_projection
+
     try:
         if is_projection(folder):
             return True
