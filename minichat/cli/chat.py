@@ -16,10 +16,12 @@ import typer
 
 from minichat.cli.options import (
     DEFAULT_MODEL,
+    KEPT,
     SOME_FAILED,
     Beams,
     Device,
     DeviceMap,
+    Kept,
     LengthPenalty,
     Lines,
     Model,
@@ -35,6 +37,7 @@ from minichat.cli.options import (
     given,
     load_bot,
     named,
+    owned,
 )
 from minichat.errors import SettingsError
 
@@ -46,18 +49,12 @@ if TYPE_CHECKING:
     from minichat.fileio import Skipped
     from minichat.inference.session import ChatSession
     from minichat.prompt.conversation import Conversation
-    from minichat.web import Owned
 
 
 # --- `minichat chat`, `demo` and `serve`.
 
 
 app = commands()
-
-KEPT = Path("runs/kept")
-KeptHere = Annotated[
-    Path, typer.Option("--set", metavar="FOLDER", help="Where the page keeps the replies that are to be learnt.")
-]
 
 
 @app.command()
@@ -117,14 +114,14 @@ def demo(
         "127.0.0.1"
     ),
     port: Annotated[int | None, typer.Option("--port", help="Default: 7860, or the next free one.")] = None,
-    kept: KeptHere = KEPT,
+    kept: Kept = KEPT,
 ) -> None:
     """Chat in a web page."""
     from minichat import web
 
-    owned = _owned(kept, model, False, device, dtype, quantize, device_map, verify)
+    has = owned(kept, model, False, device, dtype, quantize, device_map, verify)
     # The page may change to another model: nothing here holds on to the first.
-    running = web.launch(web.build_app(owned.load(model), owned=owned), host=host, port=port)
+    running = web.launch(web.build_app(has.load(model), owned=has), host=host, port=port)
     typer.echo(f"MiniChat is at {running.url}  (Ctrl-C ends it)", err=True)
     running.wait()
 
@@ -152,7 +149,7 @@ def serve(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="The longest reply that may be asked for.")] = None,
     queue: Annotated[int | None, typer.Option(help="Replies that may wait; more are refused at once.")] = None,
-    kept: KeptHere = KEPT,
+    kept: Kept = KEPT,
 ) -> None:
     """Serve OpenAI's chat completions to other programs."""
     from minichat.serve import app as serving
@@ -162,14 +159,9 @@ def serve(
     limits = protocol.Limits(**given(max_tokens=max_tokens, queue=queue))
     listening = server.listen(host, server.PORT if port is None else port)  # an error comes before the weights
     bot = load_bot(model, device, dtype, quantize, None, verify)
+    has = owned(kept, model, key is not None, device, dtype, quantize, None, verify) if page else False
     served = serving.build_app(
-        bot,
-        name=name,
-        key=key,
-        page=_owned(kept, model, key is not None, device, dtype, quantize, None, verify) if page else False,
-        limits=limits,
-        origins=origins or (),
-        image_hosts=image_hosts or (),
+        bot, name=name, key=key, page=has, limits=limits, origins=origins or (), image_hosts=image_hosts or ()
     )
     address = server.address_of(listening)
     where = f"{address}/v1" + (f", the chat page is at {address}" if page else "")
@@ -177,14 +169,6 @@ def serve(
     if key is None and host not in ("127.0.0.1", "::1", "localhost"):
         typer.echo("Whoever reaches this address may use it: set MINICHAT_API_KEY, or give --api-key-file.", err=True)
     server.serve(served, listening)
-
-
-def _owned(folder: Path, model: str, keyed: bool, *how: Any) -> Owned:
-    """What the page's owner has: the set of kept replies, and other models, loaded as this one is (`load_bot`)."""
-    from minichat.device.placement import choose
-    from minichat.web import Owned
-
-    return Owned(folder, model, lambda name: load_bot(name, *how), partial(choose, *how[:4]), keyed)
 
 
 def _key(file: Path | None) -> str | None:

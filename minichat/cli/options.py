@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -22,6 +23,7 @@ from minichat.errors import DataError, MiniChatError, PromptError
 
 if TYPE_CHECKING:
     from minichat.inference.bot import MiniChat
+    from minichat.web import Owned
 
 
 # --- Standard input, output and error as a program may find them: closed, full, in a narrow encoding, with bytes that
@@ -230,6 +232,10 @@ LengthPenalty = Annotated[
     float | None, typer.Option("--length-penalty", help="Of beams: below 1 short replies win more often.")
 ]
 Penalty = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1: fewer repetitions.")]
+KEPT = Path("runs/kept")
+Kept = Annotated[
+    Path, typer.Option("--set", metavar="FOLDER", help="Where the page keeps the replies that are to be learnt.")
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed samples the same reply.")]
 
 
@@ -245,6 +251,14 @@ def load_bot(
 
     chosen: Any = given(quantize=quantize, device_map=device_map, verify=verify or None)
     return load(model, device=device, dtype=dtype, **chosen)
+
+
+def owned(folder: Path, model: str, keyed: bool, *how: Any) -> Owned:
+    """What the page's owner has: the set of kept replies, and other models, loaded as this one is (`load_bot`)."""
+    from minichat.device.placement import choose
+    from minichat.web import Owned
+
+    return Owned(folder, model, lambda name: load_bot(name, *how), partial(choose, *how[:4]), keyed)
 
 
 def given(**settings: Any) -> dict[str, Any]:
