@@ -29,8 +29,9 @@ import minichat
 from benchmarks.random_model import SIZES, write_random_model
 from minichat.inference.bot import MiniChat
 from minichat.inference.engine import Engine
-from minichat.inference.generate import KVCache, Prompt, generate_rows, stream
-from minichat.inference.request import Request
+from minichat.inference.generate import generate_rows, stream
+from minichat.inference.kv_cache import KVCache
+from minichat.inference.request import Prompt, Request
 from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation
 

@@ -30,8 +30,8 @@ from minichat.data import formats
 from minichat.data.dataset import Collator, Row, Rows, padding, plan
 from minichat.model.loss import ProcessGroup
 from minichat.prompt.render import IGNORED
-from minichat.train.checkpoint import make_optimizer, trained
 from minichat.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, Source
+from minichat.train.optimizer import make_optimizer, trained
 from minichat.train.stages.finetune import Finetune
 
 WORDS = ("red", "blue", "green", "small", "large", "circle", "square", "boat", "star", "the", "a", "of", "and", "left")

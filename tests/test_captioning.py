@@ -264,7 +264,7 @@ def test_a_full_disk_loses_nothing(bot, photos, monkeypatch):
             super()._append(lines)
 
     with monkeypatch.context() as patch:
-        patch.setattr("minichat.captioning.JsonLines", Full)
+        patch.setattr("minichat.captioning.run.JsonLines", Full)
         stopped = CliRunner().invoke(cli.app, ["caption", "photos", "--out", "c.jsonl", "--batch-size", "1"])
         assert stopped.exit_code != 0
     assert not Path("c.jsonl").read_bytes().endswith(b"\n")

@@ -15,9 +15,9 @@ from torch import Tensor
 from minichat.errors import PromptError
 from minichat.inference.bot import MiniChat
 from minichat.inference.engine import Engine, why_alone
-from minichat.inference.generate import KVCache, Prompt, logits_processors, stream
-from minichat.inference.kv_cache import KeyValuePool, PrefixTree, shared
-from minichat.inference.request import Request
+from minichat.inference.generate import logits_processors, stream
+from minichat.inference.kv_cache import KeyValuePool, KVCache, PrefixTree, shared
+from minichat.inference.request import Prompt, Request
 from minichat.inference.sampling import GenerationSettings, ReplyText, Sampler, Stops, noise_generator
 from minichat.prompt.conversation import Conversation
 from tests.interrupted import interrupted_at

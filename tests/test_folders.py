@@ -10,8 +10,8 @@ from PIL import Image
 
 from minichat.data.check import check
 from minichat.data.example import Problem
+from minichat.data.formats.folder import Skipped, find_pictures, looks_like_picture
 from minichat.errors import DataError, ImageError
-from minichat.fileio import Skipped, find_pictures, looks_like_picture
 from minichat.images import load
 
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from minichat.errors import SettingsError
 from minichat.inference.bot import MiniChat
-from minichat.inference.generate import KVCache, Prompt, StepLock, generate_rows, logits_processors, stream
+from minichat.inference.generate import generate_rows, logits_processors, stream
+from minichat.inference.kv_cache import KVCache
+from minichat.inference.request import Prompt, StepLock
 from minichat.inference.sampling import GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.tokenizer import FastTokenizer, SentencePieceTokenizer
@@ -484,7 +486,7 @@ def test_cancelled_between_two_steps() -> None:
 # --- taking turns
 
 
-def test_the_turnstile_admits_one_at_a_time_in_order() -> None:
+def test_the_step_lock_admits_one_at_a_time_in_order() -> None:
     step_lock = StepLock()
     inside, most, order = 0, 0, []
     waiting = [threading.Event() for _ in range(6)]
@@ -532,7 +534,7 @@ def test_who_comes_back_at_once_does_not_overtake() -> None:
         thread.join(5)
 
 
-def test_an_error_or_an_interrupt_frees_the_turnstile() -> None:
+def test_an_error_or_an_interrupt_frees_the_step_lock() -> None:
     step_lock = StepLock()
     with pytest.raises(RuntimeError), step_lock:
         raise RuntimeError
@@ -590,7 +592,7 @@ def test_ctrl_c_where_others_are_let_pass_admits_nobody_else() -> None:
 
 
 def test_ctrl_c_at_any_line_neither_admits_two_nor_locks_anyone_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minichat.inference.generate._LOOK_AGAIN", 0.01)
+    monkeypatch.setattr("minichat.inference.request._LOOK_AGAIN", 0.01)
     inside, most = 0, 0
 
     def stay() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from minichat.errors import ImageError, PromptError
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
-from minichat.model.bridge import QFormerBridge
+from minichat.model.minichat import QFormerBridge
 from tests.tiny_network import (
     KINDS,
     PICTURES_IN_ROW,

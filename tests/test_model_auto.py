@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
-from minichat.prompt.image_processor import MiniChatImageProcessor
+from minichat.prompt.processor import MiniChatImageProcessor
 from tests.tiny_network import tiny_config, tiny_network
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from minichat.errors import SettingsError
 from minichat.model import MiniChatForConditionalGeneration, set_trainable
-from minichat.model.bridge import QFormerBridge
+from minichat.model.minichat import QFormerBridge
 from tests.tiny_network import VOCABULARY, pictures, row, tiny_network
 
 IDS = torch.tensor([row(1, "picture", 5, 6, "picture", 7, 8)])

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from minichat.inference.generate import one_row
+from minichat.inference.kv_cache import one_row
 from tests.tiny import noise_picture, tiny_bot
 
 ROW = torch.ones(1, 1, 64, dtype=torch.bfloat16)

@@ -17,8 +17,7 @@ import minichat.model  # noqa: F401 (registers the Auto classes)
 from minichat import images
 from minichat.errors import ImageError, ModelError, PromptError, SettingsError
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.image_processor import MiniChatImageProcessor
-from minichat.prompt.processor import MODEL_FILE, MiniChatProcessor
+from minichat.prompt.processor import MODEL_FILE, MiniChatImageProcessor, MiniChatProcessor
 from minichat.prompt.template import TEMPLATES
 from minichat.prompt.tokenizer import FastTokenizer, SentencePieceTokenizer
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from minichat.data.dataset import Collator, Rows
-from minichat.model.bridge import words_of
 from minichat.model.loss import ProcessGroup
+from minichat.model.minichat import words_of
 from minichat.prompt.conversation import Conversation, Message
 from minichat.prompt.render import IGNORED, History
 from minichat.prompt.template import BOS, EOS, split_controls

@@ -1,4 +1,4 @@
-"""`minichat.fileio` as `minichat.images` uses it: what a file is, told from its bytes alone."""
+"""What a file is, told from its bytes alone (`minichat.images`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy
 import pytest
 from PIL import Image
 
-from minichat import fileio, images
+from minichat import images
+from minichat.data.formats.folder import OTHER_SUFFIXES
 from minichat.errors import ImageError
 from tests.test_images import encoded, picture, same
 
@@ -50,11 +51,11 @@ def jpeg(**options: object) -> bytes:
 
 
 def test_scans_are_counted_up_to_the_end_marker():
-    assert fileio.jpeg_scans(jpeg()) == 1
-    assert fileio.jpeg_scans(jpeg(restart_marker_blocks=1)) == 1
-    assert fileio.jpeg_scans(jpeg(progressive=True)) > 1
-    assert fileio.jpeg_scans(jpeg()[:-2]) == 1  # cut off
-    assert fileio.jpeg_scans(b"\xff\xd8") == 0
+    assert images.jpeg_scans(jpeg()) == 1
+    assert images.jpeg_scans(jpeg(restart_marker_blocks=1)) == 1
+    assert images.jpeg_scans(jpeg(progressive=True)) > 1
+    assert images.jpeg_scans(jpeg()[:-2]) == 1  # cut off
+    assert images.jpeg_scans(b"\xff\xd8") == 0
 
 
 def test_what_lies_behind_the_end_is_not_the_pictures():
@@ -69,7 +70,7 @@ def test_a_thumbnail_is_not_the_picture():
     thumbnail = jpeg(progressive=True)[:60_000]
     segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) * 3 + 8) + b"Exif\0\0" + thumbnail * 3
     data = jpeg()
-    assert fileio.jpeg_scans(data[:2] + segment + data[2:]) == 1
+    assert images.jpeg_scans(data[:2] + segment + data[2:]) == 1
     many = b"\xff\xe1\xff\xff" + (b"\xff\xda" * 33_000)[: 0xFFFF - 2]
     assert same(images.load(data[:2] + many + data[2:]), images.load(data))
     bomb = jpeg(progressive=True)
@@ -138,16 +139,16 @@ def test_a_preview_is_not_the_photograph(order):
         with pytest.raises(ImageError, match=r"is a camera's raw file, which is not opened: save it as JPEG or PNG\."):
             images.load(marked)
     assert images.load(tiff(pixels, 2, 8, order, {254: 2})).size == (8, 8)  # a page of several
-    assert fileio.is_raw(b"II*\0\x10\0\0\0CR\2\0" + b"\0" * 40)
-    assert not fileio.is_raw(b"II*\0")
+    assert images.is_raw(b"II*\0\x10\0\0\0CR\2\0" + b"\0" * 40)
+    assert not images.is_raw(b"II*\0")
 
 
 # --- any
 
 
 def test_the_endings_do_not_meet():
-    assert not set(fileio.SUFFIXES) & set(fileio.OTHER_SUFFIXES)
-    assert all(ending == ending.lower() and ending[0] == "." for ending in fileio.SUFFIXES)
+    assert not set(images.SUFFIXES) & set(OTHER_SUFFIXES)
+    assert all(ending == ending.lower() and ending[0] == "." for ending in images.SUFFIXES)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +161,8 @@ def test_the_endings_do_not_meet():
 )  # fmt: skip
 def test_brands_of_a_media_file(brands, kind):
     data = struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands
-    assert fileio.format_of(data) == kind
-    assert (fileio.other_format(data) == "a camera's raw file") == (brands[:4] == b"crx ")
+    assert images.format_of(data) == kind
+    assert (images.other_format(data) == "a camera's raw file") == (brands[:4] == b"crx ")
 
 
 @pytest.mark.parametrize(
@@ -169,8 +170,8 @@ def test_brands_of_a_media_file(brands, kind):
     [b"BMW is a maker of cars.\n" * 9, b"P1 is a plan", b"<html><svg></svg></html>", b"II. The second part", b""],
 )
 def test_words_are_no_picture(text):
-    assert fileio.format_of(text) is None
-    assert fileio.other_format(text) is None
+    assert images.format_of(text) is None
+    assert images.other_format(text) is None
 
 
 @pytest.mark.parametrize(
@@ -181,5 +182,5 @@ def test_words_are_no_picture(text):
     ],
 )  # fmt: skip
 def test_other_pictures_are_known(data):
-    assert fileio.other_format(data)
-    assert fileio.format_of(data) is None
+    assert images.other_format(data)
+    assert images.format_of(data) is None

@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minichat.errors import SettingsError
-from minichat.train.checkpoint import lr_at, lr_scales, make_optimizer, set_lr
 from minichat.train.config import (
     STAGES,
     Config,
@@ -30,6 +29,7 @@ from minichat.train.config import (
     difference,
     read_config,
 )
+from minichat.train.optimizer import lr_at, lr_scales, make_optimizer, set_lr
 from minichat.train.yaml_config import build, override, plain, read_yaml, write_yaml
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,8 +23,9 @@ import minichat
 from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
 from minichat.model.loss import ProcessGroup
-from minichat.train.checkpoint import lr_at, seed_step
+from minichat.train.checkpoint import seed_step
 from minichat.train.data import read_data
+from minichat.train.optimizer import lr_at
 from minichat.train.stages.finetune import Finetune
 from minichat.train.trainer import train
 from tests.processes import ended, started

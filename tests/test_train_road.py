@@ -24,10 +24,10 @@ from minichat.toy.dataset import SyntheticStream
 from minichat.toy.dialogues import ORDINALS
 from minichat.toy.train_lm import Language, train_tokenizer
 from minichat.toy.train_vision import Vision, VisionNetwork, labels
-from minichat.train.checkpoint import make_optimizer
 from minichat.train.config import Config, NewVision, OptimizerConfig, Source, read_config
 from minichat.train.data import _mixed, texts
 from minichat.train.data_loader import Part
+from minichat.train.optimizer import make_optimizer
 from minichat.train.trainer import train
 from minichat.weights.convert import convert
 from minichat.weights.qformer import read_vision

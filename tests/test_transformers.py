@@ -16,8 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextIterato
 import minichat
 from minichat.inference.bot import MiniChat
 from minichat.prompt.conversation import Conversation
-from minichat.prompt.image_processor import MiniChatImageProcessor
-from minichat.prompt.processor import MiniChatProcessor
+from minichat.prompt.processor import MiniChatImageProcessor, MiniChatProcessor
 from tests.tiny import noise_picture, tiny_bot
 from tests.tiny_network import SIDE, tiny_network
 from tests.tiny_t5 import t5_config, t5_tokenizer

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from minichat.errors import ModelError
-from minichat.weights.adapter import has_adapter, read_adapter
+from minichat.weights.adapter import read_adapter
+from minichat.weights.hub import has_adapter
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
 

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, Blip2ForConditionalGeneration, InstructB
 import minichat
 from minichat.errors import ModelError, PromptError, SettingsError
 from minichat.inference.bot import MiniChat
-from minichat.model.bridge import words_of
+from minichat.model.minichat import words_of
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.processor import MODEL_FILE
 from minichat.train.yaml_config import write_yaml

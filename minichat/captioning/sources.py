@@ -22,15 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from minichat import images
+import minichat.images as images
 from minichat.captioning.journal import Planned
 from minichat.data.example import Cell, Member, Problem, StoredPicture, Where, is_table, parse, read_text, records
 from minichat.data.formats import folder as shards
-from minichat.data.formats import pairs, tables
-from minichat.data.formats.base import Shelf, empty
+from minichat.data.formats import tables
+from minichat.data.formats.base import IMAGES, NOTES, Shelf, empty
+from minichat.data.formats.folder import Skipped, looks_like_picture, walk
 from minichat.data.formats.tables import PICTURE, TEXT
 from minichat.errors import DataError, ImageError, listing, shown
-from minichat.fileio import SPELLED, SUFFIXES, Skipped, looks_like_picture, open_file, walk
+from minichat.fileio import open_file
+from minichat.images import SPELLED, SUFFIXES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -196,13 +198,13 @@ class Sources:
     def _coco(self, path: Path, source: str, document: dict[str, Any]) -> Iterator[Planned]:
         """The images of COCO's annotations, with their ids."""
         texts: dict[Any, str] = {}
-        for note in document.get(pairs.NOTES) or []:
+        for note in document.get(NOTES) or []:
             if isinstance(note, dict) and isinstance(note.get("caption"), str):
                 texts.setdefault(note.get("image_id"), note["caption"])
         part = path.stem.rpartition("_")[2]
         homes = [home / name for home in (path.parent, path.parent.parent) for name in ("", "images", part)]
         homes += [home / "images" / part for home in (path.parent, path.parent.parent)]
-        for number, image in enumerate(document[pairs.IMAGES], start=1):
+        for number, image in enumerate(document[IMAGES], start=1):
             name, key = (image.get("file_name"), image.get("id")) if isinstance(image, dict) else (None, None)
             if not isinstance(name, str) or isinstance(key, bool) or not isinstance(key, int | str):
                 raise DataError(f"{source}: image {number} has no 'file_name' and 'id': give it both.")
@@ -328,7 +330,7 @@ def _document(path: Path, source: str) -> dict[str, Any] | None:
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
         return None
     value = parse(text, Where(source, 1))
-    return value if isinstance(value, dict) and isinstance(value.get(pairs.IMAGES), list) else None
+    return value if isinstance(value, dict) and isinstance(value.get(IMAGES), list) else None
 
 
 def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Problem]:

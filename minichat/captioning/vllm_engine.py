@@ -19,10 +19,10 @@ from minichat.device.placement import choose_device, choose_dtype
 from minichat.errors import DataError, ModelError, SettingsError
 from minichat.inference.bot import Caption
 from minichat.inference.load import load
+from minichat.inference.request import check_context
 from minichat.inference.sampling import GenerationSettings, ReplyText
-from minichat.inference.session import check_context
 from minichat.prompt.conversation import Conversation
-from minichat.weights.projection import is_projection
+from minichat.weights.hub import is_projection
 
 _ROUNDS = 4  # batches that vLLM is given at one go: rows that end make room for others until the last of them
 

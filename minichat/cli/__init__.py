@@ -10,27 +10,14 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Annotated
 
 import typer
 
-from minichat import __version__
 from minichat.cli import chat, data, models, options, train
-from minichat.cli.options import FAILED, TERMINATED, commands
+from minichat.cli.options import FAILED, TERMINATED, commands, root
 
 app = commands()
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)] = False,
-) -> None:
-    """Talk about pictures, caption folders of them, and find them by words."""
-    if version:
-        typer.echo(f"minichat {__version__}")
-        raise typer.Exit()
-
+app.callback(invoke_without_command=True)(root)
 
 for group in (chat, train, models):
     app.registered_commands += group.app.registered_commands

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from minichat.captioning.cluster import Workers
     from minichat.captioning.run import Progress, Run
     from minichat.captioning.vllm_engine import VllmBot
+    from minichat.data.formats.folder import Skipped
     from minichat.device import Dtype, Quantize
-    from minichat.fileio import Skipped
     from minichat.inference.session import ChatSession
     from minichat.prompt.conversation import Conversation
 

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
+from minichat import __version__
 from minichat.device import Dtype, Quantize
 from minichat.errors import DataError, MiniChatError, PromptError
 
@@ -184,6 +185,16 @@ class _Commands(TyperGroup):
         except MiniChatError as error:
             typer.echo(f"minichat: {error}", err=True)
             raise typer.Exit(FAILED) from None
+
+
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Talk about pictures, caption folders of them, and find them by words."""
+    if version:
+        typer.echo(f"minichat {__version__}")
+        raise typer.Exit()
 
 
 def commands(no_args_is_help: bool = True, **options: Any) -> typer.Typer:

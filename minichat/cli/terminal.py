@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, TextIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from minichat import images
+import minichat.images as images
 from minichat.errors import DataError, MiniChatError, PromptError
-from minichat.fileio import SUFFIXES
+from minichat.images import SUFFIXES
 
 if TYPE_CHECKING:
     from PIL import Image

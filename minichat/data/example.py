@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from minichat import images
+import minichat.images as images
 from minichat.errors import DataError, ImageError, MiniChatError, sentence, shown
 from minichat.fileio import open_file
 from minichat.prompt.conversation import Conversation, Message, Part, Picture, Role, Text

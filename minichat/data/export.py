@@ -20,7 +20,8 @@ from minichat.data.formats import chat
 from minichat.data.formats.base import Shelf
 from minichat.data.formats.chat import IMAGE
 from minichat.errors import DataError, MiniChatError, SettingsError
-from minichat.fileio import READ, format_of, new_file, new_folder
+from minichat.fileio import new_file, new_folder
+from minichat.images import READ, format_of
 from minichat.prompt.conversation import Conversation, Message, Text
 
 # --- Data sets out: JSON lines of messages, or LLaVA's JSON. What is read back is what was written.

@@ -455,7 +455,7 @@ class _Encoder:
     def finish(self) -> None:
         if not self._waiting:
             return
-        from minichat.model.bridge import words_of
+        from minichat.model.minichat import words_of
 
         waiting, self._waiting = self._waiting, []
         pixels = torch.cat([found.pixels for found in waiting if found.pixels is not None])  # (I, 3, S, S)

@@ -13,13 +13,13 @@ from typing import Any
 
 from minichat.data import formats
 from minichat.data.example import Example, Problem, StoredPicture, Value, Where, records
-from minichat.data.formats import pairs
-from minichat.data.formats.base import Shelf, words
+from minichat.data.formats.base import NOTES, Shelf, is_document, words
+from minichat.data.formats.folder import find_pictures
 from minichat.errors import DataError, shown
 from minichat.evaluate.metrics import Id, readable
 from minichat.evaluate.replies import Ask, Reply
 from minichat.evaluate.tasks import RERANKED, SETTINGS, Gallery, OwnCaption, OwnDialogue, OwnQuestion, Poll
-from minichat.fileio import find_pictures, open_file
+from minichat.fileio import open_file
 
 # --- Ids and numbers as files hold them: one thing for each id, and 4 where a table program has made 4.0 of it.
 
@@ -115,8 +115,8 @@ class Files:
     def _captions(self, path: Path) -> Iterator[tuple[Where, StoredPicture, list[str], Id | None]]:
         """Of each record its place, its picture, what it says of it, and the picture's id where it has one."""
         document = _document(path, ())
-        if document is not None and pairs.is_document(document):
-            notes = document[pairs.NOTES]
+        if document is not None and is_document(document):
+            notes = document[NOTES]
             for example in self._examples(path):
                 picture, texts = _pair(example)
                 where = Where(self._shown(path), record=example.where.record)

@@ -175,8 +175,8 @@ class Teller:
         import torch
 
         from minichat.inference.generate import generate_rows
+        from minichat.inference.request import check_context
         from minichat.inference.sampling import GenerationSettings
-        from minichat.inference.session import check_context
 
         bot = self.bot
         settings = GenerationSettings(max_new_tokens=max_new_tokens)
@@ -211,9 +211,7 @@ class Teller:
         """Through the bot's engine, which reads once what questions begin with alike: the picture that they share."""
         import torch
 
-        from minichat.inference.generate import Prompt
-        from minichat.inference.request import Request
-        from minichat.inference.session import prompt_keys
+        from minichat.inference.request import Prompt, Request, prompt_keys
 
         bot, following, requests = self.bot, iter(seen), []
         for prompt in rendered:

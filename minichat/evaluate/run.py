@@ -490,7 +490,8 @@ def versions() -> dict[str, str]:
 def weights_of(name: str) -> dict[str, str]:
     """The SHA-256 of each file of weights that the model of this name has; nothing for one that was made in memory."""
     from minichat.errors import ModelError
-    from minichat.weights.projection import TENSORS, is_projection, read_projection
+    from minichat.weights.hub import is_projection
+    from minichat.weights.projection import TENSORS, read_projection
     from minichat.weights.registry import find
 
     try:

@@ -16,14 +16,14 @@ from minichat.device.placement import entry_device
 from minichat.errors import PromptError, SettingsError
 from minichat.images import Source, identity
 from minichat.inference.engine import Engine
-from minichat.inference.generate import Prompt, StepLock, generate_rows
+from minichat.inference.generate import generate_rows
 from minichat.inference.kv_cache import shared
 from minichat.inference.rank import log_probabilities
-from minichat.inference.request import Request
+from minichat.inference.request import Prompt, Request, StepLock, check_context, prompt_keys
 from minichat.inference.sampling import GenerationSettings, Stops
-from minichat.inference.session import ChatSession, check_context, prompt_keys, sources
+from minichat.inference.session import ChatSession, sources
 from minichat.model import MiniChatForConditionalGeneration
-from minichat.model.bridge import words_of
+from minichat.model.minichat import words_of
 from minichat.prompt.conversation import Conversation
 
 if TYPE_CHECKING:

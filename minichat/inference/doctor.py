@@ -17,11 +17,11 @@ from minichat.device.placement import NEEDED, QUANTIZED, Machine, look
 from minichat.errors import MiniChatError, ModelError, sentence
 from minichat.weights import hub
 from minichat.weights.check_config import WITH_EYES, whole_config
-from minichat.weights.eyes import vision_files
-from minichat.weights.hub import HUB_ID, WEIGHTS, files_folder, from_hub, quiet, read_json, weight_files
+from minichat.weights.hub import HUB_ID, WEIGHTS, files_folder, from_hub, is_projection, quiet, read_json, weight_files
 from minichat.weights.known_models import JOINED, KNOWN, WHOLE, KnownModel, PublishedFile, Repository, llm_at_hand
-from minichat.weights.projection import is_projection, read_projection
+from minichat.weights.projection import read_projection
 from minichat.weights.registry import BUILT_IN, find, is_here, joined_config, llm_of
+from minichat.weights.vision import vision_files
 
 if TYPE_CHECKING:
     from minichat.model import MiniChatConfig

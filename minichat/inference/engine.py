@@ -21,9 +21,8 @@ from torch import Tensor
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.device.placement import entry_device, look
 from minichat.errors import PromptError
-from minichat.inference.generate import StepLock, beginning, one_query, one_row
-from minichat.inference.kv_cache import KeyValuePool, PrefixTree, States, poolable, shared
-from minichat.inference.request import Request, Scores
+from minichat.inference.kv_cache import KeyValuePool, PrefixTree, States, one_query, one_row, poolable, shared
+from minichat.inference.request import Request, Scores, StepLock, beginning
 from minichat.inference.sampling import Sampler, noise_generator
 
 if TYPE_CHECKING:
@@ -349,7 +348,7 @@ class Engine:
         mask.masked_fill_((columns > positions[..., None])[:, None], torch.finfo(embeds.dtype).min)
         self._pool.aim([request.row for request in requests], positions, length)
         with one_row(embeds), one_query(self.model.language_model.config, embeds):
-            output = self.model(
+            output = self.model.language_model(
                 inputs_embeds=embeds,
                 attention_mask=mask,
                 position_ids=positions,

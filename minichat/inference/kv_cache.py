@@ -1,15 +1,106 @@
-"""The KV cache of many replies: a pool of blocks, and beginnings that are read once."""
+"""The KV cache: of one conversation, of many replies in a pool, and how one token is read on a CPU."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PretrainedConfig
+from transformers import AttentionInterface, Cache, DynamicCache, PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import ModelOutput
+
+if TYPE_CHECKING:
+    from minichat.model import MiniChatForConditionalGeneration
+
+# --- The KV cache of one conversation, which is cropped to what the next prompt begins with.
+
+
+@dataclass
+class KVCache:
+    """What the LLM has read of a conversation: its key–value cache and, entry for entry, what was read.
+
+    A key is a token's id, or for an image token the identity of its picture. An encoder–decoder keeps nothing from one
+    prompt to the next, whose words all see each other: of it, this is what is written of one reply.
+    """
+
+    keys: list[int | str] = field(default_factory=list)
+    past: Cache | None = None
+    encoded: ModelOutput | None = None  # an encoder–decoder's prompt, as its encoder read it
+
+    def clear(self) -> None:
+        self.keys, self.past, self.encoded = [], None, None
+
+    def keep(self, wanted: Sequence[int | str]) -> int:
+        """Crop to the longest beginning shared with `wanted` that leaves something to read. Returns its length.
+
+        A picture is kept whole or not at all.
+        """
+        length = 0
+        limit = min(len(self.keys), len(wanted) - 1)
+        while length < limit and self.keys[length] == wanted[length]:
+            length += 1
+        while 0 < length < len(wanted) and isinstance(wanted[length], str) and wanted[length - 1] == wanted[length]:
+            length -= 1
+        if length == 0 or not self._crop(length):
+            self.clear()
+            return 0
+        return length
+
+    def _crop(self, length: int) -> bool:
+        """Shorten the cache; False where it cannot be (a sliding window has moved on)."""
+        if self.past is None:
+            return False
+        surplus = self.past.get_seq_length() - length
+        try:
+            if surplus > 0:
+                # Negative = remove so many: the one meaning that crop has had throughout transformers 5.
+                self.past.crop(-surplus)
+        except (RuntimeError, ValueError):
+            return False
+        del self.keys[length:]
+        return self.past.get_seq_length() == length
+
+    def read(self, model: MiniChatForConditionalGeneration, embeds: Tensor, keys: Sequence[int | str]) -> Tensor:
+        """Read embeddings (1, T, H), called `keys`; returns the logits (1, V) of what comes next, in float32."""
+        if self.past is None:
+            self.past = DynamicCache(config=model.config.text_config)
+        try:
+            with one_row(embeds):
+                output = model(inputs_embeds=embeds, past_key_values=self.past, use_cache=True, logits_to_keep=1)
+        except BaseException:
+            self.clear()  # some layers have read it and some have not
+            raise
+        self.keys.extend(keys)
+        return output.logits[:, -1].float()
+
+    def encode(self, model: MiniChatForConditionalGeneration, embeds: Tensor) -> Tensor:
+        """Begin an encoder–decoder's reply to a prompt (1, T, H); returns the logits (1, V) of its first id."""
+        self.clear()
+        self.encoded = model.language_model.get_encoder()(inputs_embeds=embeds)
+        start = torch.tensor([[decoder_start(model)]], device=embeds.device)
+        return self.write(model, start)
+
+    def write(self, model: MiniChatForConditionalGeneration, ids: Tensor) -> Tensor:
+        """Go on with an encoder–decoder's reply by ids (1, 1); returns the logits (1, V) of what comes next."""
+        output = model.language_model(
+            encoder_outputs=self.encoded, decoder_input_ids=ids, past_key_values=self.past, use_cache=True
+        )
+        self.past = output.past_key_values
+        return output.logits[:, -1].float()
+
+
+def decoder_start(model: MiniChatForConditionalGeneration) -> int:
+    """What an encoder–decoder's replies begin with, before any of their words."""
+    llm = model.config.text_config
+    start = getattr(llm, "decoder_start_token_id", None)
+    return int(llm.bos_token_id if start is None else start)
+
 
 # --- The keys and values of all running rows, in one preallocated pool that grows.
 #
@@ -312,3 +403,109 @@ class PrefixTree:
             node = todo.pop()
             todo += node.children.values()
             yield node
+
+
+# --- One row times a bfloat16 matrix on a CPU, by PyTorch's own code in place of oneDNN's.
+#
+# To write a token is to read each of the LLM's matrices once, for one row. oneDNN, which PyTorch takes for bfloat16
+# where there is AVX-512, needs about twice the time of PyTorch's own product then (`benchmarks/full_size.py`); for
+# more rows than two it is far faster.
+
+
+_ONEDNN: Any = torch.backends.mkldnn
+
+
+class _Aside:
+    """oneDNN put aside for as long as anyone wants it. The setting is the whole process's, so users are counted."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._before = bool(_ONEDNN.enabled)
+                _ONEDNN.enabled = False
+            self._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                _ONEDNN.enabled = self._before
+
+
+_aside = _Aside()
+
+
+@contextmanager
+def one_row(embeds: Tensor) -> Iterator[None]:
+    """Around the reading of embeddings (B, T, H): puts oneDNN aside where there is one row, in bfloat16 on a CPU.
+
+    What another thread multiplies meanwhile is right, but slower.
+    """
+    if embeds.device.type == "cpu" and embeds.dtype == torch.bfloat16 and embeds.shape[0] * embeds.shape[1] == 1:
+        with _aside:
+            yield
+    else:
+        yield
+
+
+# --- Attention of one new token of each row, on a CPU, in 16 bits: as plain matrix products.
+#
+# PyTorch's scaled dot product attention is made for many queries. For one, with keys of its own for each head, it needs
+# two to four times what two batched products do (`benchmarks/engine.py --dtype bfloat16`). Where heads share keys,
+# transformers lets their queries be one matrix, and it is as fast.
+
+
+_NAME = "minichat_one_query"
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Queries (B, H, 1, D), keys and values (B, H, L, D), a mask to be added (B, 1, 1, L) → (B, 1, H, D)."""
+    other = any(kwargs.get(name) is not None for name in ("softcap", "position_bias", "s_aux"))
+    if query.shape[2] != 1 or query.shape[1] != key.shape[1] or other or scaling is None or attention_mask is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    scores = torch.matmul(key, (query * scaling).transpose(2, 3)).transpose(2, 3)  # (B, H, 1, L)
+    weights = (scores + attention_mask).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_NAME, _attend)
+
+
+@contextmanager
+def one_query(config: PretrainedConfig, embeds: Tensor) -> Iterator[None]:
+    """Around an LLM's pass over embeddings (B, T, H), by one thread at a time: takes this way where it is the faster.
+
+    `config` is the LLM's own, by which its layers choose how to attend.
+    """
+    heads = getattr(config, "num_attention_heads", 0)
+    shared = heads != getattr(config, "num_key_value_heads", heads)
+    if (
+        embeds.shape[1] != 1
+        or embeds.device.type != "cpu"
+        or embeds.dtype == torch.float32
+        or shared
+        or config._attn_implementation != "sdpa"
+    ):
+        yield
+        return
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = "sdpa"

@@ -17,13 +17,13 @@ from minichat.errors import MiniChatError, ModelError, sentence, some
 from minichat.inference.bot import MiniChat
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.model.vision import picture_side
-from minichat.weights.adapter import Adapter, adding, read_adapter, trained_adapter
+from minichat.weights.adapter import Adapter, adding, read_adapter
 from minichat.weights.check_config import asked_by, building, check_parts, check_values, decided_by, read_config
 from minichat.weights.checkpoint_io import Stream, large_apart
-from minichat.weights.hub import check_header, quiet, read_json, weight_files
+from minichat.weights.hub import check_header, is_projection, quiet, read_json, trained_adapter, weight_files
 from minichat.weights.known_models import KNOWN, WHOLE, KnownModel, WholeModel
 from minichat.weights.llm import llm_dtypes, referred_llm
-from minichat.weights.projection import is_projection, read_projection, verify_weights
+from minichat.weights.projection import read_projection, verify_weights
 from minichat.weights.registry import AUTO, BUILT_IN, default_model, find, is_here
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def load_network(
     memory is short; `SettingsError` for a placement that does not fit this network.
     """
     adapters: list[Adapter] = []  # the LLM's own, then the trained one
-    stream = Stream(placement.dtype, placement.as_stored, adding(adapters))
+    changes = adding(adapters) if adapter is not None or reference is not None else None
+    stream = Stream(placement.dtype, placement.as_stored, changes)
     try:
         with quiet(), large_apart() if placement.quantize is not None else nullcontext():
             config = read_config(folder)

@@ -1,19 +1,67 @@
-"""A reply that an engine is asked for: its prompt and settings, and what was written of it so far.
+"""A reply that is asked for: its prompt and settings, what was written of it so far, and the lock of its steps.
 
 Shapes: T tokens, H the LLM's width.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from minichat.inference.generate import Prompt
+from minichat.errors import ContextError
 from minichat.inference.sampling import Decoder, GenerationSettings, ReplyText, Stops
+
+if TYPE_CHECKING:
+    from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+    from minichat.prompt.conversation import Conversation
+
+
+# --- What a reply is asked for with.
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered conversation, ready to be read."""
+
+    ids: list[int]  # T ids, a slot for each image token
+    keys: list[int | str]  # T keys: a token's id, or the identity of its picture
+    features: Tensor | None  # (I, n, D), the pictures in slot order
+
+
+def prompt_keys(ids: Sequence[int], identities: Sequence[str], config: MiniChatConfig) -> list[int | str]:
+    """What the LLM's cache holds under each id: the id, or the identity of the picture whose slot it is."""
+    slots = iter([identity for identity in identities for _ in range(config.num_image_tokens)])
+    return [next(slots, token) if token == config.image_token_index else token for token in ids]
+
+
+def check_context(conversation: Conversation, prompt: int, new_tokens: int, context: int | None) -> None:
+    """Raise `ContextError` unless a prompt of `prompt` tokens, whose pictures are the conversation's, leaves room."""
+    if context is None or prompt + new_tokens <= context:
+        return
+    pictures = len(conversation.pictures)
+    what = f"The question with {pictures} picture{'s' * (pictures != 1)}" if pictures else "The question"
+    mend = "ask more briefly" + (" or about fewer pictures" if pictures > 1 else "")
+    if prompt < context:
+        mend = f"set max_new_tokens to at most {context - prompt}, or {mend}"
+    raise ContextError(
+        f"{what} takes {prompt} tokens and the reply up to {new_tokens}; the model's context holds {context}: {mend}."
+    )
+
+
+def beginning(model: MiniChatForConditionalGeneration) -> int | None:
+    """What a repetition penalty counts as said before a reply (`ReplyPenalty`)."""
+    return None if model.config.is_encoder_decoder else model.config.text_config.bos_token_id
+
+
+# --- The request itself.
 
 
 @dataclass(frozen=True)
@@ -171,3 +219,72 @@ class Request:
             self._pieces.append((piece, len(self.ids)))
         self.error, self.unread = error, None
         self.over = True
+
+
+# --- A lock that is handed on in the order of asking, so that many replies come forward step by step together.
+
+
+_LOOK_AGAIN = 1.0  # seconds after which one who waits looks by himself: Ctrl-C may have taken the call to him
+
+
+class _Ticket:
+    """A place in the queue; whose gate is opened looks whether it is the first."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.gate = threading.Lock()
+        self.gate.acquire()
+
+
+class StepLock:
+    """`with step_lock:` admits one thread at a time, first come, first served. A thread inside must not enter again.
+
+    A plain lock lets the thread that just left in again before the others have woken up: one reply would then be
+    written to its end while the others wait.
+
+    The first in the queue is inside, so there are never two, wherever Ctrl-C breaks in: each change of the queue is one
+    atomic call. A place that Ctrl-C left behind is given back when its thread comes again.
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[_Ticket] = deque()
+
+    def __enter__(self) -> None:
+        try:
+            self._leave()
+            ticket = _Ticket()
+            self._queue.append(ticket)
+            while self._queue[0] is not ticket:
+                ticket.gate.acquire(timeout=_LOOK_AGAIN)
+        except BaseException:  # Ctrl-C while waiting
+            self._leave()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    @property
+    def taken(self) -> bool:
+        """Whether a thread is inside, or about to be."""
+        return bool(self._queue)
+
+    def let_others_pass(self) -> None:
+        """Called by the thread inside: admit everyone who waits now, then go on.
+
+        Where Ctrl-C ends the wait, the thread is no longer inside, and to leave once more changes nothing.
+        """
+        if len(self._queue) > 1:
+            self._leave()
+            self.__enter__()
+
+    def _leave(self) -> None:
+        """Give this thread's place back, if it has one, and call the one who is first then."""
+        me = threading.get_ident()
+        for ticket in list(self._queue):
+            if ticket.thread == me:
+                self._queue.remove(ticket)
+        for first in list(self._queue)[:1]:
+            with suppress(RuntimeError):  # it has been called already
+                first.gate.release()

@@ -20,14 +20,14 @@ from minichat.device.memory import out_of_memory
 from minichat.errors import ContextError, PromptError, SettingsError
 from minichat.images import Source, identity
 from minichat.inference.engine import Engine
-from minichat.inference.generate import KVCache, Prompt, StepLock, generate_rows, stream
-from minichat.inference.kv_cache import shared
-from minichat.inference.request import Figures, Request
+from minichat.inference.generate import generate_rows, stream
+from minichat.inference.kv_cache import KVCache, shared
+from minichat.inference.request import Figures, Prompt, Request, StepLock, check_context, prompt_keys
 from minichat.inference.sampling import MAX_NEW_TOKENS, GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation, Message, Picture, Text
 
 if TYPE_CHECKING:
-    from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
+    from minichat.model import MiniChatForConditionalGeneration
     from minichat.prompt.processor import MiniChatProcessor
     from minichat.prompt.render import Rendered
 
@@ -92,20 +92,6 @@ def fit(
             spare = 0
         forgotten += 1 + bisect_left(range(forgotten + 1, last), True, key=lambda turns: fits(turns, spare))
     return forgotten, prompt(forgotten)
-
-
-def check_context(conversation: Conversation, prompt: int, new_tokens: int, context: int | None) -> None:
-    """Raise `ContextError` unless a prompt of `prompt` tokens, whose pictures are the conversation's, leaves room."""
-    if context is None or prompt + new_tokens <= context:
-        return
-    pictures = len(conversation.pictures)
-    what = f"The question with {pictures} picture{'s' * (pictures != 1)}" if pictures else "The question"
-    mend = "ask more briefly" + (" or about fewer pictures" if pictures > 1 else "")
-    if prompt < context:
-        mend = f"set max_new_tokens to at most {context - prompt}, or {mend}"
-    raise ContextError(
-        f"{what} takes {prompt} tokens and the reply up to {new_tokens}; the model's context holds {context}: {mend}."
-    )
 
 
 def as_published(conversation: Conversation) -> Conversation:
@@ -479,10 +465,10 @@ class ChatSession:
     def _prompt(self, conversation: Conversation, settings: GenerationSettings) -> tuple[Prompt, int]:
         """The prompt that asks for a reply to `conversation`, and how many turns it leaves out."""
         state = self.bot.state()
-        if state != self._state:  # other weights or preprocessing: nothing computed before holds
+        if self._state and self._state != state:  # other weights or preprocessing: nothing computed before holds
             self._kv_cache.clear()
             self._encoded.clear()
-            self._state = state
+        self._state = state
         shown = as_published(conversation) if self.history == "text" else conversation
         questions = sum(message.role == "user" for message in conversation)
         forgotten, rendered = fit(
@@ -540,9 +526,3 @@ def _question(text: str, images: Sequence[Source]) -> Message:
     if not message.text.strip() and not message.pictures:
         raise PromptError("The question is empty: ask something, or show a picture.")
     return message
-
-
-def prompt_keys(ids: Sequence[int], identities: Sequence[str], config: MiniChatConfig) -> list[int | str]:
-    """What the LLM's cache holds under each id: the id, or the identity of the picture whose slot it is."""
-    slots = iter([identity for identity in identities for _ in range(config.num_image_tokens)])
-    return [next(slots, token) if token == config.image_token_index else token for token in ids]

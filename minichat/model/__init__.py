@@ -10,8 +10,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from minichat.model.config import BridgeConfig, MiniChatConfig
 from minichat.model.loss import set_trainable
 from minichat.model.minichat import MiniChatForConditionalGeneration, MiniChatOutput
-from minichat.prompt.image_processor import MiniChatImageProcessor
-from minichat.prompt.processor import MiniChatProcessor
+from minichat.prompt.processor import MiniChatImageProcessor, MiniChatProcessor
 
 AutoConfig.register("minichat", MiniChatConfig, exist_ok=True)
 AutoModelForImageTextToText.register(MiniChatConfig, MiniChatForConditionalGeneration, exist_ok=True)

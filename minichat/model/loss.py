@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 
@@ -183,17 +182,6 @@ def encode_and_decode(
     if labels is None:
         return None, output
     return token_loss(output.logits, labels if at is None else labels[at], num_items_in_batch), output
-
-
-def generate_from_encoder(llm: Any, default: GenerationConfig | None, **kwargs: Any) -> Any:
-    """`llm.generate` for prompts as embeddings: ids of replies, a start token first, as Hugging Face has them."""
-    given = kwargs.pop("generation_config", None) or default or GenerationConfig()
-    settings = GenerationConfig.from_dict(given.to_dict())
-    for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
-        if getattr(settings, name) is None:
-            setattr(settings, name, getattr(llm.generation_config, name))
-    others = settings.update(**kwargs)  # settings beside a configuration are on their way out of transformers
-    return llm.generate(generation_config=settings, **others)
 
 
 # --- Processes that train together act on one batch: their rows, joined in the order of their ranks.

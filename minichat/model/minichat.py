@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,102 +14,112 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    Blip2QFormerModel,
     Cache,
     GenerationMixin,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
 )
 from transformers import initialization as init
+from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 from transformers.utils import ModelOutput, can_return_tuple
 
 from minichat.errors import ImageError, ModelError, PromptError
-from minichat.model.bridge import QFormerBridge, Words, build_bridge
-from minichat.model.config import MiniChatConfig
-from minichat.model.loss import (
-    encode_and_decode,
-    generate_from_encoder,
-    only_at,
-    rest_frozen_parts,
-    seen_by,
-    token_loss,
-)
-from minichat.model.vision import build_vision, leading_tokens, picture_side, see
+from minichat.model.config import BridgeConfig, MiniChatConfig
+from minichat.model.generation import ReplyPenalty, generate_from_encoder, generation_start, remember
+from minichat.model.loss import encode_and_decode, only_at, rest_frozen_parts, seen_by, token_loss
+from minichat.model.vision import build_vision, encode_pixels, grid_side, leading_tokens, picture_side
 from minichat.prompt.render import IGNORED
 
-# --- `generate` with the cache of an earlier turn: what is given may be the whole conversation, or only what is new.
+# --- From patches to image tokens, before the projection: (I, R + P, W) → (I, n, D).
 #
-# Shapes: B rows, P positions in the cache, T tokens given, H the LLM's width.
+# Shapes: I pictures, P patches and R tokens before them (the class token, and a DINO's registers), W the vision
+# encoder's width, n image tokens, D the bridge's width, L word pieces of a question.
 
 
-_READ = "_minichat_read"  # an attribute, and not a table beside it: a copied cache keeps it
+Words = tuple[Tensor, Tensor]  # ids and mask (I, L), padded on the right: what an instructed Q-Former reads
 
 
-@dataclass(frozen=True)
-class Read:
-    """What a cache was filled with: prompt and reply, the reply's last token too, which no step has read."""
-
-    ids: Tensor  # (B, P + 1)
-    mask: Tensor  # (B, P + 1)
-
-
-def remember(cache: Cache | None, ids: Tensor, mask: Tensor) -> None:
-    """Note which ids (B, P + 1) a cache holds; `mask` (B, ≤ P + 1) is the prompt's."""
-    if cache is not None and ids.shape[0] == mask.shape[0]:
-        rest = mask.new_ones(ids.shape[0], ids.shape[1] - mask.shape[1])
-        setattr(cache, _READ, Read(ids, torch.cat([mask, rest], 1)))
+def words_of(batch: Mapping[str, Tensor], device: torch.device | None = None) -> Words | None:
+    """The words in a batch as a processor makes it, on the device; None where it has none."""
+    if "qformer_input_ids" not in batch:
+        return None
+    return batch["qformer_input_ids"].to(device), batch["qformer_attention_mask"].to(device)
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a generation goes on: ids and mask of the whole conversation, and how much of it is not in `given`."""
+def build_bridge(config: MiniChatConfig) -> QFormerBridge | PatchMergeBridge | PoolBridge:
+    """The bridge that `config.bridge_config.kind` names."""
+    bridge, vision = config.bridge_config, config.vision_config
+    if bridge.kind == "qformer":
+        return QFormerBridge(bridge, vision.hidden_size)
+    if bridge.kind == "pool":
+        return PoolBridge(bridge, vision.hidden_size, leading_tokens(vision), grid_side(vision))
+    return PatchMergeBridge(bridge, vision.hidden_size, leading_tokens(vision))
 
-    ids: Tensor | None  # (B, whole), as far as they are known
-    mask: Tensor  # (B, whole)
-    before: int  # positions before the first given one that the cache holds
-    unread: Tensor | None  # (B, 1): the last reply's last token, where it is neither in the cache nor given
+
+def _ln_vision(config: BridgeConfig, width: int) -> nn.Module:
+    return nn.LayerNorm(width, eps=config.ln_vision_eps) if config.ln_vision else nn.Identity()
 
 
-def generation_start(cache: Cache | None, ids: Tensor | None, count: tuple[int, int], mask: Tensor | None) -> Start:
-    """How given ids, `count` (B, T) of them or of embeddings, stand to a cache.
+class QFormerBridge(nn.Module):
+    """`ln_vision`, then learned queries that read the patches through the Q-Former (arXiv:2301.12597, section 3.1).
 
-    A mask of P + T positions says that only what is new was given, and one of T where the cache holds T or more cannot
-    say anything else. Where that leaves it open, ids that begin as the cache does are the whole conversation. To ids
-    that are the next turn's alone belongs the reply's last token, which the cache has not: it is put before them,
-    unless they begin with it.
-
-    Raises `PromptError` for a mask of another length.
+    An instructed one has an embedding of words, which the queries attend to as well (InstructBLIP).
     """
-    rows, given = count
-    device = None if ids is None else ids.device
-    past = 0 if cache is None else int(cache.get_seq_length())
-    own = torch.ones(rows, given, dtype=torch.long, device=device) if mask is None else mask
-    if own.shape[1] not in (given, past + given):
-        raise PromptError(
-            f"attention_mask covers {own.shape[1]} positions; {given} are given and {past} are in past_key_values: "
-            f"let it cover {given} or {past + given}."
-        )
-    read: Read | None = getattr(cache, _READ, None)
-    if read is not None and (read.ids.shape[0] != rows or read.ids.shape[1] < past):
-        read = None
-    if past == 0:
-        return Start(ids, own, 0, None)
-    if own.shape[1] == past + given:
-        return Start(
-            None if read is None or ids is None else torch.cat([read.ids[:, :past].to(ids), ids], 1), own, past, None
-        )
-    if read is None or ids is None:
-        if given > past:
-            return Start(ids, own, 0, None)
-        return Start(None, torch.cat([own.new_ones(rows, past), own], 1), past, None)
-    known, last = read.ids.to(ids).tensor_split([past], 1)
-    if given > past and torch.equal(ids[:, :past], known):
-        return Start(ids, own, 0, None)
-    kept = read.mask[:, :past].to(own)
-    if last.shape[1] != 1 or torch.equal(ids[:, :1], last):
-        return Start(torch.cat([known, ids], 1), torch.cat([kept, own], 1), past, None)
-    return Start(torch.cat([known, last, ids], 1), torch.cat([kept, own.new_ones(rows, 1), own], 1), past, last)
+
+    def __init__(self, config: BridgeConfig, vision_width: int) -> None:
+        super().__init__()
+        self.ln_vision = _ln_vision(config, vision_width)
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_tokens, config.qformer.hidden_size))
+        if config.instructed:
+            self.embeddings = Blip2TextEmbeddings(config.qformer)
+        self.qformer = Blip2QFormerModel(config.qformer)
+
+    def forward(self, patches: Tensor, words: Words | None = None) -> Tensor:
+        """(I, R + P, W) → (I, n, D). `words`: of an instructed one, what is asked of each picture."""
+        patches = self.ln_vision(patches)
+        queries = self.query_tokens.expand(patches.shape[0], -1, -1)  # (I, n, D)
+        if words is None:
+            return self.qformer(query_embeds=queries, encoder_hidden_states=patches).last_hidden_state
+        ids, mask = words
+        n = queries.shape[1]
+        places = torch.arange(ids.shape[1], device=ids.device)[None]  # transformers' own are left empty by a load
+        return self.qformer(
+            query_embeds=self.embeddings(input_ids=ids, position_ids=places, query_embeds=queries),  # (I, n + L, D)
+            query_length=n,
+            attention_mask=torch.cat([mask.new_ones(len(mask), n), mask], dim=1),
+            encoder_hidden_states=patches,
+        ).last_hidden_state[:, :n]
+
+
+class PatchMergeBridge(nn.Module):
+    """`ln_vision`, then neighbours joined: MiniGPT-4 with Llama-2 (its `minigpt4/models/minigpt4.py::encode_img`)."""
+
+    def __init__(self, config: BridgeConfig, vision_width: int, leading: int = 1) -> None:
+        super().__init__()
+        self.ln_vision = _ln_vision(config, vision_width)
+        self.merge, self.leading = config.merge, leading
+
+    def forward(self, patches: Tensor, words: Words | None = None) -> Tensor:
+        """(I, R + P, W) → (I, P / merge, merge · W): each token is a row of `merge` patches, not a square."""
+        patches = self.ln_vision(patches)[:, self.leading :]  # without the class token: (I, P, W)
+        pictures, count, width = patches.shape
+        return patches.reshape(pictures, count // self.merge, self.merge * width)
+
+
+class PoolBridge(nn.Module):
+    """`ln_vision`, then the mean of each square of patches: tokens as they lie in the picture."""
+
+    def __init__(self, config: BridgeConfig, vision_width: int, leading: int, side: int) -> None:
+        super().__init__()
+        self.ln_vision = _ln_vision(config, vision_width)
+        self.pool_side, self.leading, self.side = config.pool_side, leading, side
+
+    def forward(self, patches: Tensor, words: Words | None = None) -> Tensor:
+        """(I, R + P, W) → (I, ⌈√P / pool_side⌉², W). Squares at the right and at the foot may be smaller."""
+        grid = self.ln_vision(patches)[:, self.leading :].unflatten(1, (self.side, self.side))  # (I, √P, √P, W)
+        means = nn.functional.avg_pool2d(grid.permute(0, 3, 1, 2), self.pool_side, ceil_mode=True)
+        return means.flatten(2).transpose(1, 2)
 
 
 # --- The network: vision encoder → bridge → projection → LLM.
@@ -236,7 +247,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         if pixel_values.shape[0] == 0:
             return pixel_values.new_zeros(0, leading_tokens(vision) + self.config.num_patches, vision.hidden_size)
-        return see(self.vision_model, vision, pixel_values)
+        return encode_pixels(self.vision_model, vision, pixel_values)
 
     def read_patches(self, patches: Tensor, words: Words | None = None) -> Tensor:
         """Patches (I, R + P, W), and for an instructed Q-Former its `words` → `image_features` (I, n, D).
@@ -498,20 +509,6 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             settings["generation_config"] = copy.deepcopy(given)
             settings["generation_config"].repetition_penalty = settings.pop("repetition_penalty")
         return settings
-
-
-class ReplyPenalty(LogitsProcessor):
-    """The repetition penalty of a reply's ids (B, T) and of `begin`, which in the originals stands for the prompt.
-
-    MiniGPT-4 and LAVIS give transformers 4.30 to 4.33 embeddings, and those versions count one `<s>` in their place.
-    """
-
-    def __init__(self, penalty: float, begin: int | None) -> None:
-        self._penalise, self._begin = RepetitionPenaltyLogitsProcessor(penalty), begin
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        seen = input_ids if self._begin is None else nn.functional.pad(input_ids, (1, 0), value=self._begin)
-        return self._penalise(seen, scores)
 
 
 def _words(ids: Tensor | None, mask: Tensor | None) -> Words | None:

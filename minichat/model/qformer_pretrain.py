@@ -15,9 +15,9 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 from transformers.utils import ModelOutput
 
 from minichat.errors import ImageError, PromptError
-from minichat.model.bridge import QFormerBridge
 from minichat.model.config import PretrainingConfig
 from minichat.model.loss import first_row, gather, longest, mean, rest_frozen_parts
+from minichat.model.minichat import QFormerBridge
 from minichat.prompt.render import IGNORED
 
 # --- Who sees whom in the Q-Former: the three self-attention masks of BLIP-2's first stage (arXiv:2301.12597, figure
@@ -29,19 +29,19 @@ from minichat.prompt.render import IGNORED
 
 
 def unimodal(queries: int, words: Tensor) -> Tensor:
-    """For contrast: queries see queries, words see words. `words` (B, T) is 1 at a word and 0 at padding."""
+    """The mask for contrast: queries see queries, words see words. `words` (B, T) is 1 at a word and 0 at padding."""
     from_query, to_query, to_word = _sides(queries, words)
     return torch.where(from_query, to_query, to_word)
 
 
 def bidirectional(queries: int, words: Tensor) -> Tensor:
-    """For matching: all see all. `words` (B, T) is 1 at a word and 0 at padding."""
+    """The mask for matching: all see all. `words` (B, T) is 1 at a word and 0 at padding."""
     from_query, to_query, to_word = _sides(queries, words)
     return (to_query | to_word).expand(-1, -1, from_query.shape[-2], -1)
 
 
 def multimodal_causal(queries: int, words: Tensor) -> Tensor:
-    """For generation: queries see queries, a word sees the queries, itself and the words before it. `words` (B, T)."""
+    """The mask for generation: queries see queries, a word sees them, itself and the words before. `words` (B, T)."""
     from_query, to_query, to_word = _sides(queries, words)
     length = to_word.shape[-1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=words.device).tril()

@@ -87,7 +87,7 @@ def build_vision(config: PreTrainedConfig) -> nn.Module:
     return encoder
 
 
-def see(encoder: nn.Module, config: PreTrainedConfig, pixel_values: Tensor) -> Tensor:
+def encode_pixels(encoder: nn.Module, config: PreTrainedConfig, pixel_values: Tensor) -> Tensor:
     """Pictures (I, 3, S, S) → (I, R + P, W)."""
     pixel_values = pixel_values.to(next(encoder.parameters()).dtype)
     if config.model_type != SIGLIP2:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from PIL import Image
 
-from minichat import images as pictures_io
+import minichat.images as pictures_io
 from minichat.errors import ImageError, PromptError
 
 Role = Literal["system", "user", "assistant"]
@@ -265,3 +265,41 @@ def _write_part(part: Part) -> dict[str, Any]:
 
 def _kind(value: object) -> str:
     return "nothing" if value is None else f"{type(value).__name__}"
+
+
+# --- Pictures that come beside messages, as Hugging Face has them.
+
+
+def with_pictures(conversations: Sequence[Any], images: Sequence[Any]) -> list[list[dict[str, Any]]]:
+    """Messages in which each `{"type": "image"}` that names no picture is given the next of its conversation's.
+
+    Raises PromptError, with both numbers, where pictures and places do not match.
+    """
+    if len(images) != len(conversations):
+        raise PromptError(f"images has {len(images)} rows for {len(conversations)} conversations: give one for each.")
+    return [_with_pictures(messages, row) for messages, row in zip(conversations, images, strict=True)]
+
+
+def _with_pictures(messages: Any, images: Any) -> list[dict[str, Any]]:
+    waiting = list(images) if isinstance(images, (list, tuple)) else [] if images is None else [images]
+    given, places = len(waiting), 0
+    filled = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, (list, tuple)):
+            parts = []
+            for part in content:
+                if isinstance(part, Mapping) and part.get("type") == "image" and not _named(part):
+                    places += 1
+                    part = {"type": "image", "image": waiting.pop(0)} if waiting else part
+                parts.append(part)
+            content = parts
+        filled.append({**message, "content": content})
+    if places != given:
+        raise PromptError(f"There are {given} images and {places} places for them in the messages: give one for each.")
+    return filled
+
+
+def _named(part: Mapping[str, Any]) -> bool:
+    """Whether a part says which picture it is."""
+    return any(value is not None for key, value in part.items() if key != "type")

@@ -1,24 +1,25 @@
-"""Hugging Face's side of the prompt: the processor and image processor that turn messages into a model's inputs."""
+"""Hugging Face's side of the prompt: the image processor and processor that turn messages into a model's inputs."""
 
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file
 
-from minichat.errors import ModelError, PromptError
-from minichat.prompt.chat_template import read_chat_template
-from minichat.prompt.conversation import Conversation
-from minichat.prompt.image_processor import MiniChatImageProcessor, flat
-from minichat.prompt.render import IGNORED, History, Rendered, control_id, render, render_text
+import minichat.images as pictures_io
+from minichat.errors import ModelError, PromptError, SettingsError
+from minichat.prompt.conversation import Conversation, with_pictures
+from minichat.prompt.render import IGNORED, History, Layout, Rendered, control_id, render, render_text
 from minichat.prompt.template import BOS, EOS, OWN, SLOT, Template, get_template, spells_begin, to_jinja
 from minichat.prompt.tokenizer import (
     ContentTokenizer,
@@ -29,110 +30,82 @@ from minichat.prompt.tokenizer import (
     tokenize,
 )
 
-# --- Hugging Face's options of a batch: padding, cutting, and pictures that come beside messages.
+# --- Pictures → pixels.
 
 
-#: What changes nothing here: rows are always padded to the longest, masks returned, and control tokens never made.
-_GRANTED = ("return_attention_mask", "add_special_tokens", "sanitize_control_tokens")
-_NESTED = ("common_kwargs", "text_kwargs", "images_kwargs")  # groups of options, as `ProcessingKwargs` has them
+_MOST_PIXELS = 10_000  # pixels of a side
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How prompts become one batch.
+class MiniChatImageProcessor(BaseImageProcessor):
+    """Pictures to pixels (`minichat.images.to_pixels`): squares of `size` pixels, as a vision encoder was trained.
 
-    `length`: rows are padded to at least so many tokens. `multiple`: and to a multiple of it. `most`: what is longer is
-    cut at its end; None: nothing is.
+    `resample` and `shortest_edge` are those of `minichat.images.Fit`; what is not given is as for EVA's ViT.
     """
 
-    padding_side: Literal["left", "right"] = "left"
-    length: int = 0
-    multiple: int = 1
-    most: int | None = None
+    model_input_names = ["pixel_values"]
 
-    @classmethod
-    def read(cls, options: Mapping[str, Any]) -> Layout:
-        """From Hugging Face's keywords. Raises PromptError for one that is not known or out of range."""
-        given = {name: value for name, value in options.items() if name not in _NESTED}
-        for group in _NESTED:
-            given |= options.get(group) or {}
-        side = given.pop("padding_side", None) or "left"
-        if side not in ("left", "right"):
-            raise PromptError(f"padding_side is {side!r}; it must be 'left' or 'right'.")
-        padding, truncation = given.pop("padding", None), given.pop("truncation", None)
-        most = _positive("max_length", given.pop("max_length", None))
-        multiple = _positive("pad_to_multiple_of", given.pop("pad_to_multiple_of", None))
-        for name, value in given.items():
-            if name not in _GRANTED and value not in (None, False, [], {}):
-                raise PromptError(f"The option {name!r} is not known to MiniChat's processor: leave it out.")
-        return cls(
-            "right" if side == "right" else "left",
-            length=most or 0 if str(padding) == "max_length" else 0,
-            multiple=multiple or 1,
-            most=most if truncation not in (None, False, "do_not_truncate") else None,
-        )
+    def __init__(
+        self,
+        size: int | Mapping[str, int] = 224,
+        image_mean: Sequence[float] = pictures_io.CLIP_MEAN,
+        image_std: Sequence[float] = pictures_io.CLIP_STD,
+        resample: int = Image.Resampling.BICUBIC,
+        shortest_edge: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        sides = dict(size) if isinstance(size, Mapping) else {"height": size, "width": size}
+        whole = all(isinstance(side, int) and 1 <= side <= _MOST_PIXELS for side in sides.values())
+        if set(sides) != {"height", "width"} or not whole or sides["height"] != sides["width"]:
+            raise SettingsError(f"size is {sides}: MiniChat's pictures are squares, such as 224.")
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if not _are_channels(values, positive=name == "image_std"):
+                raise SettingsError(f"{name} is {values!r}; it must be three numbers, and a deviation above 0.")
+        if resample not in list(Image.Resampling):
+            raise SettingsError(f"resample is {resample!r}; it must be the number of one of Pillow's filters, 0 to 5.")
+        if shortest_edge is not None and not (
+            isinstance(shortest_edge, int) and sides["height"] <= shortest_edge <= _MOST_PIXELS
+        ):
+            raise SettingsError(f"shortest_edge is {shortest_edge!r}; it must be at least the size, {sides['height']}.")
+        self.size = sides
+        self.resample, self.shortest_edge = int(resample), shortest_edge
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
 
-    def cut(self, rendered: Rendered, slot: int) -> Rendered:
-        """The beginning of a prompt. Raises PromptError where that would leave a picture out."""
-        if self.most is None or len(rendered.ids) <= self.most:
-            return rendered
-        if slot in rendered.ids[self.most :]:
-            raise PromptError(
-                f"max_length is {self.most}, which cuts a picture off a prompt of {len(rendered.ids)} tokens: raise it."
-            )
-        return replace(rendered, ids=rendered.ids[: self.most], loss_mask=rendered.loss_mask[: self.most])
+    @property
+    def fit(self) -> pictures_io.Fit:
+        """How a picture becomes a square."""
+        return pictures_io.Fit(self.size["height"], self.resample, self.shortest_edge)
 
-    def padded(self, rows: Sequence[Sequence[int]], width: int) -> Tensor:
-        """Rows of numbers (B, width), zeros where they are padded."""
-        gaps = [[0] * (width - len(row)) for row in rows]
-        left = self.padding_side == "left"
-        return torch.tensor(
-            [[*gap, *map(int, row)] if left else [*map(int, row), *gap] for row, gap in zip(rows, gaps, strict=True)]
-        )
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Any nesting of pictures, each whatever `minichat.images.load` takes → `pixel_values` (I, 3, S, S)."""
+        pictures = [pictures_io.load(source) for source in flat(images)]
+        pixels = pictures_io.to_pixels(pictures, self.fit, self.image_mean, self.image_std)
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
-
-def with_pictures(conversations: Sequence[Any], images: Sequence[Any]) -> list[list[dict[str, Any]]]:
-    """Messages in which each `{"type": "image"}` that names no picture is given the next of its conversation's.
-
-    Raises PromptError, with both numbers, where pictures and places do not match.
-    """
-    if len(images) != len(conversations):
-        raise PromptError(f"images has {len(images)} rows for {len(conversations)} conversations: give one for each.")
-    return [_with_pictures(messages, row) for messages, row in zip(conversations, images, strict=True)]
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        return self.preprocess(images, *args, **kwargs)
 
 
-def _with_pictures(messages: Any, images: Any) -> list[dict[str, Any]]:
-    waiting = list(images) if isinstance(images, (list, tuple)) else [] if images is None else [images]
-    given, places = len(waiting), 0
-    filled = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, (list, tuple)):
-            parts = []
-            for part in content:
-                if isinstance(part, Mapping) and part.get("type") == "image" and not _named(part):
-                    places += 1
-                    part = {"type": "image", "image": waiting.pop(0)} if waiting else part
-                parts.append(part)
-            content = parts
-        filled.append({**message, "content": content})
-    if places != given:
-        raise PromptError(f"There are {given} images and {places} places for them in the messages: give one for each.")
-    return filled
+def _are_channels(values: Any, positive: bool) -> bool:
+    """A finite number for each of red, green and blue."""
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        return False
+    return all(
+        isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or not positive) for value in values
+    )
 
 
-def _named(part: Mapping[str, Any]) -> bool:
-    """Whether a part says which picture it is."""
-    return any(value is not None for key, value in part.items() if key != "type")
+def flat(images: Any) -> list[Any]:
+    """One picture, a list, or lists of lists → a list; None holds none."""
+    if images is None:
+        return []
+    if isinstance(images, (list, tuple)):
+        return [picture for image in images for picture in flat(image)]
+    return [images]
 
 
-def _positive(name: str, value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise PromptError(f"{name} is {value!r}; it must be a whole number of at least 1.")
-    return value
-
-
-# --- Hugging Face's side of the prompt: the processor that turns messages into a model's inputs.
+# --- Conversations → token ids and pixels.
 
 
 MODEL_FILE = "tokenizer.model"
@@ -179,6 +152,8 @@ class MiniChatProcessor(ProcessorMixin):
             if not (whole and least <= value <= _MOST_IDS) and not (name != "num_image_tokens" and value is None):  # type: ignore[operator]
                 raise ModelError(f"{name} is {value!r}; it must be a whole number from {least} to {_MOST_IDS}.")
         if template == OWN and own_template is None:
+            from minichat.prompt.chat_template import read_chat_template  # few tokenizers' are read
+
             tokenizer, own = read_chat_template(tokenizer)
             own_template = own.as_dict()
         # What batches prompts by the tokenizer alone, as a pipeline does, pads as `batch` does.

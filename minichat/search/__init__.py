@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minichat.fileio import Skipped
+from minichat.data.formats.folder import Skipped
 from minichat.search.encoder import DEFAULT, Reader, load_reader
 from minichat.search.index import RERANK, TOP, Hit, Index, contact_sheet
 

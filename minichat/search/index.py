@@ -16,10 +16,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from minichat import images
+import minichat.images as images
+from minichat.data.formats.folder import Skipped, find_pictures
 from minichat.device.memory import memory_errors
 from minichat.errors import DataError, ImageError, ModelError, PromptError, SettingsError
-from minichat.fileio import Skipped, find_pictures, locked
+from minichat.fileio import locked
 from minichat.model.qformer_pretrain import QFormerPretraining
 from minichat.model.qformer_pretrain import rerank as rerank_by_match
 from minichat.search.encoder import DEFAULT, Opened, Reader, Words, load_reader, open_all, state

@@ -62,7 +62,7 @@ class _LeftError(Exception):
 
 
 class Places:
-    """How many replies may be written or wait at once. For the event loop alone."""
+    """The queue and its limit: how many replies may be written or wait at once. For the event loop alone."""
 
     def __init__(self, rows: int, most: int) -> None:
         """`rows` are written at once, `most` in all."""

@@ -13,13 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minichat import images
+import minichat.images as images
 from minichat.errors import ImageError, MiniChatError, PromptError
 from minichat.inference.bot import MiniChat
-from minichat.inference.generate import Prompt
-from minichat.inference.request import Request
+from minichat.inference.request import Prompt, Request, prompt_keys
 from minichat.inference.sampling import GenerationSettings, Stops
-from minichat.inference.session import prompt_keys
 from minichat.prompt.conversation import Conversation, Message, Picture, Text, decode_base64
 from minichat.serve.metrics import Metrics
 from minichat.serve.protocol import BAD, ApiError, Asked, Limits, not_done, read_request, refuse

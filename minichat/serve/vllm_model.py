@@ -28,7 +28,7 @@ from vllm.multimodal.processing import (
 )
 from vllm.sequence import IntermediateTensors
 
-from minichat.model.bridge import build_bridge
+from minichat.model.minichat import build_bridge
 from minichat.prompt.processor import MiniChatProcessor
 from minichat.prompt.template import SLOT
 from minichat.serve.vllm_plugin import ServedConfig

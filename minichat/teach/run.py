@@ -154,7 +154,7 @@ def _seconds_of_a_step(stage: Finetune, taught: Sequence[Example]) -> float:
     """By a trial. Each picture is seen once; the way back through the LLM takes twice as long as the way there."""
     import torch
 
-    from minichat.model.bridge import words_of
+    from minichat.model.minichat import words_of
 
     rows = [stage.render(one) for one in itertools.islice(lessons(taught, BATCH, _side(stage)), BATCH)]
     seconds = 0.0

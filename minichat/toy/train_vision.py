@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
-from minichat import images
+import minichat.images as images
 from minichat.data.dataset import Row
 from minichat.errors import DataError, SettingsError
 from minichat.fileio import write_json
@@ -31,9 +31,10 @@ from minichat.toy.train_lm import (
     word_vectors,
 )
 from minichat.toy.world import BACKGROUNDS, COLOURS, MAX_THINGS, NUMBERS, SHAPES, SIZES, Scene
-from minichat.train.checkpoint import TRAINING, trained
+from minichat.train.checkpoint import TRAINING
 from minichat.train.config import Config, NewVision
 from minichat.train.data import division
+from minichat.train.optimizer import trained
 from minichat.train.setup import open_bot, write_result
 from minichat.train.stages import OF_A_MODEL, Batch, Stage
 

@@ -34,22 +34,19 @@ from minichat.train.checkpoint import (
     is_finished,
     keep_config,
     kept_config,
-    load_optimizer,
-    make_optimizer,
-    optimizer_tensors,
     read_start,
-    trained,
 )
 from minichat.train.config import Config, difference
 from minichat.train.data import Data
 from minichat.train.data_loader import BatchLoader
 from minichat.train.logging import MetricsLogger
+from minichat.train.optimizer import load_optimizer, make_optimizer, optimizer_tensors, trained
 from minichat.train.setup import precision
 from minichat.train.stages import Stage
 from minichat.train.yaml_config import plain
 from minichat.weights.checkpoint_io import fingerprint, read_checkpoint
-from minichat.weights.hub import weight_files
-from minichat.weights.projection import is_projection, read_projection
+from minichat.weights.hub import is_projection, weight_files
+from minichat.weights.projection import read_projection
 
 Say = Callable[[str], None]
 _STEP = re.compile(r"step (\d+): ")
@@ -197,8 +194,8 @@ def _is_sound(out: Path, say: Say) -> bool:
     return True
 
 
-def restore(run: Run) -> None:
-    """Put everything back as the last checkpoint has it, if there is one.
+def resume_run(run: Run) -> None:
+    """Resume from the last checkpoint, if there is one: everything is put back as that has it.
 
     Raises `SettingsError` where the data sets or the frozen weights are not those that the run began with.
     """

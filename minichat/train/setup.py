@@ -21,10 +21,20 @@ from minichat.model.loss import set_trainable
 from minichat.prompt.processor import QFORMER
 from minichat.train.checkpoint import OF_A_RUN, TRAINING
 from minichat.train.config import LoraConfig, ModelConfig
-from minichat.weights.adapter import ADAPTER, ADAPTER_WEIGHTS, CONFIG, read_adapter, trained_adapter
+from minichat.weights.adapter import read_adapter
 from minichat.weights.checkpoint_io import Entry, write_tensors
-from minichat.weights.hub import WEIGHTS, read_json, weight_files
-from minichat.weights.projection import FACTS, is_projection, read_projection, unpack, write_projection
+from minichat.weights.hub import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FACTS,
+    WEIGHTS,
+    is_projection,
+    read_json,
+    trained_adapter,
+    weight_files,
+)
+from minichat.weights.projection import read_projection, unpack, write_projection
 from minichat.weights.registry import find
 
 if TYPE_CHECKING:
@@ -214,7 +224,7 @@ def write_lora(
         "inference_mode": True,
         "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     }
-    write_json(made / CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in sorted(settings.items())})
+    write_json(made / ADAPTER_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in sorted(settings.items())})
 
 
 def lora_size(llm: nn.Module) -> tuple[int, int]:
@@ -302,8 +312,8 @@ def open_bot(
 def _put_back(model: nn.Module, name: str, parts: Container[str]) -> None:
     """These parts' tensors as the model's own folder holds them, not as they were rounded when it was loaded."""
     from minichat.weights.checkpoint_io import read_checkpoint
-    from minichat.weights.hub import weight_files
-    from minichat.weights.projection import is_projection, read_projection
+    from minichat.weights.hub import is_projection, weight_files
+    from minichat.weights.projection import read_projection
     from minichat.weights.registry import find
 
     folder = find(name)

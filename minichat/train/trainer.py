@@ -23,11 +23,12 @@ from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
 from minichat.fileio import disk_errors
 from minichat.model.loss import ProcessGroup
 from minichat.train import logging
-from minichat.train.checkpoint import BEFORE, CONFIG, CURVE, METRICS, PAGE, lr_at, seed_step, set_lr
+from minichat.train.checkpoint import BEFORE, CONFIG, CURVE, METRICS, PAGE, seed_step
 from minichat.train.config import FREE, Config, OptimizerConfig, check_unused
 from minichat.train.data import division, read_data
 from minichat.train.data_loader import Interruption
 from minichat.train.logging import Entry, read_metrics
+from minichat.train.optimizer import lr_at, set_lr
 from minichat.train.run import (
     Run,
     Say,
@@ -37,7 +38,7 @@ from minichat.train.run import (
     init_run,
     load_weights,
     places,
-    restore,
+    resume_run,
     save,
     save_before_the_end,
     tell_progress,
@@ -386,7 +387,7 @@ def train(config: Config, *, resume: bool = False, say: Say = lambda text: None)
         check_unused(config, stage_class.unused)
         stage = stage_class(config, accelerator.device)
         run = Run(config, out, accelerator, group, stage, read_data(config, stage, group, say), say)
-        restore(run)
+        resume_run(run)
         summarize(run)
         with memory_errors(lambda: SettingsError(f"Memory ran out at step {run.state.step + 1}: {less_memory(run)}.")):
             stopped = loop(run)

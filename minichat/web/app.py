@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
-from minichat import fileio
+from minichat import images
 from minichat.web.curate import Desk
 from minichat.web.examples import EXAMPLES
 from minichat.web.guard import Waiting
@@ -124,7 +124,7 @@ def _conversation() -> tuple[gr.Chatbot, gr.MultimodalTextbox]:
         show_label=False,
         placeholder="Ask about a picture…",
         elem_id="mc-box",
-        file_types=["image", *fileio.SUFFIXES, TEXT],  # browsers do not know all of the endings for pictures
+        file_types=["image", *images.SUFFIXES, TEXT],  # browsers do not know all of the endings for pictures
         file_count="multiple",
         sources=["upload"],
         max_plain_text_length=2**31 - 1,  # never a file; how long a message may be, the listener says

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from minichat import images
+import minichat.images as images
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.errors import ImageError, MiniChatError, PromptError
 from minichat.prompt.conversation import Conversation

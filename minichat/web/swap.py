@@ -286,7 +286,7 @@ def _results(folder: Path, depth: int = 3) -> Iterator[Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    from minichat.weights.projection import is_projection
+    from minichat.weights.hub import is_projection
 
     try:
         if is_projection(folder):

@@ -20,12 +20,9 @@ from torch import Tensor
 from minichat.errors import ModelError, SettingsError, some
 from minichat.fileio import write_json
 from minichat.weights.checkpoint_io import Checkpoint, Entry, read_checkpoint, write_tensors
-from minichat.weights.hub import read_json
+from minichat.weights.hub import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 
 _LLM = "language_model."
-ADAPTER = "adapter"  # the folder of a trained adapter, beside a projection or in a model's folder
-CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
 _ORIGINAL = "llama_model."  # before it, in what MiniGPT-v2's training saves
 # `lora_A.default.weight` is how a run that was saved whole spells it.
@@ -132,12 +129,6 @@ def _rewrite(folder: Path, dtype: str) -> None:
     write_tensors(folder, [Entry(n, t.nbytes, lambda t=t: t) for n, t in tensors.items()], ADAPTER_WEIGHTS[0])  # type: ignore[misc]
 
 
-def trained_adapter(*folders: Path) -> Path | None:
-    """The adapter that was trained with a projection, or of the model that it stands on: the first of these folders
-    that has one."""
-    return next((folder / ADAPTER for folder in folders if has_adapter(folder / ADAPTER)), None)
-
-
 def adding(adapters: list[Adapter]) -> Callable[[str, Tensor], Tensor]:
     """What adds these adapters, in float32, to a tensor of a model as it is read; those of other parts stay."""
 
@@ -151,18 +142,13 @@ def adding(adapters: list[Adapter]) -> Callable[[str, Tensor], Tensor]:
     return add
 
 
-def has_adapter(folder: Path) -> bool:
-    """Whether a PEFT adapter lies in this folder."""
-    return (folder / CONFIG).is_file() or any((folder / name).is_file() for name in ADAPTER_WEIGHTS)
-
-
 def read_adapter(folder: Path) -> Adapter:
     """Read a PEFT adapter's folder: its configuration and the headers of its weights.
 
     Raises `ModelError`, naming the file or the key, for an adapter that is not whole, is damaged, or is of a kind that
     is more than a sum of matrices (DoRA, trained biases, prompts …).
     """
-    config = read_json(folder, CONFIG)
+    config = read_json(folder, ADAPTER_CONFIG)
     for key, plain in _PLAIN.items():
         if key in config and config[key] not in plain:
             raise ModelError(
@@ -209,7 +195,7 @@ def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> f
             alpha = other
             break
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise ModelError(f"lora_alpha in {CONFIG} of {folder.name!r} is {alpha!r}: it must be a number.")
+        raise ModelError(f"lora_alpha in {ADAPTER_CONFIG} of {folder.name!r} is {alpha!r}: it must be a number.")
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
@@ -267,4 +253,4 @@ def write_adapter(folder: Path, adapter: Adapter) -> None:
 
     held = adapter.checkpoint
     write_tensors(made, [Entry(n, held.plain(n).nbytes, maker(n)) for n in sorted(held)], ADAPTER_WEIGHTS[0])
-    write_json(made / CONFIG, adapter.config)
+    write_json(made / ADAPTER_CONFIG, adapter.config)

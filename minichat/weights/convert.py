@@ -16,11 +16,9 @@ from transformers import AutoTokenizer, GenerationConfig
 from minichat.errors import ModelError, SettingsError, sentence
 from minichat.fileio import new_folder, write_json
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
-from minichat.model.bridge import build_bridge
 from minichat.model.config import BRIDGE_KINDS
-from minichat.prompt.chat_template import fitted, read_template
-from minichat.prompt.image_processor import MiniChatImageProcessor
-from minichat.prompt.processor import MODEL_FILE, QFORMER, MiniChatProcessor
+from minichat.model.minichat import build_bridge
+from minichat.prompt.processor import MODEL_FILE, QFORMER, MiniChatImageProcessor, MiniChatProcessor
 from minichat.prompt.template import OWN, TEMPLATES, Template, get_template
 from minichat.prompt.tokenizer import SentencePieceTokenizer, encode_inside
 from minichat.weights.account import (
@@ -35,7 +33,6 @@ from minichat.weights.account import (
 )
 from minichat.weights.adapter import Adapter, split_lora, write_adapter
 from minichat.weights.checkpoint_io import Checkpoint, Entry, write_tensors
-from minichat.weights.eyes import FAMILY, add_vision_side
 from minichat.weights.hub import find_folder, quiet
 from minichat.weights.key_map import LAVIS_PROJECTIONS
 from minichat.weights.llm import RECORD, RECORDED, Llm, find_llm, hashes
@@ -83,7 +80,7 @@ def convert(
             merged with `merge`. None: a random one, always the same, for training to begin with.
         vit, qformer: EVA's ViT and BLIP-2's Q-Former as the originals published them; or `blip2`, which holds both: a
             Hugging Face BLIP-2 or InstructBLIP, what stage 1 alone left (`write_stage1`), a model of ours that
-            another LLM is put behind, or a vision encoder that transformers knows (`minichat.weights.eyes`).
+            another LLM is put behind, or a vision encoder that transformers knows (`minichat.weights.vision`).
         bridge: "qformer", a new one where none is given; "patch_merge" or "pool", and of `blip2` the vision encoder
             alone. None: a Q-Former that is given, or patches are joined (MiniGPT-4 with Llama-2).
         tokenizer: where LAVIS's Q-Former reads the question (InstructBLIP): the folder or hub id of BERT's vocabulary.
@@ -172,6 +169,8 @@ def _write(
 def _chosen(template: str | None) -> tuple[str | None, Template | None]:
     """The template's name; and one of a person's own, which a model holds in the place of the tokenizer's."""
     if template is not None and Path(template).suffix in (".yaml", ".yml"):
+        from minichat.prompt.chat_template import read_template
+
         return OWN, read_template(Path(template))
     if template not in (OWN, None):
         get_template(template)
@@ -223,6 +222,8 @@ def _vision_side(
         names = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
         vision = add_vision(account, open_part(parts.vit, "EVA vision encoder", *names), sizes)
     else:
+        from minichat.weights.vision import add_vision_side
+
         vision, known, pixels = add_vision_side(
             account, str(parts.blip2), sizes, parts.read_qformer, "The vision model", parts.whole
         )
@@ -238,6 +239,8 @@ def _family_template(words: Llm, projection: str, bridge: dict[str, Any], whole:
     """The template of a published BLIP-2 or InstructBLIP; the LLM's own where the projection is new."""
     if whole is None and not projection:
         return OWN
+    from minichat.weights.vision import FAMILY
+
     kind = "instructblip" if bridge.get("instructed") else "blip-2"
     if (found := FAMILY[kind].get(words.config.model_type)) is None:
         raise SettingsError(
@@ -393,6 +396,8 @@ def _processor(
                 f"{MODEL_FILE} there."
             ) from None
         if own is not None:
+            from minichat.prompt.chat_template import fitted
+
             tokenizer, common["own_template"] = fitted(tokenizer, own), own.as_dict()
         processor = MiniChatProcessor(pixels, tokenizer, **common)
     count, rows = processor.content_tokenizer.vocab_size, words.config.vocab_size

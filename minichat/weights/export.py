@@ -12,10 +12,10 @@ from minichat.device import DTYPES
 from minichat.errors import ModelError, SettingsError
 from minichat.fileio import new_folder, write_json
 from minichat.prompt.template import EOS, OWN
-from minichat.weights.adapter import copy_adapter, read_adapter, trained_adapter
+from minichat.weights.adapter import copy_adapter, read_adapter
 from minichat.weights.checkpoint_io import Entry
-from minichat.weights.hub import check_header, quiet, read_json, weight_files
-from minichat.weights.projection import export_projection, is_projection, read_projection
+from minichat.weights.hub import check_header, is_projection, quiet, read_json, trained_adapter, weight_files
+from minichat.weights.projection import export_projection, read_projection
 from minichat.weights.registry import find
 
 if TYPE_CHECKING:

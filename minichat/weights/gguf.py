@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from minichat.errors import ModelError
 from minichat.prompt.tokenizer import bpe_merges
 from minichat.weights.checkpoint_io import refuse_downloads
+from minichat.weights.hub import GGUF_MAGIC
 
 # --- A GGUF file: its keys and its tensors, read within its bounds (the format: ggml's docs/gguf.md, versions 2 and
 # 3).
 
 
-MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -40,15 +40,6 @@ class Stored:
     kind: int
     start: int
     bytes: int
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether a file says that it is one."""
-    try:
-        with path.open("rb") as opened:
-            return opened.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
 
 
 class GgufFile:
@@ -107,9 +98,9 @@ class GgufFile:
         return torch.from_numpy(np.ascontiguousarray(values, np.float32)).reshape(stored.shape)
 
     def _read_header(self) -> tuple[dict[str, Any], dict[str, Stored]]:
-        if self._data[: len(MAGIC)] != MAGIC:
+        if self._data[: len(GGUF_MAGIC)] != GGUF_MAGIC:
             raise ModelError(f"{self.name} is no GGUF file: it does not begin with the letters GGUF.")
-        self._place = len(MAGIC)
+        self._place = len(GGUF_MAGIC)
         version = self._scalar("I")
         if version not in _VERSIONS:
             raise ModelError(

@@ -262,6 +262,38 @@ def _asking(name: str, kind: str = "model") -> Iterator[None]:
 # --- Folders of weights: where they are, what is in them, and errors that name the file.
 
 
+GGUF_MAGIC = b"GGUF"
+FACTS = "minichat.json"  # of a projection's folder
+ADAPTER = "adapter"  # the folder of a trained adapter, beside a projection or in a model's folder
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def is_projection(folder: Path) -> bool:
+    """A projection's folder, not a whole model's."""
+    return (folder / FACTS).is_file() and not (folder / "config.json").exists()
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file says that it is one."""
+    try:
+        with path.open("rb") as opened:
+            return opened.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError:
+        return False
+
+
+def trained_adapter(*folders: Path) -> Path | None:
+    """The adapter that was trained with a projection, or of the model that it stands on: the first of these folders
+    that has one."""
+    return next((folder / ADAPTER for folder in folders if has_adapter(folder / ADAPTER)), None)
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether a PEFT adapter lies in this folder."""
+    return (folder / ADAPTER_CONFIG).is_file() or any((folder / name).is_file() for name in ADAPTER_WEIGHTS)
+
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WEIGHTS = "model.safetensors"
 

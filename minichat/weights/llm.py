@@ -13,12 +13,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from minichat.errors import ModelError, some
-from minichat.weights.adapter import Adapter, has_adapter, read_adapter
+from minichat.weights.adapter import Adapter, read_adapter
 from minichat.weights.check_config import WITH_EYES, asked_by, building, check_depth, check_values, decided_by
 from minichat.weights.checkpoint_io import Checkpoint, fingerprint, read_checkpoint
-from minichat.weights.gguf import is_gguf
-from minichat.weights.hub import WEIGHTS, cached, find_folder, quiet, read_json, verify, weight_files
-from minichat.weights.key_map import LLM_UNUSED
+from minichat.weights.hub import (
+    WEIGHTS,
+    cached,
+    find_folder,
+    has_adapter,
+    is_gguf,
+    quiet,
+    read_json,
+    verify,
+    weight_files,
+)
 from minichat.weights.known_models import KNOWN_LLMS, packaged_folder, unpacked
 
 # --- The LLM of a converted model: found, looked at before anything runs, referred to or copied.
@@ -60,6 +68,8 @@ class Llm:
     def tensors(self) -> dict[str, Checkpoint]:
         """Name → the file that holds it; without buffers that follow from the configuration."""
         held = {name: checkpoint for checkpoint in self.checkpoints for name in checkpoint}
+        from minichat.weights.key_map import LLM_UNUSED
+
         return {n: c for n, c in held.items() if not any(fnmatchcase(n, glob) for glob in LLM_UNUSED)}
 
     def reference(self) -> dict[str, str]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.errors import ModelError
 from minichat.fileio import new_folder, write_json
-from minichat.weights.adapter import copy_adapter, trained_adapter
+from minichat.weights.adapter import copy_adapter
 from minichat.weights.checkpoint_io import of_facts
-from minichat.weights.hub import HUB_ID, check_header, read_json, weight_files
+from minichat.weights.hub import FACTS, HUB_ID, check_header, is_projection, read_json, trained_adapter, weight_files
 from minichat.weights.known_models import JOINED, KNOWN, WHOLE
 from minichat.weights.llm import RECORD, RECORDED, hashes
 from minichat.weights.registry import BUILT_IN, find
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from minichat.weights.checkpoint_io import Checkpoint
 
-TENSORS, FACTS = "projection.safetensors", "minichat.json"
+TENSORS = "projection.safetensors"
 FROZEN = ("vision_model", "bridge", "language_model")
 _FORMAT = "minichat-projection"
 _PARCEL = ".projection"
@@ -98,11 +98,6 @@ def vision_source(name: str) -> str:
     """Where the vision side of `name` is: a model of ours that has a name, or that a projection belongs to; else it."""
     folder = find(name) if _is_known(name) else Path(name).expanduser()
     return str(read_projection(folder).base_folder() if is_projection(folder) else folder) if folder.is_dir() else name
-
-
-def is_projection(folder: Path) -> bool:
-    """A projection's folder, not a whole model's."""
-    return (folder / FACTS).is_file() and not (folder / "config.json").exists()
 
 
 def read_projection(folder: Path) -> Projection:

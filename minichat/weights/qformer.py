@@ -20,11 +20,11 @@ from minichat.prompt.tokenizer import read_wordpiece
 from minichat.weights.account import Account, Sizes, add_vision, open_part, qformer_sizes, split_vision
 from minichat.weights.check_config import building, check_parts, check_values
 from minichat.weights.checkpoint_io import Checkpoint, Entry, read_checkpoint, write_tensors
-from minichat.weights.eyes import add_vision_side
 from minichat.weights.hub import WEIGHTS, find_folder, quiet, read_json, weight_files
 from minichat.weights.key_map import BERT, BLIP2_STAGE1, HUGGING_FACE_RETRIEVAL, STAGE1_BESIDE
 from minichat.weights.projection import vision_source
 from minichat.weights.registry import BUILT_IN, BUILT_IN_STAGE1, find
+from minichat.weights.vision import add_vision_side
 
 # --- A pre-trained Q-Former with its text branch: BLIP-2's own file, and folders in Hugging Face's layout.
 

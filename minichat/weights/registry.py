@@ -219,7 +219,7 @@ def _llm_size(llm: Repository) -> int:
 
 
 def _blip2_size(model: KnownModel) -> Callable[[Repository], int]:
-    from minichat.weights.eyes import CONFIGS, vision_files
+    from minichat.weights.vision import CONFIGS, vision_files
 
     def size(blip2: Repository) -> int:
         listed = hub.look(blip2.id)

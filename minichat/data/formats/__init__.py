@@ -25,9 +25,9 @@ from minichat.data.example import (
     records,
 )
 from minichat.data.formats import chat, folder, pairs, tables
-from minichat.data.formats.base import ALIGNMENT, Asking, Entry, Shelf, read_instructions, refusal
+from minichat.data.formats.base import ALIGNMENT, Asking, Entry, Shelf, is_document, read_instructions, refusal
 from minichat.data.formats.folder import expand, tar_entries, tars
-from minichat.data.formats.pairs import CAPTIONS, KEY, PICTURES, align_samples, coco_entries, is_document
+from minichat.data.formats.pairs import CAPTIONS, KEY, PICTURES, align_samples, coco_entries
 from minichat.data.formats.tables import PICTURE, QUESTION, Columns
 from minichat.errors import DataError, SettingsError
 from minichat.fileio import open_file
@@ -243,15 +243,11 @@ def _pair(record: object, columns: Columns, name: str, shelf: Shelf, asking: Ask
     yield from pairs.pair_samples(record, shelf, columns, asking, name)
 
 
-def _json(form: str) -> Scan:
+def _json(form: str, path: Path, shown: str, options: Options) -> Items:
     """Reads conversations in JSON."""
-
-    def entries(path: Path, shown: str, options: Options) -> Items:
-        home = options.home(path.parent)
-        for item in records(path, shown):
-            yield item if isinstance(item, Problem) else _entry(form, *item, home, options.columns)
-
-    return entries
+    home = options.home(path.parent)
+    for item in records(path, shown):
+        yield item if isinstance(item, Problem) else _entry(form, *item, home, options.columns)
 
 
 def by_record(usual: str) -> Scan:
@@ -335,9 +331,9 @@ _ASKING = ("instructions", "captions")
 _COLUMNS = ("image_column", "text_column", "question_column")
 
 FORMS: dict[str, Form] = {
-    "messages": Form("Hugging Face messages, JSON lines or a list", _json("messages"), ("pictures",)),
-    "llava": Form("LLaVA's JSON: image, conversations of from and value", _json("llava"), ("pictures",)),
-    "sharegpt": Form("ShareGPT with images: messages or conversations", _json("sharegpt"), ("pictures",)),
+    "messages": Form("Hugging Face messages, JSON lines or a list", partial(_json, "messages"), ("pictures",)),
+    "llava": Form("LLaVA's JSON: image, conversations of from and value", partial(_json, "llava"), ("pictures",)),
+    "sharegpt": Form("ShareGPT with images: messages or conversations", partial(_json, "sharegpt"), ("pictures",)),
     "cc_sbu_align": Form("MiniGPT-4's folder: filter_cap.json, image/", _align, ("pictures", *_ASKING)),
     "coco": Form("COCO's captions: images, annotations", _coco, ("pictures", *_ASKING)),
     "pairs": Form(

@@ -382,3 +382,14 @@ def read_instructions(path: str | os.PathLike[str]) -> tuple[str, ...]:
     if not lines:
         raise DataError(f"{Where(shown, 1)}: the file is empty: write one instruction in every line.")
     return tuple(lines)
+
+
+# --- The document in which COCO keeps all records of a data set.
+
+
+IMAGES, NOTES = "images", "annotations"
+
+
+def is_document(value: Any) -> bool:
+    """Whether a file's content is COCO's, of captions or of anything else."""
+    return isinstance(value, dict) and all(isinstance(value.get(key), list) for key in (IMAGES, NOTES))

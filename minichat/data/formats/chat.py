@@ -295,5 +295,8 @@ def _number(index: object, what: str) -> int | None:
 
 
 def llava_turns(record: object, shelf: Shelf) -> list[Turn]:
-    """The turns of one record. Raises `DataError` for what is not understood."""
+    """The turns of one record, of which `minichat.prompt.render.render` makes token ids.
+
+    Raises `DataError` for what is not understood.
+    """
     return talk(record, shelf, "conversations", images=("image",), videos=("video",))

@@ -10,6 +10,8 @@ from typing import Any
 from minichat.data.example import Cell, Problem, StoredPicture, Turn, Where, parse, read_text
 from minichat.data.formats import chat
 from minichat.data.formats.base import (
+    IMAGES,
+    NOTES,
     Asking,
     Entry,
     LeftOut,
@@ -17,6 +19,7 @@ from minichat.data.formats.base import (
     empty,
     fields,
     is_base64,
+    is_document,
     kind,
     listed,
     with_system,
@@ -149,14 +152,6 @@ def _said(role: Any, text: str, marks: bool) -> Said:
 # file's part (`train2017/` of `captions_train2017.json`), each beside the file or beside its folder.
 #
 # Source: https://cocodataset.org/#format-data
-
-
-IMAGES, NOTES = "images", "annotations"
-
-
-def is_document(value: Any) -> bool:
-    """Whether a file's content is COCO's, of captions or of anything else."""
-    return isinstance(value, dict) and all(isinstance(value.get(key), list) for key in (IMAGES, NOTES))
 
 
 def coco_entries(path: Path, file: str, home: Path | None = None) -> Iterator[Entry | Problem]:

@@ -16,7 +16,8 @@ from typing import Any
 from minichat.data import example
 from minichat.data.example import BOMS, NOT_UTF8, OTHER_UNICODE, Problem, Value, Where
 from minichat.errors import DataError, listing, shown
-from minichat.fileio import SUFFIXES, open_file
+from minichat.fileio import open_file
+from minichat.images import SUFFIXES
 
 # --- Which columns of a table, or keys of an object, hold the picture, the text, and the question where there is one.
 

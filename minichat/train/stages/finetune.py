@@ -17,13 +17,13 @@ from transformers import DynamicCache
 from minichat.data.dataset import Collator, Ids, Renderer, Row
 from minichat.device.memory import CONTEXT, training_needs
 from minichat.errors import PromptError
-from minichat.model.bridge import words_of
 from minichat.model.loss import ProcessGroup, only_at, supervised, token_loss
+from minichat.model.minichat import words_of
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
-from minichat.train.checkpoint import trained
 from minichat.train.config import Config
 from minichat.train.logging import ask
+from minichat.train.optimizer import trained
 from minichat.train.setup import adapter_of, lora_size, open_bot, parted_weights, use_products, write_lora, write_result
 from minichat.train.stages import Batch, Stage, silent
 from minichat.weights.adapter import copy_adapter
@@ -313,8 +313,9 @@ class Finetune(Stage):
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
         """A projection's folder, or a whole model's where other parts trained; an adapter beside it."""
         adapter, others = parted_weights(trained(self.model))
-        if self._lora is None:
-            beside = copy_adapter(adapter_of(base))
-        else:
+        beside: Callable[[Path], None] | None = None
+        if self._lora is not None:
             beside = partial(write_lora, weights=adapter, lora=self._lora, model=self.model)
+        elif (earlier := adapter_of(base)) is not None:
+            beside = copy_adapter(earlier)
         write_result(out, base, others, facts, beside)

@@ -21,12 +21,13 @@ from minichat.model import loss as gathering
 from minichat.model.config import PretrainingConfig
 from minichat.model.loss import ProcessGroup, set_trainable
 from minichat.model.qformer_pretrain import QFormerPretraining
-from minichat.prompt.image_processor import MiniChatImageProcessor
+from minichat.prompt.processor import MiniChatImageProcessor
 from minichat.prompt.render import IGNORED
 from minichat.prompt.tokenizer import read_wordpiece, tokenize
-from minichat.train.checkpoint import TRAINING, seed_of_all, trained
+from minichat.train.checkpoint import TRAINING, seed_of_all
 from minichat.train.config import Config, ModelConfig, NewQFormer, QFormerOptions
 from minichat.train.data import division
+from minichat.train.optimizer import trained
 from minichat.train.setup import precision, save_memory, top
 from minichat.train.stages import Batch, Stage, silent
 from minichat.weights.hub import find_folder

@@ -13,7 +13,7 @@ from transformers import Blip2QFormerConfig, PreTrainedConfig
 from minichat.errors import ModelError, SettingsError
 from minichat.images import CLIP_MEAN, CLIP_STD
 from minichat.model.vision import EVA, KINDS, SIGLIP2, picture_side, vision_config
-from minichat.prompt.image_processor import MiniChatImageProcessor
+from minichat.prompt.processor import MiniChatImageProcessor
 from minichat.weights.account import Account, Sizes, resize_positions
 from minichat.weights.check_config import building, check_depth, check_parts, check_values
 from minichat.weights.checkpoint_io import read_checkpoint
