@@ -7,6 +7,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
+from minichat.inference.looked import Looked
 from minichat.inference.request import Figures
 from minichat.prompt.conversation import Conversation
 
@@ -37,12 +40,21 @@ class FakeBot:
     def chat(self, conversation: Conversation | None = None, **defaults: Any) -> FakeSession:
         return FakeSession(self, conversation or Conversation())
 
+    def looked(self, conversation: Conversation) -> Looked:
+        """Of two queries the first sees the corner at the top left; the reply's last word owes all to the other."""
+        words = tuple(conversation.messages[-1].text.replace(" ", "\n ").split("\n"))
+        maps = torch.zeros(len(conversation.pictures), 2, 4, 4)
+        maps[:, 0, 0, 0] = maps[:, 1, 3, 3] = 1
+        weights = torch.zeros(len(words), len(maps), 2)
+        weights[:-1, 0, 0] = weights[-1, 0, 1] = 1
+        return Looked(words, weights, maps, conversation.pictures, ((0.0, 0.0, 1.0, 1.0),) * len(maps))
+
 
 class FakeSession:
     """Stands in for `ChatSession`: an error leaves it as it was, a stopped reply stays as far as it was shown."""
 
     def __init__(self, bot: FakeBot, conversation: Conversation) -> None:
-        self._bot = bot
+        self.bot = bot
         self.conversation = conversation
         self.notices: tuple[str, ...] = ()
         self.cut = False
@@ -52,16 +64,16 @@ class FakeSession:
         self, text: str, images: Any = None, *, cancel: threading.Event | None = None, **settings: Any
     ) -> Iterator[str]:
         asked = self.conversation.user(text, images or ())
-        self._bot.settings.append(settings)
+        self.bot.settings.append(settings)
         return self._reply(asked, cancel or threading.Event())
 
     def stream_on(self, *, cancel: threading.Event | None = None, **settings: Any) -> Iterator[str]:
         *before, begun = self.conversation.messages
-        self._bot.settings.append(settings)
+        self.bot.settings.append(settings)
         return self._reply(Conversation(tuple(before)), cancel or threading.Event(), begun.text)
 
     def _reply(self, asked: Conversation, cancel: threading.Event, said: str = "") -> Iterator[str]:
-        bot = self._bot
+        bot = self.bot
         line = (
             bot.script.popleft()
             if bot.script

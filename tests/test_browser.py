@@ -12,6 +12,7 @@ import pytest
 import minichat
 from minichat.toy.world import COLOURS, SHAPES, Background, Scene, Thing, draw
 from minichat.web import Limits, Running, build_app, launch
+from minichat.web.examples import EXAMPLES
 from minichat.web.sessions import panel
 from tests.fake_bot import FakeBot
 from tests.web_visitor import Visitor
@@ -95,6 +96,31 @@ def scripted() -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def fake(scripted: Running) -> tuple[FakeBot, str]:
     return scripted.page.sessions.new_chat.__self__, scripted.url
+
+
+def test_where_the_model_looked(served, browser):
+    """The built-in model, asked for the colour of one of two things: most of the weight lies on that one."""
+    page = open_page(browser, served.url)
+    seen = watch(page)
+    click_example(page, 1)
+    assert "yellow" in wait_for_reply(page).lower()
+    page.get_by_role("button", name="Where it looked").click()
+    dialog = page.get_by_role("dialog", name="Where it looked")
+    dialog.get_by_role("button", name="yellow").click()
+    page.get_by_text("Checked on drawn scenes").wait_for()
+    over = page.locator(".mc-seen canvas").evaluate(
+        """e => [e.width, ...[...e.getContext('2d').getImageData(0, 0, e.width, e.height).data]
+            .filter((_, at) => at % 4 == 3)]"""
+    )
+    side, cells = over[0], over[1:]
+    clearest = cells.index(min(cells))
+    star = EXAMPLES[1].scene.things[0]
+    assert star.shape == "star"
+    assert abs((clearest % side + 0.5) / side - star.x) < star.radius
+    assert abs((clearest // side + 0.5) / side - star.y) < star.radius
+    page.keyboard.press("Escape")
+    assert seen == NOTHING
+    page.context.close()
 
 
 def test_a_person_talks_about_a_picture(served, browser):

@@ -183,6 +183,48 @@ def test_figures_are_shown_where_they_are_asked_for(bot, page):
     figures.wait_for(state="detached")
 
 
+def clear_cells(page: Any) -> list[int]:
+    """Which patches of the first picture nothing lies over, by their numbers."""
+    return page.locator(".mc-seen canvas").first.evaluate(
+        """e => [...e.getContext('2d').getImageData(0, 0, e.width, e.height).data]
+            .flatMap((value, at) => at % 4 == 3 && value < 40 ? [(at - 3) / 4] : [])"""
+    )
+
+
+def test_where_it_looked(bot, page):
+    bot.enqueue("Hello.", "It is red.")
+    ask(page, "hi")
+    wait_for_reply(page)
+    eye = page.get_by_role("button", name="Where it looked")
+    assert eye.count() == 0  # there was no picture
+    ask(page, "What colour is it?", [picture_file(HEART)])
+    assert wait_for_reply(page) == "It is red."
+    for again in (False, True):
+        eye.click()
+        dialog = page.get_by_role("dialog", name="Where it looked")
+        dialog.wait_for()
+        box, size = dialog.bounding_box(), page.viewport_size
+        assert box["x"] >= 0 and box["x"] + box["width"] <= size["width"]
+        assert box["y"] >= 0 and box["y"] + box["height"] <= size["height"]
+        picture, over = (page.locator(f".mc-seen {part}").bounding_box() for part in ("img", "canvas"))
+        assert all(abs(picture[side] - over[side]) < 1 for side in picture)
+        assert clear_cells(page) == [0]  # two words of three
+        red = dialog.get_by_role("button", name="red.")
+        red.click()
+        assert red.get_attribute("aria-pressed") == "true" and clear_cells(page) == [15]
+        page.get_by_label("Query").press("ArrowRight")
+        page.get_by_text("Query 1: 0 % of the weight").wait_for()
+        assert clear_cells(page) == [0]
+        page.get_by_label("Query").press("ArrowRight")
+        page.get_by_text("Query 2: 100 % of the weight").wait_for()
+        page.get_by_text("Not checked for minichat-small").wait_for()
+        if again:
+            dialog.get_by_role("button", name="Close").click()
+        else:
+            page.keyboard.press("Escape")
+        dialog.wait_for(state="detached")
+
+
 def test_undo_gives_words_and_pictures_back(bot, page):
     ask(page, "one")
     wait_for_reply(page)

@@ -18,6 +18,7 @@ from minichat.images import Source, identity
 from minichat.inference.engine import Engine
 from minichat.inference.generate import generate_rows
 from minichat.inference.kv_cache import shared
+from minichat.inference.looked import Looked, looked
 from minichat.inference.rank import log_probabilities
 from minichat.inference.request import Prompt, Request, StepLock, check_context, prompt_keys
 from minichat.inference.sampling import GenerationSettings, Stops
@@ -220,6 +221,10 @@ class MiniChat:
             step_lock=self.step_lock,
         )
         return [Caption(reply.text, "stop" if reply.finished else "length") for reply in replies]
+
+    def looked(self, conversation: Conversation) -> Looked:
+        """Where the model looked for the conversation's last reply: see `minichat.inference.looked`."""
+        return looked(self, conversation)
 
     def rank(
         self,

@@ -176,11 +176,12 @@ def _connect(
 ) -> None:
     """Every listener gets what the browser sent as it is (`preprocess=False`) and checks it itself, so that an error
     names the setting. The page's script puts the conversation in front, and keeps what comes back of it (`talk`)."""
-    talk = gr.HTML(
-        html_template="", js_on_load="watch('value', () => window.minichat.keep(props.value));", elem_id="mc-talk"
+    talk, looked = (
+        gr.HTML(html_template="", js_on_load=f"watch('value', () => window.minichat.{to}(props.value));", elem_id=name)
+        for name, to in (("mc-talk", "keep"), ("mc-looked", "looked"))
     )
-    hidden = ("show", "put", "settle", "on")
-    show, put, settle, on = (gr.Button(name, visible="hidden", elem_id=f"mc-{name}") for name in hidden)
+    hidden = ("show", "put", "settle", "on", "look")
+    show, put, settle, on, look = (gr.Button(name, visible="hidden", elem_id=f"mc-{name}") for name in hidden)
     shown = [chat, box, talk]
     answer = {
         "outputs": shown,
@@ -210,6 +211,7 @@ def _connect(
         done = event(listener, [talk, *inputs], js=_script(script), **answer)
         for over in (done.then, done.failure):  # what is refused at the door has no `then`
             over(None, box, box, js=_script("settled"), **direct)
+    look.click(listeners.look, [talk, looked], js=_script("looking"), **(answer | {"outputs": looked}))
     settle.click(None, box, box, js=_script("settled"), **direct)
     put.click(None, box, box, js=_script("received"), **direct)
     told = {"preprocess": False, **direct}

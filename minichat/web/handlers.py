@@ -17,6 +17,7 @@ from PIL import Image
 import minichat.images as images
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.errors import ImageError, MiniChatError, PromptError
+from minichat.inference.looked import MEASURED
 from minichat.prompt.conversation import Conversation
 from minichat.web.examples import Example
 from minichat.web.guard import COOKIE, GONE, SENT, Sent, Waiting, address_of
@@ -98,6 +99,29 @@ class Handlers:
     def go_on(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """Go on with the last reply."""
         yield from self._alone(request, self._go_on)
+
+    def look(self, request: gr.Request, *_: None) -> Any:
+        """Where the model looked for one of the replies, for the page to draw."""
+        sent = _sent(request)
+        try:
+            talk, place = Talk.read(sent.values[0]), _place(sent.values[1])
+            session = self._session(request, restored=True)
+            if not session.answering.acquire(blocking=False):
+                return gr.skip()
+            try:
+                if talk is not None:
+                    self._take_up(session, talk)
+                conversation = session.chat.conversation
+                end = len(conversation) - len(conversation.turns) + place + 1
+                return self._seen(session, Conversation(conversation.messages[:end]))
+            finally:
+                session.answering.release()
+        except MiniChatError as error:
+            _warn(str(error))
+        except Exception as error:
+            log.exception("where it looked could not be told")
+            _warn(NO_MEMORY if out_of_memory(error) else LOST)
+        return gr.skip()
 
     def edit(self, request: gr.Request, *_: None) -> Iterator[Update]:
         """Change a question; what followed it goes, and it is answered anew."""
@@ -229,6 +253,22 @@ class Handlers:
         if not asked:
             return self._shown(session), gr.update(**IDLE), gr.skip()
         return (yield from self._answer(session, sent, asked[-1].text, list(asked[-1].pictures), drop=1, again=True))
+
+    def _seen(self, session: Session, conversation: Conversation) -> dict[str, Any]:
+        """What the page draws: pieces of the reply, their weights (R, I, n), maps (I, n, h, w), and what is known."""
+        bot = session.chat.bot  # which the page's owner may have changed
+        found = bot.looked(conversation)
+        return {
+            "words": found.words,
+            "weights": [[[round(w, 5) for w in row] for row in token] for token in found.weights.tolist()],
+            "maps": [[[round(v, 5) for v in m] for m in picture] for picture in found.maps.flatten(2).tolist()],
+            "side": found.maps.shape[-1],
+            "boxes": found.boxes,
+            "pictures": [session.album.add(picture).part["value"] for picture in found.pictures],
+            "share": MEASURED.get(bot.name),
+            "name": bot.name,
+            "at": time.monotonic(),  # a page that asks twice is told twice
+        }
 
     def _go_on(self, session: Session, sent: Sent) -> Turn:
         turns = session.chat.conversation.turns
@@ -422,6 +462,13 @@ def _edit(event: Any) -> tuple[int, str]:
     if _without_halves(text) != text:
         raise PromptError("The edited text holds half of a surrogate pair, which is no character: write it anew.")
     return index, _trimmed(unescape(text))
+
+
+def _place(value: Any) -> int:
+    """The place of a reply in the chat. Raises `PromptError` for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 10_000:
+        raise PromptError(f"The reply's place must be a whole number, not {_kind(value)}.")
+    return value
 
 
 def _sent(request: gr.Request) -> Sent:

@@ -47,6 +47,94 @@ function measured({ tokens, first, rate, used, context }) {
     make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])));
 }
 
+// --- Where the model looked for a reply: its pictures under a heat map, for all words or some, by all queries or one.
+
+const EYE = '<svg viewBox="0 0 24 24" width="20" height="20" fill="none" stroke="currentColor" stroke-width="1.6" aria-hidden="true"><path d="M2 12s3.6-6.5 10-6.5S22 12 22 12s-3.6 6.5-10 6.5S2 12 2 12z"/><circle cx="12" cy="12" r="2.8"/></svg>';
+let lookedFor = 0; // the place of the reply
+
+function look(place) {
+  if (busy()) return;
+  lookedFor = place;
+  ui("#mc-look").click();
+}
+
+// Tokens that spell one word, with the blanks around them: [[word, [tokens]]].
+function wordsOf(pieces) {
+  const words = [];
+  pieces.forEach((piece, token) => {
+    if (!words.length || /^\s/.test(piece) || /\s$/.test(words.at(-1)[0])) words.push(["", []]);
+    words.at(-1)[0] += piece;
+    if (/[\p{L}\p{N}]/u.test(piece) || !words.at(-1)[1].length) words.at(-1)[1].push(token); // not a full stop behind it
+  });
+  return words.filter(([word]) => word.trim());
+}
+
+//   said: {words: [pieces], weights (R, I, n), maps (I, n, side²), side, boxes, pictures, share, name}
+function looked(said) {
+  if (!said?.words) return;
+  const words = wordsOf(said.words);
+  const chosen = new Set();
+  const queries = said.maps[0].length;
+  const views = said.pictures.map((html) => {
+    const holder = make("div", { innerHTML: html });
+    const picture = make("img", { src: holder.querySelector("img").src, alt: "The picture that was looked at" });
+    const view = make("div", { className: "mc-seen" }, picture, make("canvas", { width: said.side, height: said.side }));
+    picture.onload = () => view.style.setProperty("--ratio", picture.naturalWidth / picture.naturalHeight);
+    return view;
+  });
+  const slider = make("input", { type: "range", min: 0, max: queries, value: 0, ariaLabel: "Query", oninput: draw });
+  const label = make("output", {});
+  const chips = words.map((word) => make("button", { type: "button", textContent: word[0].trim(), ariaPressed: "false", onclick: (event) => {
+    if (!chosen.delete(word)) chosen.add(word);
+    event.currentTarget.ariaPressed = String(chosen.has(word));
+    draw();
+  } }));
+  const told = said.share
+    ? `Checked on drawn scenes: in ${Math.round(100 * said.share)} % of 200, the thing that a colour answer names got the most weight. It shows what was attended to, which is not always why.`
+    : `Not checked for ${said.name}: attention shows what was attended to, which is not always why.`;
+  const dialog = make("dialog", { className: "mc-looks", ariaLabel: "Where it looked", onclose: () => dialog.remove() },
+    make("h2", { textContent: "Where it looked" }),
+    make("div", { className: "mc-views" }, ...views),
+    make("p", { textContent: "For the words you choose, or all of them:" }), make("div", { className: "mc-words" }, ...chips),
+    make("label", { className: "mc-query" }, slider, label), make("p", { className: "mc-told", textContent: told }),
+    make("button", { type: "button", className: "mc-close", textContent: "Close", onclick: () => dialog.close() }));
+
+  function draw() {
+    const tokens = chosen.size ? [...chosen].flatMap(([, each]) => each) : said.words.map((_, token) => token);
+    const query = Number(slider.value) - 1;
+    const mean = (picture, q) => tokens.reduce((sum, token) => sum + said.weights[token][picture][q], 0) / tokens.length;
+    const maps = said.maps.map((of, picture) =>
+      query < 0 ? of[0].map((_, patch) => of.reduce((sum, map, q) => sum + mean(picture, q) * map[patch], 0)) : of[query]);
+    label.textContent = query < 0 ? `All ${queries} queries together` :
+      `Query ${query + 1}: ${count.format(100 * said.maps.reduce((sum, _, picture) => sum + mean(picture, query), 0))} % of the weight`;
+    slider.setAttribute("aria-valuetext", label.textContent);
+    const most = Math.max(...maps.flat());
+    views.forEach((view, picture) => {
+      const canvas = view.querySelector("canvas");
+      const [left, top, right, bottom] = said.boxes[picture].map((part) => 100 * part);
+      Object.assign(canvas.style, { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` });
+      paint(canvas, maps[picture].map((value) => value / most), said.side);
+    });
+  }
+  document.body.append(dialog);
+  dialog.showModal();
+  draw();
+}
+
+// Dark where nothing was looked at, by way of red and amber to the picture as it is.
+const HEAT = [[8, 8, 30, 0.8], [150, 30, 60, 0.62], [250, 130, 30, 0.42], [255, 225, 120, 0.1]];
+
+function paint(canvas, values, side) {
+  const context = canvas.getContext("2d");
+  const pixels = context.createImageData(side, side);
+  values.forEach((value, place) => {
+    const at = value ** 0.75 * (HEAT.length - 1);
+    const [from, to] = [HEAT[Math.floor(at)], HEAT[Math.ceil(at)]];
+    from.forEach((part, k) => (pixels.data[4 * place + k] = (k === 3 ? 255 : 1) * (part + (at % 1) * (to[k] - part))));
+  });
+  context.putImageData(pixels, 0, 0);
+}
+
 // Gradio has a bar of buttons under each message, and makes it anew when it likes.
 function dress() {
   const shown = branch(page.chat);
@@ -56,12 +144,14 @@ function dress() {
     const all = node ? siblings(page.chat, node) : [];
     const more = place === shown.length - 1 && node.role === "assistant" && node.id !== page.growing && (node.cut || node.partial);
     const figures = localStorage.getItem(FIGURES) && node?.figures;
-    const state = JSON.stringify([node?.id, all.map((each) => each.id), more, figures]);
+    const looks = node?.role === "assistant" && node.id !== page.growing && node.text && shown.slice(0, place).some((each) => each.pictures.length);
+    const state = JSON.stringify([node?.id, all.map((each) => each.id), more, figures, looks]);
     if (bar.dataset.dressed === state) return;
     bar.dataset.dressed = state;
     bar.querySelectorAll(".mc-own").forEach((own) => own.remove());
     if (all.length > 1) bar.append(versions(all, all.indexOf(node)));
     if (more) bar.append(make("button", { type: "button", className: "mc-own mc-on", textContent: "Continue", onclick: goOn }));
+    if (looks) bar.append(make("button", { type: "button", className: "mc-own mc-look", ariaLabel: "Where it looked", title: "Where it looked", innerHTML: EYE, onclick: () => look(place) }));
     if (figures) bar.append(measured(figures));
   });
 }

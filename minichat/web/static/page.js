@@ -128,7 +128,7 @@ function settings(...values) {
 
 function notice(text) {
   const shown = make("div", { className: "mc-notice", textContent: text, role: "alert" });
-  (ui("dialog[open]") ?? document.body).append(shown); // what is open lies above all else
+  document.body.append(shown);
   setTimeout(() => shown.remove(), 8000);
   return shown;
 }
@@ -156,6 +156,8 @@ window.minichat = {
   ask: (_, __, ...values) => before({ next: true }, [page.sent, ...values]),
   example: (_, ...values) => before({}, values),
   figures,
+  looked,
+  looking: async () => [await talk(), lookedFor],
   on: (_, ...values) => before({ growing: page.chat.leaf }, values),
   again: (_, ...values) => before({ fresh: true }, values),
   edited: (_, ...values) => before({}, values),
