@@ -208,7 +208,7 @@ async function check() {
 
 // The loss of each step, and of what is held out.
 function curve({ trained, held }) {
-  const [width, height, left, foot] = [600, 180, 44, 24];
+  const [width, height, left, foot] = [600, 180, 64, 30];
   const all = [...trained, ...held];
   const most = Math.max(...all.map(([step]) => step));
   const top = Math.max(...all.map(([, loss]) => loss)) || 1;
