@@ -11,6 +11,8 @@ import pytest
 
 from minichat.inference.bot import MiniChat
 from minichat.serve.app import COOKIE, build_app
+from minichat.web import Owned
+from minichat.web.guard import DESK
 from tests.serving import Client, on_a_socket
 from tests.tiny import tiny_bot
 from tests.web_visitor import DEFAULTS, Visitor, png
@@ -51,8 +53,9 @@ def test_page_and_programs_share_one_engine(bot: MiniChat) -> None:
         visitor.close()
 
 
-def test_with_a_key_the_page_asks_for_it(bot: MiniChat) -> None:
-    with on_a_socket(build_app(bot, key="open-sesame", page=True)) as url:
+def test_with_a_key_the_page_asks_for_it(bot: MiniChat, tmp_path: Path) -> None:
+    owned = Owned(tmp_path / "set", "tiny", lambda name: bot, keyed=True)
+    with on_a_socket(build_app(bot, key="open-sesame", page=owned)) as url:
         stranger = httpx.Client(base_url=url, trust_env=False, timeout=60)
         form = stranger.get("/")
         assert form.status_code == 401 and 'type="password"' in form.text and "sesame" not in form.text
@@ -65,6 +68,7 @@ def test_with_a_key_the_page_asks_for_it(bot: MiniChat) -> None:
         ):
             assert stranger.get(path).status_code == 401
         assert stranger.post("/gradio_api/queue/join", json={}).status_code == 401
+        assert stranger.post(DESK, json={"do": "list"}).status_code == 401
         for wrong in ({"key": "open"}, {"key": ""}, {}, {"other": "open-sesame"}, {"key": "x" * 10_000}):
             answer = stranger.post("/login", data=wrong)
             assert answer.status_code == 401 and COOKIE not in answer.headers.get("set-cookie", "")
@@ -80,6 +84,9 @@ def test_with_a_key_the_page_asks_for_it(bot: MiniChat) -> None:
         Visitor.__init__(visitor, url, like=visitor)
         reply = visitor.ask("What is it?", settings=SETTINGS)
         assert reply.texts[1] == bot.chat(max_new_tokens=12).ask("What is it?")
+        # Whoever has shown the key is the owner, also from elsewhere.
+        kept = visitor.http.post(DESK, json={"do": "state"}, headers={"x-forwarded-for": "10.0.0.5"}).json()
+        assert (kept["owner"], kept["records"]) == (True, 0)
         # The page's cookie is no key: a script of another page cannot make a browser ask the protocol.
         assert visitor.http.get("/v1/models").status_code == visitor.http.get("/metrics").status_code == 401
         visitor.close()

@@ -82,7 +82,9 @@ def test_records_are_edited_and_deleted_and_what_others_wrote_stays(tmp_path: Pa
     assert replies(kept) == [("a", "B")]
     kept.drop(said("one?", "another reply"), PICTURES_SHOWN)
     assert len(kept.records()) == 1
-    kept.drop(said("one?", "a"), PICTURES_SHOWN)  # what begins so
+    kept.drop(said("one?", "a"), PICTURES_SHOWN)
+    assert len(kept.records()) == 1
+    kept.drop(said("one?", "a"), PICTURES_SHOWN, longer=True)
     assert not kept.records()
 
 
@@ -189,6 +191,17 @@ def test_replies_are_kept_over_http_and_by_nobody_else(tmp_path: Path):
         marked[-1]["right"] = "A red square."
         assert desk(visitor, "keep", messages=marked).json()["records"] == 1
         assert replies(running.page.desk.set) == [("A red square.",)]
+
+        # Pictures that the server lacks are uploaded; the reply is taken out, and the conversation that holds it.
+        talk = {**sent, "files": {sent["messages"][0]["pictures"][0]: visitor.upload(png())}}
+        assert desk(visitor, "keep", **talk, whole=True).json()["records"] == 1
+        longer = [*sent["messages"], {"role": "user", "text": "And?"}, {"role": "assistant", "text": "No."}]
+        assert desk(visitor, "keep", messages=longer, whole=True).json()["records"] == 2
+        assert desk(visitor, "drop", **sent).json()["records"] == 1  # a thumb that is taken back
+        del marked[-1]["right"]
+        files = {sent["messages"][0]["pictures"][0]: visitor.upload(png())}
+        assert desk(visitor, "drop", messages=marked, files=files).json()["records"] == 0
+        assert desk(visitor, "keep", **sent).json()["records"] == 1
 
         strangers = ({"x-forwarded-for": "10.0.0.5"}, {"host": "evil.example"}, {"origin": "http://evil.example"})
         for headers in strangers:

@@ -112,13 +112,16 @@ class KeptSet:
 
         return len(self._change(change))
 
-    def drop(self, said: Sequence[Said], pictures: Mapping[str, Image.Image], system: str = "") -> int:
-        """Take out what begins so, the last reply included; how many records there are then."""
+    def drop(
+        self, said: Sequence[Said], pictures: Mapping[str, Image.Image], system: str = "", longer: bool = False
+    ) -> int:
+        """Take out what says exactly this; `longer`: also what begins so. How many records there are then."""
 
         def change(records: list[Record]) -> list[Record]:
             files = {name: self._place(name, pictures[name]) for one in said for name in one.pictures}
             begin = _messages(said, files, system)
-            return [one for one in records if (one.messages or [])[: len(begin)] != begin]
+            end = len(begin) if longer else None
+            return [one for one in records if (one.messages or [])[:end] != begin]
 
         return len(self._change(change)) if self.file.exists() else 0
 
@@ -373,47 +376,47 @@ class Desk:
     # --- the set
 
     def _keep(self, asked: dict[str, Any], visitor: str) -> dict[str, Any]:
-        said, pictures, system = self._said(asked, visitor, corrected=True)
-        self._owned()[0].keep(said, pictures, system)
+        talk = self._talk(asked)
+        said = self._said(talk, asked, bool(asked.get("whole")), learnt=True)
+        self._owned()[0].keep(said, self._pictures(talk, visitor), talk.system)
         return {}
 
     def _drop(self, asked: dict[str, Any], visitor: str) -> dict[str, Any]:
-        kept, _ = self._owned()
-        for way in (True, False):
-            said, pictures, system = self._said({**asked, "whole": way}, visitor, corrected=False)
-            kept.drop(said, pictures, system)
+        """Take out what a thumb kept; of a reply that is marked as wrong also conversations that hold it."""
+        talk = self._talk(asked)
+        wrong, pictures = asked["messages"][-1].get("mark") == "down", self._pictures(talk, visitor)
+        for way in (True, False) if wrong else (False,):
+            said = self._said(talk, asked, way, learnt=False)
+            self._owned()[0].drop(said, pictures, talk.system, longer=wrong)
         return {}
 
-    def _said(
-        self, asked: dict[str, Any], visitor: str, corrected: bool
-    ) -> tuple[list[Said], dict[str, Image.Image], str]:
-        """What is to be kept, or taken out: the whole conversation, or the last question with all pictures before it.
-
-        Raises:
-            PromptError: for a reply that is marked as wrong and not `corrected`, and for one that is empty.
-            ImageError: where a picture is not here.
-        """
+    def _talk(self, asked: dict[str, Any]) -> Talk:
         talk = Talk.read(asked)
         if talk is None or not talk.messages or talk.messages[-1].role != "assistant":
             raise PromptError("There is no reply to keep.")
         if len(talk.pictures) > self._limits.pictures_per_chat:
             raise PromptError(f"A record may hold at most {self._limits.pictures_per_chat} pictures.")
+        return talk
+
+    def _said(self, talk: Talk, asked: dict[str, Any], whole: bool, learnt: bool) -> list[Said]:
+        """The whole conversation, or the last question with all pictures before it and its reply; as corrected.
+
+        Raises `PromptError` for what may not be learnt: a reply that is marked as wrong and not corrected, or empty.
+        """
         said = []
         for number, (one, raw) in enumerate(zip(talk.messages, asked["messages"], strict=True)):
             right = raw.get("right") or ""
             if not isinstance(right, str) or len(right) > self._limits.characters:
                 raise PromptError(f"The right reply must be a text of at most {self._limits.characters} characters.")
             if one.role == "assistant":
-                of_record = asked.get("whole") or number == len(talk.messages) - 1
-                if corrected and of_record and raw.get("mark") == "down" and not right.strip():
+                of_record = learnt and (whole or number == len(talk.messages) - 1)
+                if of_record and raw.get("mark") == "down" and not right.strip():
                     raise PromptError("A reply that is marked as wrong is not kept: write the right one first.")
                 one = replace(one, text=(right or one.text).strip())
-                if not one.text and of_record:
+                if of_record and not one.text:
                     raise PromptError("The reply is empty: there is nothing to learn of it.")
             said.append(one)
-        if not asked.get("whole"):
-            said = [replace(said[-2], pictures=tuple(talk.pictures)), said[-1]]
-        return said, self._pictures(talk, visitor), talk.system
+        return said if whole else [replace(said[-2], pictures=tuple(talk.pictures)), said[-1]]
 
     def _pictures(self, talk: Talk, visitor: str) -> dict[str, Image.Image]:
         pictures = self._sessions.pictures_of(visitor)

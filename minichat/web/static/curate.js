@@ -82,7 +82,6 @@ async function marked(node, mark, right) {
   const { mark: markBefore, right: rightBefore } = node;
   Object.assign(node, { mark, right });
   const act = mark === "up" || right ? "keep" : "drop";
-  if (act === "keep" && rightBefore !== right) await tell("drop", await upTo({ ...node }));
   if (await tell(act, await upTo(node))) {
     if (act === "keep") notice(`Kept. ${counted(desk.state)}`);
   } else Object.assign(node, { mark: markBefore, right: rightBefore });

@@ -128,7 +128,7 @@ function settings(...values) {
 
 function notice(text) {
   const shown = make("div", { className: "mc-notice", textContent: text, role: "alert" });
-  document.body.append(shown);
+  (ui("dialog[open]") ?? document.body).append(shown); // what is open lies above all else
   setTimeout(() => shown.remove(), 8000);
   return shown;
 }
