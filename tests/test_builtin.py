@@ -16,6 +16,7 @@ import minichat
 from minichat.evaluate.replies import Blank
 from minichat.evaluate.run import CHAT_TASKS, Plan, evaluate
 from minichat.toy.asking import ALL_KINDS
+from minichat.toy.captions import SYMBOLS
 from minichat.toy.evaluate import DRAWINGS, accuracy, held_out
 from minichat.toy.world import Background, Scene, Thing, draw, random_scene
 from minichat.web.examples import EXAMPLES, Example
@@ -36,6 +37,12 @@ def red_star() -> Scene:
 
 def test_it_takes_at_most_40_megabytes() -> None:
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 40e6
+
+
+def test_words_of_its_own_are_not_said(bot: minichat.MiniChat) -> None:
+    """Those in which pictures were described to its LLM (`minichat.toy.captions`)."""
+    spell, own = bot.processor.content_tokenizer.encode, bot.model.generation_config.suppress_tokens
+    assert sorted(own) == sorted(spell(symbol)[-1] for symbol in SYMBOLS)
 
 
 def test_it_sees_every_kind_of_thing(bot: minichat.MiniChat) -> None:

@@ -626,3 +626,18 @@ def test_ctrl_c_at_any_line_neither_admits_two_nor_locks_anyone_out(monkeypatch:
             break
     assert most == 1
     assert line > 10
+
+
+def test_what_the_model_keeps_to_itself_is_never_generated() -> None:
+    """`suppress_tokens` of its generation_config.json: alone, in batches and by beams."""
+    bot = tiny_bot()
+    bot.model.generation_config.suppress_tokens = [*range(3, 200), 10_000, -1]
+    with saying(bot, [100] * 99):
+        chat = bot.chat(max_new_tokens=4)
+        chat.ask("What is it?", noise_picture())
+        ids = chat.conversation.messages[-1].ids
+    assert ids is not None and len(ids) == 4 and not {*ids} & {*range(3, 200)}
+    spelled = {bot.processor.content_tokenizer.decode([token]) for token in range(200, 400)} | {""}
+    for chosen in ({}, {"num_beams": 2}, {"temperature": 1.0, "seed": 1}):
+        for caption in bot.caption([noise_picture(1), noise_picture(2)], max_new_tokens=1, **chosen):
+            assert caption in {text.strip() for text in spelled}

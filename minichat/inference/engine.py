@@ -22,7 +22,7 @@ from minichat.device.memory import free_memory, out_of_memory
 from minichat.device.placement import entry_device, look
 from minichat.errors import PromptError
 from minichat.inference.kv_cache import KeyValuePool, PrefixTree, States, one_query, one_row, poolable, shared
-from minichat.inference.request import Request, Scores, StepLock, beginning
+from minichat.inference.request import Request, Scores, StepLock, beginning, unsaid
 from minichat.inference.sampling import Sampler, noise_generator
 
 if TYPE_CHECKING:
@@ -364,14 +364,13 @@ class Engine:
         """The sampler of these rows; the one of the step before, where the rows are the same."""
         if self._sampler is not None and self._sampler[0] == requests:
             return self._sampler[1]
-        slot, vocabulary = self.model.config.image_token_index, self.model.config.text_config.vocab_size
         sampler = Sampler(
             [request.settings for request in requests],
             [request.generator for request in requests],
             [request.ids for request in requests],
-            vocabulary,
+            self.model.config.text_config.vocab_size,
             entry_device(self.model),
-            [slot] if slot < vocabulary else [],  # no reply holds a picture
+            unsaid(self.model),
             beginning(self.model),
         )
         self._sampler = (requests, sampler)

@@ -21,7 +21,7 @@ from transformers import (
 from minichat.device.placement import entry_device
 from minichat.errors import SettingsError
 from minichat.inference.kv_cache import KVCache, decoder_start
-from minichat.inference.request import Prompt, StepLock, beginning
+from minichat.inference.request import Prompt, StepLock, beginning, unsaid
 from minichat.inference.sampling import Decoder, GenerationSettings, ReplyText, Stops
 from minichat.model.generation import ReplyPenalty
 
@@ -159,10 +159,8 @@ def _device(model: MiniChatForConditionalGeneration) -> torch.device:
 
 
 def _never(model: MiniChatForConditionalGeneration) -> list[int]:
-    """Ids that may not be generated: the image slot, where the LLM has a row for it; what only begins a reply."""
-    slot, llm = model.config.image_token_index, model.config.text_config
-    starts = [decoder_start(model)] if model.config.is_encoder_decoder else []
-    return [*starts, *([slot] if slot < llm.vocab_size else [])]
+    """Ids that may not be generated: what no reply holds, and what only begins one."""
+    return [*([decoder_start(model)] if model.config.is_encoder_decoder else []), *unsaid(model)]
 
 
 class _StopRows(StoppingCriteria):

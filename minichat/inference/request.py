@@ -61,6 +61,13 @@ def beginning(model: MiniChatForConditionalGeneration) -> int | None:
     return None if model.config.is_encoder_decoder else model.config.text_config.bos_token_id
 
 
+def unsaid(model: MiniChatForConditionalGeneration) -> list[int]:
+    """Ids that no reply holds: the image slot, where the LLM has a row for it, and the model's `suppress_tokens`."""
+    slot, vocabulary = model.config.image_token_index, model.config.text_config.vocab_size
+    kept = getattr(model.generation_config, "suppress_tokens", None) or []
+    return [*([slot] if slot < vocabulary else []), *(token for token in kept if token in range(vocabulary))]
+
+
 # --- The request itself.
 
 

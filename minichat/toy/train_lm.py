@@ -274,7 +274,10 @@ class Language(Stage):
         tied = "lm_head.weight"  # the embeddings
         entries = [Entry(name, t.nbytes, lambda t=t: t) for name, t in model.state_dict().items() if name != tied]  # type: ignore[misc]
         write_tensors(out, entries)
-        GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(out)
+        # The words of descriptions are read by the model alone.
+        unsaid = [self._tokenizer.encode(symbol)[-1] for symbol in SYMBOLS]
+        control: Any = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "suppress_tokens": unsaid}
+        GenerationConfig(**control).save_pretrained(out)
         model.config.architectures, model.config.dtype = [type(model).__name__], torch.bfloat16
         model.config.save_pretrained(out)
 

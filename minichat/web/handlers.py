@@ -115,6 +115,7 @@ class Handlers:
                 end = len(conversation) - len(conversation.turns) + place + 1
                 return self._seen(session, Conversation(conversation.messages[:end]))
             finally:
+                self._sessions.renew(session)
                 session.answering.release()
         except MiniChatError as error:
             _warn(str(error))

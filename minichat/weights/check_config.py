@@ -191,6 +191,11 @@ def _wanted(key: str, value: Any) -> str:
             lambda: value is None or isinstance(value, Mapping),
             "a JSON object",
         ),
+        (
+            key == "suppress_tokens",
+            lambda: value is None or (isinstance(value, list) and all(map(_is_token, value))),
+            "a list of tokens' ids, or null",
+        ),
         (key == "image_token_index", lambda: value is None or (whole and value >= 0), "an id of at least 0"),
         (
             key in ("rope_theta", "factor"),

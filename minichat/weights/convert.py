@@ -142,7 +142,7 @@ def convert(
     record = _record(account, words, trained, whole) | ({"qformer": "random"} if made else {})
     with new_folder(out, ModelError) as folder:
         progress("Writing")
-        _write(folder, entries, config, processor, _control_ids(words, processor))
+        _write(folder, entries, config, processor, words)
         if lora is not None and not merge:
             write_adapter(folder, lora)
         if verify:
@@ -157,12 +157,14 @@ def _write(
     entries: list[Entry],
     config: MiniChatConfig,
     processor: MiniChatProcessor,
-    ids: dict[str, Any],
+    words: Llm,
 ) -> None:
+    theirs = _generation(words)
+    ids = _control_ids(words, theirs, processor)
     config.text_config.update(ids)
     write_tensors(folder, entries)
     config.save_pretrained(folder)
-    GenerationConfig(**ids).save_pretrained(folder)
+    GenerationConfig(**ids, suppress_tokens=theirs.suppress_tokens).save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
@@ -437,18 +439,22 @@ def _of_llm(words: Llm, config: MiniChatConfig, merge: bool, lora: Adapter | Non
     ]
 
 
-def _control_ids(words: Llm, processor: MiniChatProcessor) -> dict[str, Any]:
+def _generation(words: Llm) -> GenerationConfig:
+    """What an LLM's own files say of its replies."""
+    with quiet():
+        try:
+            return GenerationConfig.from_pretrained(words.folder, local_files_only=True)
+        except (OSError, ValueError, TypeError):
+            return GenerationConfig.from_model_config(words.config)
+
+
+def _control_ids(words: Llm, theirs: GenerationConfig, processor: MiniChatProcessor) -> dict[str, Any]:
     """Begin, end and padding: the tokenizer's, which spells the prompts, and what else ends a reply.
 
     An LLM's own files may be wrong: Vicuna v0's, as MiniGPT-4 publishes it, name 0, 1 and -1, but its tokenizer has 1
     and 2. How to sample is asked for, never inherited.
     """
     tokenizer = processor.content_tokenizer
-    with quiet():
-        try:
-            theirs = GenerationConfig.from_pretrained(words.folder, local_files_only=True)
-        except (OSError, ValueError, TypeError):
-            theirs = GenerationConfig.from_model_config(words.config)
     listed = theirs.eos_token_id if isinstance(theirs.eos_token_id, list) else [theirs.eos_token_id]
     known = range(words.config.vocab_size)
     others = (end for end in listed if end in known and end != tokenizer.bos_id)
