@@ -389,11 +389,11 @@ def test_demo_serves_what_was_built_until_it_is_stopped(bot, monkeypatch):
         return Running()
 
     # Into the namespace itself: to look up what is replaced would import Gradio.
-    monkeypatch.setitem(vars(web), "build_app", lambda bot: ("page of", bot))
+    monkeypatch.setitem(vars(web), "build_app", lambda bot, owned: (bot, str(owned.folder), owned.keyed))
     monkeypatch.setitem(vars(web), "launch", launch)
-    result = run("demo", "--port", "7999")
+    result = run("demo", "--port", "7999", "--set", "mine")
     assert result.exit_code == 130
-    assert seen == [(("page of", bot), "127.0.0.1", 7999)]
+    assert seen == [((bot, "mine", False), "127.0.0.1", 7999)]
     assert "http://127.0.0.1:7999" in result.stderr
 
 
