@@ -39,6 +39,7 @@ def test_captioning(picture: str) -> None:
     assert len(files_of("caption", "--device", "cpu", picture)) <= 31
 
 
+@pytest.mark.long
 def test_training_on_jsonl(tmp_path: Path) -> None:
     scenes = tmp_path / "scenes"
     assert CliRunner().invoke(cli.app, ["data", "scenes", "--count", "4", "--out", str(scenes)]).exit_code == 0
@@ -53,6 +54,7 @@ def test_training_on_jsonl(tmp_path: Path) -> None:
     assert len(files_of("train", str(tmp_path / "train.yaml"))) <= 45
 
 
+@pytest.mark.long
 def test_converting(tmp_path: Path) -> None:
     publish(tmp_path / "files", "qformer")
     given = {name: value for name, value in arguments(tmp_path / "files").items() if value is not None}
