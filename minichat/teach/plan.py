@@ -42,7 +42,7 @@ SMALL = 100e6  # parameters: so small an LLM trains in full, a larger one beside
 LARGE = 1e9  # one as large takes its time for an answer, and has little room for many rows
 BATCH = 16
 _SEEN = 1200  # pictures in all, at which few are learnt …
-_PASSES = (2, 24)  # … each so many times
+_PASSES = (2, 60)  # … each so many times
 
 
 @dataclass(frozen=True)
