@@ -26,13 +26,6 @@ settings.register_profile("steady", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
-if "ATEN_CPU_CAPABILITY" in os.environ:
-    # Told to use fewer instructions than the processor has, PyTorch 2.13's fused attention still asks the processor
-    # whether to pack bfloat16 for its matrix instructions, and fails where they are there: findings/.
-    import torch
-
-    torch.backends.cuda.enable_flash_sdp(False)  # the CPU's, too
-
 # A shell that runs the tests in the background tells them to ignore Ctrl-C, and so would the programs that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
