@@ -16,7 +16,7 @@ import minichat
 from minichat.device.memory import training_needs
 from minichat.errors import SettingsError
 from minichat.train.setup import lora_size, open_bot
-from minichat.train.trainer import train
+from minichat.train.trainer import make_accelerator, train
 from minichat.weights.export import export
 from tests.training import at_step, checkpoints, config_of, losses, make_desk, run, same
 
@@ -76,7 +76,7 @@ def test_beside_a_bfloat16_llm(autocast: bool, desk: Path) -> None:
             torch.manual_seed(number)
             weight.data = 0.1 * torch.randn_like(weight)
         for name, module in llm.named_modules():
-            if name.endswith("lora_B.default"):
+            if name.endswith("lora_A.default"):
                 module.register_forward_hook(lambda _, given, out: seen.append((given[0].dtype, out.dtype)))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = llm(ids()).logits
@@ -84,6 +84,8 @@ def test_beside_a_bfloat16_llm(autocast: bool, desk: Path) -> None:
         assert {weight.dtype for weight in added.values()} == {torch.float32}
         return torch.cat([weight.grad.flatten() for weight in added.values()])  # type: ignore[union-attr]
 
+    config = config_of(desk, *LORA[:2], "model.dtype=bfloat16")
+    assert make_accelerator(config, ("projection",), desk / "run").mixed_precision == "bf16"
     exact, ours = gradients("float32", False), gradients("bfloat16", autocast)
     assert 0 < (ours - exact).norm() < 0.1 * exact.norm()
     assert set(seen[len(seen) // 2 :]) == {(torch.bfloat16 if autocast else torch.float32,) * 2}
