@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from minichat.inference.bot import Caption
 from minichat.inference.looked import Looked
 from minichat.inference.request import Figures
 from minichat.prompt.conversation import Conversation
@@ -27,6 +28,8 @@ class FakeBot:
     def __init__(self, name: str = "fake", pause: float = 0.0) -> None:
         self.name = name
         self.context: int | None = None
+        self.caption_prompt = "Describe the picture."
+        self.takes_system = True
         self.pause = pause  # seconds before each word
         self.script: deque[Line] = deque()
         self.running = 0  # streams begun and not ended
@@ -39,6 +42,18 @@ class FakeBot:
 
     def chat(self, conversation: Conversation | None = None, **defaults: Any) -> FakeSession:
         return FakeSession(self, conversation or Conversation())
+
+    def caption(self, images: list[Any], prompt: str, batch_size: int, **settings: Any) -> list[Caption]:
+        """A line of the script for each picture, or else the prompt and the picture's width; “…” is cut."""
+        self.settings.append(settings)
+        said = []
+        for image in images:
+            line = self.script.popleft() if self.script else f"{prompt or self.caption_prompt} {image.width} wide."
+            if isinstance(line, Exception):
+                raise line
+            threading.Event().wait(self.pause)
+            said.append(Caption(str(line), "length" if str(line).endswith("…") else "stop"))
+        return said
 
     def looked(self, conversation: Conversation) -> Looked:
         """Of two queries the first sees the corner at the top left; the reply's last word owes all to the other."""

@@ -12,7 +12,7 @@ import pytest
 import minichat
 from minichat.toy.world import COLOURS, SHAPES, Background, Scene, Thing, draw
 from minichat.web import Limits, Running, build_app, launch
-from minichat.web.examples import EXAMPLES
+from minichat.web.app import EXAMPLES
 from minichat.web.sessions import panel
 from tests.fake_bot import FakeBot
 from tests.web_visitor import Visitor

@@ -19,7 +19,7 @@ from minichat.toy.asking import ALL_KINDS
 from minichat.toy.captions import SYMBOLS
 from minichat.toy.evaluate import DRAWINGS, accuracy, held_out
 from minichat.toy.world import Background, Scene, Thing, draw, random_scene
-from minichat.web.examples import EXAMPLES, Example
+from minichat.web.app import EXAMPLES, Example
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(str(resources.files("minichat"))) / "assets" / "minichat-tiny"

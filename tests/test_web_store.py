@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minichat.errors import MiniChatError, SettingsError
-from minichat.web.examples import EXAMPLES
+from minichat.web.app import EXAMPLES
 from minichat.web.guard import address_of, private_id
 from minichat.web.sessions import (
     GRACE,

@@ -76,6 +76,11 @@ class MiniChat:
         """What asks for a caption where nobody says another thing: of most a request for a detailed description."""
         return self.processor.spelling.caption
 
+    @property
+    def takes_system(self) -> bool:
+        """Whether a conversation may bring a system text."""
+        return self.processor.spelling.takes_system
+
     @functools.cached_property
     def captioner(self) -> MiniChatProcessor:
         """The processor that spells what asks for a caption: another than a chat's where the template says so."""

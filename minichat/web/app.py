@@ -6,15 +6,18 @@ import html
 import json
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from minichat import images
+from minichat.toy.world import Background, Scene, Thing, draw
+from minichat.web.captions import Captions
 from minichat.web.curate import Desk
-from minichat.web.examples import EXAMPLES
 from minichat.web.guard import Waiting
 from minichat.web.handlers import BUSY, IDLE, TEXT, Handlers
 from minichat.web.sessions import Field, Limits, Sessions, Uploads, panel
@@ -43,6 +46,7 @@ class Page(gr.Blocks):
     waiting: Waiting
     limits: Limits
     desk: Desk
+    captions: Captions
 
 
 def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -> Page:  # noqa: B008 (frozen)
@@ -70,6 +74,7 @@ def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -
     page.uploads = Uploads(Path(get_upload_folder()) / f"minichat-{secrets.token_hex(8)}", limits)
     page.waiting = Waiting(page)
     page.desk = Desk(owned, bot, page.sessions, page.uploads, limits, KNOWS)
+    page.captions = Captions(page.sessions, page.uploads, fields, limits)
     listeners = Handlers(page.sessions, page.uploads, page.waiting, fields, limits)
     with page:
         new = _head(bot.name)
@@ -96,7 +101,11 @@ def _head(name: str) -> gr.Button:
             f"<h1>MiniChat</h1><p>Talk about pictures with <code>{html.escape(name)}</code></p>",
             elem_id="mc-title",
         )
-        gr.HTML('<button type="button" id="mc-teach" hidden>Teach</button>', elem_id="mc-teacher")
+        gr.HTML(
+            '<button type="button" id="mc-batch">Captions</button>'
+            '<button type="button" id="mc-teach" hidden>Teach</button>',
+            elem_id="mc-tools",
+        )
         return gr.Button("New chat", size="sm", variant="secondary", elem_id="mc-new")
 
 
@@ -197,7 +206,7 @@ def _connect(
         *(
             (
                 scene.click(None, None, box, js=_script("leave"), **direct).then,
-                listeners.example(e),
+                listeners.example(e.question, e.picture),
                 controls,
                 "example",
             )
@@ -236,3 +245,94 @@ def _script(name: str) -> str:
 def _buttons(shown: dict[str, bool]) -> str:
     """JavaScript that shows the message box's buttons so."""
     return f"() => ({json.dumps({'__type__': 'update', **shown})})"
+
+
+# --- Synthetic scenes with a question each, one click away on the page.
+
+
+SIDE = 256  # pixels
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scene, what the page suggests to ask about it, and a word that a right reply holds (None: many are right)."""
+
+    scene: Scene
+    question: str
+    answer: str | None
+
+    def picture(self) -> Image.Image:
+        """The scene, drawn. Always the same picture."""
+        return draw(self.scene, SIDE)
+
+
+def _plain(colour: str) -> Background:
+    return Background("plain", (colour,))
+
+
+EXAMPLES = (
+    Example(
+        Scene((Thing("heart", "red", "large", 0.5, 0.5, 0.2),), _plain("white")),
+        "What is in the picture?",
+        "heart",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("star", "yellow", "large", 0.27, 0.3, 0.17, 12),
+                Thing("circle", "orange", "large", 0.7, 0.66, 0.18),
+            ),
+            _plain("blue"),
+        ),
+        "What colour is the star?",
+        "yellow",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("circle", "red", "large", 0.22, 0.24, 0.16),
+                Thing("circle", "red", "small", 0.5, 0.5, 0.095),
+                Thing("circle", "red", "large", 0.77, 0.76, 0.17),
+                Thing("square", "black", "small", 0.76, 0.24, 0.095, 8),
+            ),
+            Background("gradient", ("white", "gray")),
+        ),
+        "How many circles are there?",
+        "three",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("triangle", "green", "large", 0.27, 0.5, 0.19, 5),
+                Thing("ring", "purple", "large", 0.74, 0.5, 0.18),
+            ),
+            _plain("pink"),
+        ),
+        "What is to the right of the triangle?",
+        "ring",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("diamond", "blue", "large", 0.5, 0.27, 0.18),
+                Thing("cross", "orange", "large", 0.5, 0.74, 0.17, 10),
+            ),
+            Background("noisy", ("green",)),
+        ),
+        "What colour is the background?",
+        "green",
+    ),
+    Example(
+        Scene(
+            (
+                Thing("star", "pink", "large", 0.24, 0.26, 0.16, 20),
+                Thing("heart", "purple", "small", 0.73, 0.24, 0.1),
+                Thing("square", "white", "large", 0.68, 0.7, 0.17, -10),
+                Thing("ring", "yellow", "small", 0.25, 0.76, 0.1),
+            ),
+            Background("gradient", ("black", "blue")),
+        ),
+        "Describe the picture in detail.",
+        None,
+    ),
+)

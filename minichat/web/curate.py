@@ -25,8 +25,8 @@ from minichat.data.check import check
 from minichat.errors import DataError, ImageError, MiniChatError, PromptError
 from minichat.fileio import disk_errors, json_line, locked, replace_file, to_disk
 from minichat.teach.lessons import LEAST
-from minichat.web.guard import DESK, GONE, Refusal, whole
-from minichat.web.sessions import Limits, Sessions, Uploads
+from minichat.web.guard import DESK, Refusal, whole
+from minichat.web.sessions import GONE, Limits, Sessions, Uploads
 from minichat.web.swap import Models, Owned, Teaching
 from minichat.web.talk import Said, Talk, data_url
 
@@ -349,8 +349,13 @@ class Desk:
         await JSONResponse(answer)(scope, receive, send)
 
     def _model(self) -> dict[str, Any]:
-        name = self._sessions.name
-        return {"model": name, "knows": self._knows.get(name, "")}
+        name, bot = self._sessions.name, self._sessions.bot
+        return {
+            "model": name,
+            "knows": self._knows.get(name, ""),
+            "caption": bot.caption_prompt,
+            "system": bot.takes_system,
+        }
 
     def _state(self) -> dict[str, Any]:
         kept, models = self._owned()
@@ -424,9 +429,7 @@ class Desk:
             if not self._uploads.owns(path, visitor):
                 raise ImageError(GONE)
             if name not in pictures:
-                picture = images.load(path)
-                picture.thumbnail((self._limits.picture_side, self._limits.picture_side), Image.Resampling.BICUBIC)
-                pictures[name] = picture
+                pictures[name] = self._uploads.open(path, visitor)
             self._uploads.release(path, visitor)
         if not all(name in pictures for name in talk.pictures):
             raise ImageError("A picture of this conversation is no longer here: reload the page, which has it.")

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from minichat.web.sessions import Limits, Sessions, Uploads, share_of_address
+from minichat.web.sessions import GONE, Limits, Sessions, Uploads, share_of_address
 
 # --- Gradio's queue, as far as the page looks into it: whose messages are in it, and taking out those that wait.
 
@@ -63,7 +63,6 @@ class Waiting:
 
 COOKIE = "minichat_visitor"
 API = "/gradio_api"
-GONE = "A picture of this message is no longer here: take it out and upload it again."
 SENT = "minichat.sent"  # in a request's scope: its `Sent`
 
 _VISITOR = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -74,7 +73,8 @@ _GET = re.compile(
 )
 LACKING = "/minichat/lacking"  # ours: of the pictures that a page names, those that its visitor has to upload anew
 DESK = "/minichat/desk"  # ours: what the page's owner may do beside talking
-_POST = re.compile(rf"{API}/(?:queue/join|run/[^/]+/?|upload)|{LACKING}|{DESK}")
+CAPTIONS = "/minichat/captions"  # ours: of uploaded pictures, without a chat
+_POST = re.compile(rf"{API}/(?:queue/join|run/[^/]+/?|upload)|{LACKING}|{DESK}|{CAPTIONS}")
 _NAMES = 2**20  # bytes of names
 
 HEADERS = {
@@ -142,6 +142,7 @@ class Guard:
     Args:
         inputs: how many values each listener of the page takes, by the listener's number.
         desk: answers what is asked at `DESK`, with the visitor, or None for one who has no cookie.
+        captions: answers what is asked at `CAPTIONS`.
     """
 
     def __init__(
@@ -153,9 +154,11 @@ class Guard:
         inputs: Mapping[int, int],
         limits: Limits,
         desk: Callable[[Scope, Receive, Send, str | None], Awaitable[None]],
+        captions: Callable[[Scope, Receive, Send, str], Awaitable[None]],
     ) -> None:
         self._app = app
         self._desk = desk
+        self._captions = captions
         self._sessions = sessions
         self._uploads = uploads
         self._waiting = waiting
@@ -196,6 +199,9 @@ class Guard:
             return
         if path == LACKING and visitor is not None:
             await self._tell_lacking(scope, receive, send, visitor)
+            return
+        if path == CAPTIONS and visitor is not None:
+            await self._captions(scope, receive, send, visitor)
             return
         if path == route or not private:
             await self._app(scope, receive, send)

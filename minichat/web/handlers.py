@@ -14,14 +14,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-import minichat.images as images
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.errors import ImageError, MiniChatError, PromptError
 from minichat.inference.looked import MEASURED
 from minichat.prompt.conversation import Conversation
-from minichat.web.examples import Example
-from minichat.web.guard import COOKIE, GONE, SENT, Sent, Waiting, address_of
-from minichat.web.sessions import Field, Limits, Session, Sessions, Uploads, read
+from minichat.web.guard import COOKIE, SENT, Sent, Waiting, address_of
+from minichat.web.sessions import GONE, Field, Limits, Session, Sessions, Uploads, read
 from minichat.web.talk import Talk, escape, reply_bubble, unescape, user_bubble
 
 log = logging.getLogger(__name__)
@@ -81,11 +79,11 @@ class Handlers:
         """A message from the box: words, pictures, or both."""
         yield from self._alone(request, self._ask)
 
-    def example(self, example: Example) -> Callable[..., Iterator[Update]]:
-        """The listener that puts this scene and its question into the chat."""
+    def example(self, question: str, picture: Callable[[], Image.Image]) -> Callable[..., Iterator[Update]]:
+        """The listener that puts this scene and a question about it into the chat."""
 
         def ask(session: Session, sent: Sent) -> Turn:
-            return self._answer(session, sent, example.question, [example.picture()])
+            return self._answer(session, sent, question, [picture()])
 
         def listener(request: gr.Request, *_: None) -> Iterator[Update]:
             yield from self._alone(request, ask)
@@ -199,9 +197,7 @@ class Handlers:
         pictures = self._sessions.pictures_of(session.visitor) | session.album.by_name()
         for name, path in (talk.files or {}).items():
             if name not in pictures:
-                if not self._uploads.owns(path, session.visitor):
-                    raise ImageError(GONE)
-                pictures[name] = self._open(path)
+                pictures[name] = self._uploads.open(path, session.visitor)
             self._uploads.release(path, session.visitor)
         if len(talk.pictures) > self._limits.pictures_per_chat:
             raise PromptError(f"A chat may hold at most {self._limits.pictures_per_chat} pictures: start a new chat.")
@@ -209,11 +205,6 @@ class Handlers:
         for name in talk.pictures:
             session.album.add(pictures[name], name)
         self._sessions.begin(session, conversation)
-
-    def _open(self, path: str) -> Image.Image:
-        picture = images.load(path)
-        picture.thumbnail((self._limits.picture_side, self._limits.picture_side), Image.Resampling.BICUBIC)
-        return picture
 
     # --- what is done
 
@@ -244,7 +235,7 @@ class Handlers:
             raise PromptError(f"A message may hold at most {limits.pictures_per_message} pictures, not {len(paths)}.")
         if paths and len(paths) + len(session.chat.conversation.pictures) > limits.pictures_per_chat:
             raise PromptError(f"A chat may hold at most {limits.pictures_per_chat} pictures: start a new chat.")
-        pictures = [self._open(path) for path in paths]
+        pictures = [self._uploads.open(path, session.visitor) for path in paths]
         if pictures and not text:
             text = "Describe the picture." if len(pictures) == 1 else "Describe the pictures."
         return text, pictures

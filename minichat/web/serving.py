@@ -16,8 +16,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from minichat.errors import MiniChatError
-from minichat.web.app import Page
-from minichat.web.examples import EXAMPLES, Example
+from minichat.web.app import EXAMPLES, Example, Page
 from minichat.web.guard import Guard
 from minichat.web.talk import data_url
 
@@ -104,6 +103,7 @@ def _options(page: Page) -> dict[str, Any]:
         inputs={number: len(listener.inputs) for number, listener in page.fns.items() if listener.fn is not None},
         limits=limits,
         desk=page.desk,
+        captions=page.captions,
     )
     return {
         "show_error": False,
@@ -199,7 +199,7 @@ def theme() -> gr.themes.Base:
 
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("chats.js", "box.js", "messages.js", "list.js", "curate.js", "page.js")
+SCRIPTS = ("chats.js", "box.js", "messages.js", "list.js", "batch.js", "curate.js", "page.js")
 
 
 def script() -> str:

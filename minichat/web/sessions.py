@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
+from PIL import Image
 
-from minichat.errors import MiniChatError, SettingsError
+from minichat import images
+from minichat.errors import ImageError, MiniChatError, SettingsError
 from minichat.prompt.conversation import Conversation
 from minichat.web.talk import Album
 
@@ -134,6 +136,7 @@ IDLE = "Your earlier chat was idle for more than {minutes:.3g} minutes and has b
 LEFT = "The connection to your earlier chat was lost, so it has been closed; this is a new one."
 OWN = "You opened more chats than a visitor may have, so this one, your oldest, has been closed; this is a new one."
 ROOM = "The server needed room for others, so your earlier chat, idle the longest, has been closed; this is a new one."
+GONE = "A picture of this message is no longer here: take it out and upload it again."
 
 
 class BusyError(MiniChatError):
@@ -216,6 +219,11 @@ class Sessions:
         with self._lock:
             mine = [session.album for session in self._open.values() if session.visitor == visitor]
         return {name: picture for album in mine for name, picture in album.by_name().items()}
+
+    @property
+    def bot(self) -> Any:
+        """The model that answers now."""
+        return self.new_chat().bot
 
     def clear(self, session: Session) -> None:
         """Stop what is being answered and start the chat anew."""
@@ -424,6 +432,18 @@ class Uploads:
         """Whether this visitor, and not somebody else, uploaded the file."""
         file = self._files.get(path)
         return file is not None and file.visitor == visitor
+
+    def open(self, path: str, visitor: str) -> Image.Image:
+        """The picture that this visitor uploaded, at the size at which pictures are kept.
+
+        Raises:
+            ImageError: where it is not here (any more), not this visitor's, or no picture that can be opened.
+        """
+        if not self.owns(path, visitor):
+            raise ImageError(GONE)
+        picture = images.load(path)
+        picture.thumbnail((self._limits.picture_side, self._limits.picture_side), Image.Resampling.BICUBIC)
+        return picture
 
     def release(self, path: str, visitor: str) -> None:
         """This visitor needs the file no more: it is deleted from disk."""

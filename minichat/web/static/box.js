@@ -77,8 +77,12 @@ async function shrunk(file) {
   }
 }
 
+// A folder's files that are pictures: browsers do not know all of their endings.
+const isPictureFile = (file) => /^image\//.test(file.type) || /\.(avif|bmp|gif|hei[cf]|jpe?g|png|tiff?|webp)$/i.test(file.name);
+
 async function attach(files) {
   files = [...files];
+  if (ui(".mc-batch")) return addPictures(files);
   const told = notice(files.length === 1 ? `Adding ${files[0].name}…` : `Adding ${files.length} files…`);
   try {
     const form = new FormData();

@@ -239,9 +239,12 @@ const whole = (nodes) => nodes.slice(0, nodes.length - (nodes.length % 2));
 const KINDS = { md: "text/markdown", json: "application/json", jsonl: "application/jsonl" };
 
 async function download(chats, ending, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([await exporters[ending](chats)], { type: KINDS[ending] }));
-  link.download = `${name.replace(/[^\p{L}\p{N} _-]/gu, "").trim().slice(0, 40) || "chat"}.${ending}`;
+  const plain = name.replace(/[^\p{L}\p{N} _-]/gu, "").trim().slice(0, 40) || "chat";
+  saveFile(await exporters[ending](chats), KINDS[ending], `${plain}.${ending}`);
+}
+
+function saveFile(content, type, download) {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([content], { type })), download });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }

@@ -127,7 +127,7 @@ async function keepConversation(node) {
 function openPanel() {
   if (ui(".mc-desk")) return;
   const close = () => panel.close();
-  const panel = make("dialog", { className: "mc-desk", onclose: () => (panel.remove(), follow()) },
+  const panel = make("dialog", { className: "mc-panel mc-desk", onclose: () => (panel.remove(), follow()) },
     make("header", {}, make("h2", { textContent: "Teach" }), make("button", { type: "button", textContent: "Close", onclick: close })),
     make("section", { id: "mc-models" }),
     make("section", { id: "mc-course" }),

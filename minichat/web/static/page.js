@@ -116,14 +116,19 @@ function keepSettings(values) {
   if (controls && values.length >= controls) localStorage.setItem(SETTINGS, JSON.stringify(values.slice(-controls)));
 }
 
-function settings(...values) {
-  controls = values.length;
+// The values as they were kept; null: nothing was changed.
+function heldSettings() {
   try {
     const held = JSON.parse(localStorage.getItem(SETTINGS));
-    return Array.isArray(held) && held.length === controls ? held : values;
+    return Array.isArray(held) && held.length === controls ? held : null;
   } catch {
-    return values;
+    return null;
   }
+}
+
+function settings(...values) {
+  controls = values.length;
+  return heldSettings() ?? values;
 }
 
 function notice(text) {
@@ -139,6 +144,7 @@ async function start() {
   listenToBox();
   listenToMessages();
   openDesk();
+  ui("#mc-batch").onclick = openBatch;
   await openChat(sessionStorage.getItem("minichat.chat"));
   if (page.chat.leaf) ui("#mc-show").click();
   if (!matchMedia("(pointer: coarse)").matches) box().focus(); // a phone would open its keyboard

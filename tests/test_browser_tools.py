@@ -1,0 +1,133 @@
+"""Captions of many pictures, boxes, presets, and drawing in the page, in a headless browser, at two sizes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from minichat.web import Running, build_app, launch
+from tests.fake_bot import FakeBot
+
+pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+from benchmarks.screenshot import DESKTOP, PHONE, find_browser, open_browser, open_page, picture_file
+from tests.browsing import NOTHING, until, watch
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
+]
+
+SIZES = {"desktop": DESKTOP, "phone": PHONE}
+BOX = "#mc-box textarea"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Running]:
+    running = launch(build_app(FakeBot("fake", pause=0.02)))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def bot(served: Running) -> FakeBot:
+    bot: FakeBot = served.page.sessions.new_chat.__self__
+    bot.script.clear()
+    bot.settings.clear()
+    bot.pause = 0.02
+    return bot
+
+
+@pytest.fixture(params=SIZES)
+def page(request: pytest.FixtureRequest, served: Running, browser: Any) -> Iterator[Any]:
+    page = open_page(browser, served.url, SIZES[request.param])
+    seen = watch(page)
+    yield page
+    assert seen == NOTHING
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.context.close()
+
+
+def coloured(width: int) -> Image.Image:
+    return Image.new("RGB", (width, 40), "teal")
+
+
+def saved(page: Any, button: str) -> str:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button).click()
+    return Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def test_captions_of_many_pictures(bot: FakeBot, page: Any):
+    files = [picture_file(coloured(40 + n), f"{n}.png") for n in range(8)]
+    files[1]["buffer"] = b"no picture"
+    page.get_by_role("button", name="Captions", exact=True).click()
+    panel = page.get_by_role("dialog", name="Captions")
+    start = panel.get_by_role("button", name="Start")
+    assert start.is_disabled()
+    panel.locator("input[type=file]").first.set_input_files(
+        [*files, {"name": "a.txt", "mimeType": "text/plain", "buffer": b"a"}]
+    )
+    page.get_by_text("1 of 9 files are no pictures.").wait_for()
+    asks = panel.get_by_label("What to ask of each picture")
+    assert asks.input_value() == bot.caption_prompt
+    panel.get_by_label("Questions to choose from").select_option("What colours are there?")
+    bot.enqueue('Red, "blue",\nand …')
+    start.click()
+    panel.get_by_text("7 of 8 pictures have a caption; 1 failed.").wait_for()
+    failed = panel.locator("td[data-failed]").inner_text()
+    assert "1.png" in panel.locator("tr", has=page.locator("td[data-failed]")).inner_text() and failed
+
+    told = list(csv.reader(io.StringIO(saved(page, "Save as CSV"))))
+    assert told[0] == ["image", "caption", "finish", "error"]
+    assert told[1] == ["0.png", 'Red, "blue",\nand …', "length", ""]
+    assert told[2] == ["1.png", "", "", failed]
+    assert told[8] == ["7.png", "What colours are there? 47 wide.", "", ""]
+    lines = [json.loads(line) for line in saved(page, "Save as JSON lines").splitlines()]
+    assert lines[:2] == [
+        {"image": "0.png", "caption": told[1][1], "finish": "length"},
+        {"image": "1.png", "error": failed},
+    ]
+    assert len(lines) == 8
+
+    panel.get_by_role("button", name="Close").click()  # the table stays as long as the page
+    page.get_by_role("button", name="Captions", exact=True).click()
+    panel.get_by_role("button", name="Try again").wait_for()
+    panel.get_by_role("button", name="Clear").click()
+    assert panel.locator("tbody tr").count() == 0
+
+
+def test_captions_are_stopped_and_go_on(bot: FakeBot, page: Any, served: Running):
+    bot.pause = 0.3
+    page.get_by_role("button", name="Captions", exact=True).click()
+    panel = page.get_by_role("dialog", name="Captions")
+    pictures = [picture_file(coloured(40 + n), f"{n}.png") for n in range(20)]
+    panel.locator("input[type=file]").first.set_input_files(pictures)
+    panel.get_by_role("button", name="Start").click()
+    panel.get_by_text("6 of 20 pictures have a caption.").wait_for()
+    panel.get_by_role("button", name="Stop").click()
+    more = panel.get_by_role("button", name="Go on")
+    more.wait_for()
+    until(lambda: not served.page.captions._asking)
+    asked = len(bot.settings)
+    assert asked < 4
+    page.wait_for_timeout(500)
+    assert len(bot.settings) == asked
+    bot.pause = 0.0
+    bot.enqueue(RuntimeError("/srv/secret"))
+    more.click()
+    panel.get_by_text("20 of 20 pictures have a caption.").wait_for()
+    assert "secret" not in page.content()
