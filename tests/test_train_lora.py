@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM
 import minichat
 from minichat.device.memory import training_needs
 from minichat.errors import SettingsError
+from minichat.prompt.conversation import Conversation
 from minichat.train.setup import lora_size, open_bot
 from minichat.train.trainer import make_accelerator, train
 from minichat.weights.export import export
-from tests.training import at_step, checkpoints, config_of, losses, make_desk, run, same
+from tests.tiny import noise_picture
+from tests.training import at_step, checkpoints, config_of, losses, make_desk, run, same, turn_a_bit
 
 LORA = ("lora.rank=3", "lora.alpha=5", "lora.dropout=0.2", "lora.target_modules=[q_proj,down_proj]")
 FEW = ("run.epochs=null", "run.max_steps=6", "run.save_every=1")
@@ -155,6 +157,76 @@ def test_it_is_merged_on_request(whole: Path, tmp_path: Path) -> None:
     assert stored.keys() == held.keys()
     assert all(torch.equal(stored[name], held[name].bfloat16()) for name in held)
     torch.testing.assert_close(logits(tmp_path / "half"), logits(whole), atol=0.05, rtol=0.05)
+
+
+@pytest.fixture(scope="module")
+def named(desk: Path, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model, in another place than where the runs had it, with two adapters by name and one as PEFT writes it."""
+    folder = tmp_path_factory.mktemp("named")
+    model = folder / "model"
+    shutil.copytree(desk / "model", model)
+    other = ("lora.rank=2", "lora.alpha=9", "lora.target_modules=[q_proj,v_proj]", "seed=1")
+    run(desk, f"out={folder / 'other'}", *FEW, *other)
+    for name, out in (("first", whole), ("second", folder / "other")):
+        export(str(out), "projection", model / "adapters" / name)
+        facts = json.loads((model / "adapters" / name / "minichat.json").read_text())
+        facts["base"]["path"] = str(folder / "gone")
+        (model / "adapters" / name / "minichat.json").write_text(json.dumps(facts))
+    export(str(model), "projection", model / "adapters" / "plain", adapter=whole / "adapter")
+    return model
+
+
+def test_adapters_by_name_are_swapped(named: Path, whole: Path, tmp_path: Path) -> None:
+    """To the bit what loading each alone gives, also for a chat that goes on; each is saved with its own alpha."""
+    ask, stored = {"max_new_tokens": 5}, (named / "model.safetensors").read_bytes()
+    bot = minichat.load(named)
+    assert bot.adapters is not None
+    assert list(bot.adapters) == ["first", "plain", "second"]
+    chat = bot.chat(**ask)
+    chat.ask("Hello.", [noise_picture(1)])
+    plain = bot.model.state_dict()
+    plain = {name: tensor.clone() for name, tensor in plain.items()}
+    for name in ("first", "second", "plain", None, "second"):
+        bot.adapters.use(name)
+        alone = minichat.load(named if name is None else named / "adapters" / name)
+        assert same(dict(bot.model.state_dict()), dict(alone.model.state_dict())), name
+        fresh = alone.chat(conversation=Conversation(chat.conversation.messages), **ask)
+        assert chat.ask("And?") == fresh.ask("And?"), name
+    assert not same(dict(bot.model.state_dict()), plain)
+    assert (named / "model.safetensors").read_bytes() == stored
+    bot.adapters.use(whole)
+    with torch.no_grad():
+        assert torch.equal(bot.model.language_model(ids()).logits, logits(whole))
+    for name, alpha in (("first", 5), ("second", 9)):
+        export(str(named / "adapters" / name), "projection", tmp_path / name)
+        assert json.loads((tmp_path / name / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == alpha
+        export(str(named / "adapters" / name), "minichat", tmp_path / f"{name}-merged")
+        wanted = logits(named / "adapters" / name)
+        torch.testing.assert_close(logits(tmp_path / f"{name}-merged"), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_what_cannot_be_swapped_changes_nothing(named: Path, whole: Path, tmp_path: Path) -> None:
+    bot = minichat.load(named / "adapters" / "first")
+    adapters = bot.adapters
+    assert adapters is not None
+    before = {name: tensor.clone() for name, tensor in bot.model.state_dict().items()}
+    other = make_desk(tmp_path / "other", samples=4) / "model"
+    strange = minichat.load(other).model
+    torch.nn.init.normal_(strange.language_model.lm_head.weight)
+    strange.save_pretrained(other)
+    export(str(other), "projection", tmp_path / "strange")
+    shutil.copytree(whole, tmp_path / "cut")
+    turn_a_bit(tmp_path / "cut" / "adapter" / "adapter_model.safetensors")
+    wrong = {
+        "third": r"has no adapter 'third' \(first, plain, second\)",
+        str(tmp_path / "strange"): "do not belong together",
+        str(tmp_path / "cut"): "adapter_model",
+    }
+    for name, why in wrong.items():
+        with pytest.raises(minichat.MiniChatError, match=why):
+            adapters.use(name)
+    assert same(dict(bot.model.state_dict()), before)
+    assert minichat.load(named, merge_adapter=False).adapters is None
 
 
 def test_other_parts_train_beside_it(desk: Path, tmp_path: Path) -> None:

@@ -280,6 +280,12 @@ def result(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "minichat"}')
 
 
+def adapter(folder: Path) -> None:
+    """What looks like an adapter by its name, beside a model."""
+    folder.mkdir(parents=True)
+    (folder / "minichat.json").write_text("{}")
+
+
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is found fits."""
@@ -291,15 +297,19 @@ def test_models_are_known_names_that_are_here_and_results_below_runs(tmp_path: P
     result(tmp_path / "runs" / "one")
     result(tmp_path / "runs" / "many" / "two")
     result(tmp_path / "runs" / "one" / "checkpoints")
+    adapter(tmp_path / "runs" / "one" / "adapters" / "three")
     result(tmp_path / "elsewhere")
     (tmp_path / "runs" / "empty").mkdir()
     models = Models(Owned(tmp_path, "minichat-tiny", FakeBot), FakeBot(), None)  # type: ignore[arg-type]
     choices = models.choices()
     assert choices[0] == "minichat-tiny"
-    assert set(choices[-2:]) == {"runs/one", "runs/many/two"}
+    assert set(choices[-3:]) == {"runs/one", "runs/one/adapters/three", "runs/many/two"}
     assert not {"minigpt4-vicuna-7b", "elsewhere", "runs/empty"} & set(choices)
     with pytest.raises(ModelError, match="'elsewhere' is not among the models"):
         models.use("elsewhere")
+    adapter(tmp_path / "elsewhere" / "adapters" / "four")
+    models.name = "elsewhere"
+    assert "elsewhere/adapters/four" in models.choices()
 
 
 def test_another_model_answers_and_the_one_before_is_let_go(tmp_path: Path, known: None):

@@ -192,11 +192,14 @@ def export(
         bool,
         typer.Option("--without-llm", help="Of a minichat: refer to its LLM as the model does, in a small folder."),
     ] = False,
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", help="Of a projection: a PEFT folder, in place of the model's adapter.")
+    ] = None,
 ) -> None:
     """Write a model's trained projection, the whole model in one folder or for other programs, or its LLM."""
     from minichat.weights.export import export as write
 
-    write(model, form.value, out, verify, dtype, without_llm)
+    write(model, form.value, out, verify, dtype, without_llm, adapter)
     typer.echo(f"It is in {out}.", err=True)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
 from PIL import Image
@@ -46,6 +47,30 @@ class Caption(str):
         return made
 
 
+class Adapters(Protocol):
+    """The adapters by name beside a bot's model.
+
+    They are what `minichat export RUN --format projection --out MODEL/adapters/NAME` writes.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        ...
+
+    def use(self, name: str | os.PathLike[str] | None) -> None:
+        """Let the bot answer with another adapter and its projection; `None`: as the model stands without them.
+
+        `name`: one of these, or the folder of a run on the same model. The matrices are made of the model's files, so
+        they are those of a fresh loading, to the bit. Chats stay as they are; what they hold is read anew.
+
+        Raises:
+            ModelError: where there is none of that name, it belongs to another model, or is damaged. The bot answers as
+                before then, unless the model's own files could not be read to the end.
+            SettingsError: where the LLM is quantized or spread over devices.
+        """
+        ...
+
+
 class MiniChat:
     """A model that is ready to talk. Any number of conversations and threads may use it at once."""
 
@@ -56,6 +81,8 @@ class MiniChat:
         self.name = name
         self.step_lock = StepLock()  # one step of one reply at a time
         self.stops = _stops(model, processor)
+        #: None where it was not loaded from a folder, or without what an adapter adds.
+        self.adapters: Adapters | None = None
         self.engine = Engine(model, step_lock=self.step_lock, state=lambda: _state(model, processor))
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,23 @@ from transformers import GenerationConfig
 
 from minichat.device.memory import check_fits
 from minichat.device.placement import Placement, choose, outline, suit_cpu
-from minichat.errors import MiniChatError, ModelError, sentence, some
+from minichat.errors import MiniChatError, ModelError, SettingsError, sentence, some
 from minichat.inference.bot import MiniChat
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.model.vision import picture_side
 from minichat.weights.adapter import Adapter, adding, read_adapter
 from minichat.weights.check_config import asked_by, building, check_parts, check_values, decided_by, read_config
 from minichat.weights.checkpoint_io import Stream, large_apart
-from minichat.weights.hub import check_header, is_projection, quiet, read_json, trained_adapter, weight_files
+from minichat.weights.hub import (
+    ADAPTERS,
+    adapters_of,
+    check_header,
+    is_projection,
+    quiet,
+    read_json,
+    trained_adapter,
+    weight_files,
+)
 from minichat.weights.known_models import KNOWN, WHOLE, KnownModel, WholeModel
 from minichat.weights.llm import llm_dtypes, referred_llm
 from minichat.weights.projection import read_projection, verify_weights
@@ -47,26 +56,12 @@ def load_network(
     Raises `ModelError`, naming it, for a tensor that is missing, left over, of the wrong shape or not finite, and where
     memory is short; `SettingsError` for a placement that does not fit this network.
     """
-    adapters: list[Adapter] = []  # the LLM's own, then the trained one
-    changes = adding(adapters) if adapter is not None or reference is not None else None
-    stream = Stream(placement.dtype, placement.as_stored, changes)
     try:
         with quiet(), large_apart() if placement.quantize is not None else nullcontext():
             config = read_config(folder)
             config.llm = None  # what is saved of the loaded model holds its LLM
             generation = _generation_config(folder)
-            if reference is not None:
-                llm = referred_llm(reference, folder.name)
-                adapters += [llm.adapter] if llm.adapter is not None else []
-                for checkpoint in llm.checkpoints:
-                    held = [name for name, holder in llm.tensors().items() if holder is checkpoint]
-                    stream.add(llm.folder / checkpoint.file, _LLM, held, llm.prefix)
-            for file in weight_files(folder):
-                stream.add(folder / file)
-            if adapter is not None:
-                shapes = {n.removeprefix(_LLM): t.shape for n, t in stream.tensors.items() if n.startswith(_LLM)}
-                adapters.append(adapter)
-                adapter.check(shapes, tied=config.text_config.tie_word_embeddings)
+            stream = _stream(folder, placement, reference, adapter, config)
             _check_shapes(folder, stream, config)
             check_fits(config, folder.name, placement)
             model, account = MiniChatForConditionalGeneration.from_pretrained(
@@ -87,6 +82,32 @@ def load_network(
     if placement.quantize == "4bit" and placement.device.type == "cpu":
         suit_cpu(model)
     return model
+
+
+def _stream(
+    folder: Path,
+    placement: Placement,
+    reference: dict[str, str] | None,
+    adapter: Adapter | None,
+    config: MiniChatConfig,
+) -> Stream:
+    """The tensors of the model in `folder`, to be read with what its adapters add. Raises as `load_network` does."""
+    adapters: list[Adapter] = []  # the LLM's own, then the trained one
+    changes = adding(adapters) if adapter is not None or reference is not None else None
+    stream = Stream(placement.dtype, placement.as_stored, changes)
+    if reference is not None:
+        llm = referred_llm(reference, folder.name)
+        adapters += [llm.adapter] if llm.adapter is not None else []
+        for checkpoint in llm.checkpoints:
+            held = [name for name, holder in llm.tensors().items() if holder is checkpoint]
+            stream.add(llm.folder / checkpoint.file, _LLM, held, llm.prefix)
+    for file in weight_files(folder):
+        stream.add(folder / file)
+    if adapter is not None:
+        shapes = {n.removeprefix(_LLM): t.shape for n, t in stream.tensors.items() if n.startswith(_LLM)}
+        adapters.append(adapter)
+        adapter.check(shapes, tied=config.text_config.tie_word_embeddings)
+    return stream
 
 
 def _generation_config(folder: Path) -> GenerationConfig | None:
@@ -197,12 +218,72 @@ def load(
     if dtype == "auto" and not built_in and llm_dtypes(folder, reference) == {torch.bfloat16}:
         placement = placement.for_bfloat16()
     trained = trained_adapter(own, folder) if merge_adapter else None
-    model = load_network(folder, placement, reference, None if trained is None else read_adapter(trained))
+    adapter = None if trained is None else read_adapter(trained)
+    model = load_network(folder, placement, reference, adapter)
     if projection is not None:
         model.projection.load_state_dict(projection.tensors())
     processor = _load_processor(folder)
     _check_together(folder, model.config, processor)
-    return MiniChat(model, processor, name=shown)
+    bot = MiniChat(model, processor, name=shown)
+    if merge_adapter:
+        bot.adapters = _Beside(bot, folder, placement, reference, adapter)
+    return bot
+
+
+# --- Several adapters beside one model, swapped without loading what they have in common.
+
+
+class _Beside:
+    """`minichat.inference.bot.Adapters` of a model in a folder."""
+
+    def __init__(
+        self,
+        bot: MiniChat,
+        folder: Path,
+        placement: Placement,
+        reference: dict[str, str] | None,
+        adapter: Adapter | None,
+    ) -> None:
+        self._bot, self._folder, self._placement = bot, folder, placement
+        self._reference, self._adapter = reference, adapter
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(place.name for place in adapters_of(self._folder)))
+
+    def use(self, name: str | os.PathLike[str] | None) -> None:
+        if self._placement.quantize is not None or self._placement.device_map is not None:
+            raise SettingsError(
+                "An LLM that is quantized, or spread by a device map, keeps its adapter: load it again with the other."
+            )
+        own = self._folder if name is None else self._find(os.fspath(name))
+        projection = None
+        if own != self._folder:
+            projection = read_projection(own)
+            projection.check(self._folder)
+        trained = trained_adapter(own, self._folder)
+        adapter = None if trained is None else read_adapter(trained)
+        stream = _stream(self._folder, self._placement, self._reference, adapter, read_config(self._folder))
+        changed = {_LLM + name for one in (self._adapter, adapter) if one is not None for name in one.changed()}
+        whole = projection.tensors() if projection is not None else None
+        held = self._bot.model.state_dict()
+        with self._bot.step_lock, torch.no_grad():
+            for part in sorted(changed):
+                held[part].copy_(stream.tensors[part][...])
+            for part in ("weight", "bias"):
+                at = f"projection.{part}"
+                held[at].copy_(stream.tensors[at][...] if whole is None else whole[part])
+        self._adapter = adapter
+
+    def _find(self, name: str) -> Path:
+        if (beside := self._folder / ADAPTERS / name).is_dir():
+            return beside
+        folder = Path(name).expanduser()
+        if not is_projection(folder):
+            raise ModelError(
+                f"{self._folder.name!r} has no adapter {name!r} ({some(self) or 'none'}), and it is no folder of a "
+                "run: choose one of bot.adapters."
+            )
+        return folder
 
 
 def load_processor(name: str | os.PathLike[str]) -> tuple[MiniChatProcessor, int | None]:

@@ -22,7 +22,7 @@ from minichat.device.placement import Placement, choose
 from minichat.errors import DataError, MiniChatError, ModelError
 from minichat.fileio import locks, replace_file
 from minichat.web.sessions import Sessions
-from minichat.weights.hub import read_json
+from minichat.weights.hub import ADAPTERS, adapters_of, read_json
 
 log = logging.getLogger(__name__)
 
@@ -221,11 +221,13 @@ class Models:
         self.loading = ""  # the name of what is being loaded
 
     def choices(self) -> list[str]:
-        """What `use` takes: known names that are here, then results below runs/, the newest first; all that fit."""
+        """What `use` takes: known names that are here, adapters beside the model that answers, and results below runs/
+        with theirs, the newest first; all that fit."""
         from minichat.weights.registry import catalogue
 
         known = [entry.name for entry in catalogue() if entry.here and entry.template]
-        results = sorted(_results(Path(RUNS)), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        beside = _beside(Path(self.name).expanduser())
+        results = sorted({*beside, *_results(Path(RUNS))}, key=lambda folder: folder.stat().st_mtime, reverse=True)
         names = [*known, *(folder.as_posix() for folder in results)]
         return [name for name in names if name == self.name or self._fits(name)]
 
@@ -270,6 +272,11 @@ class Models:
             return False
 
 
+def _beside(model: Path) -> list[Path]:
+    """The adapters of this model, or of the one that it is an adapter of."""
+    return adapters_of(model) or (adapters_of(model.parent.parent) if model.parent.name == ADAPTERS else [])
+
+
 def _results(folder: Path, depth: int = 3) -> Iterator[Path]:
     """The folders of models below this one."""
     from minichat.train.checkpoint import CHECKPOINTS, LESSONS
@@ -281,6 +288,7 @@ def _results(folder: Path, depth: int = 3) -> Iterator[Path]:
             continue
         if _is_model(inner):
             yield inner
+            yield from adapters_of(inner)
         else:
             yield from _results(inner, depth - 1)
 

@@ -91,6 +91,10 @@ class Adapter:
             if stored != shapes[tensor]:
                 raise ModelError(f"The adapter {name!r} holds {tensor} of {stored}, which is {shapes[tensor]} here.")
 
+    def changed(self) -> set[str]:
+        """The names of the LLM's tensors that it adds to, or replaces."""
+        return self.factors.keys() | self.whole
+
     def changes(self, name: str) -> bool:
         """Whether it adds to, or replaces, the LLM's tensor of this name."""
         return name in self.factors or name in self.whole

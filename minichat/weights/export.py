@@ -50,7 +50,13 @@ _RENAMED_INSTRUCTED = {
 
 
 def export(
-    model: str, form: str, out: Path, verify: bool = False, dtype: str | None = None, without_llm: bool = False
+    model: str,
+    form: str,
+    out: Path,
+    verify: bool = False,
+    dtype: str | None = None,
+    without_llm: bool = False,
+    adapter: Path | None = None,
 ) -> Path:
     """Write a model (a known name, a folder or a hub id) to the new folder `out`, whole or not at all.
 
@@ -58,6 +64,7 @@ def export(
     model of ours, LLM and trained projection in it, or a stage-1 model; or "llm", its LLM alone. `verify` records
     hashes of everything that the projection belongs to; the others have no place for them. `dtype`: of a "minichat", or
     of a projection's adapter; None: as they are stored. `without_llm`: a "minichat" goes on referring to its LLM.
+    `adapter`: a PEFT folder that goes with a "projection" in place of the model's own.
 
     Raises `ModelError` for a model that is not whole, or cannot be written so, and `SettingsError` for another form.
     """
@@ -71,8 +78,10 @@ def export(
         raise SettingsError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}.")
     if without_llm and form != "minichat":
         raise SettingsError("--without-llm is for --format minichat: a projection holds no LLM, the others need it.")
+    if adapter is not None and form != "projection":
+        raise SettingsError("--adapter is for --format projection: load what that writes, or export it again.")
     if form == "projection":
-        return export_projection(model, out, verify, dtype)
+        return export_projection(model, out, verify, dtype, adapter)
     if form == "llm":
         return export_llm(model, out)
     return export_blip2(model, out) if form == "blip2" else export_minichat(model, out, dtype, without_llm)

@@ -265,6 +265,7 @@ def _asking(name: str, kind: str = "model") -> Iterator[None]:
 GGUF_MAGIC = b"GGUF"
 FACTS = "minichat.json"  # of a projection's folder
 ADAPTER = "adapter"  # the folder of a trained adapter, beside a projection or in a model's folder
+ADAPTERS = "adapters"  # in a model's folder: others that were trained on it, each with its projection, by its name
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -287,6 +288,12 @@ def trained_adapter(*folders: Path) -> Path | None:
     """The adapter that was trained with a projection, or of the model that it stands on: the first of these folders
     that has one."""
     return next((folder / ADAPTER for folder in folders if has_adapter(folder / ADAPTER)), None)
+
+
+def adapters_of(folder: Path) -> list[Path]:
+    """The adapters by name beside the model in this folder."""
+    inside = folder / ADAPTERS
+    return [place for place in inside.iterdir() if is_projection(place)] if inside.is_dir() else []
 
 
 def has_adapter(folder: Path) -> bool:

@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.errors import ModelError
 from minichat.fileio import new_folder, write_json
-from minichat.weights.adapter import copy_adapter
+from minichat.weights.adapter import copy_adapter, read_adapter
 from minichat.weights.checkpoint_io import of_facts
-from minichat.weights.hub import FACTS, HUB_ID, check_header, is_projection, read_json, trained_adapter, weight_files
+from minichat.weights.hub import (
+    ADAPTERS,
+    FACTS,
+    HUB_ID,
+    check_header,
+    is_projection,
+    read_json,
+    trained_adapter,
+    weight_files,
+)
 from minichat.weights.known_models import JOINED, KNOWN, WHOLE
 from minichat.weights.llm import RECORD, RECORDED, hashes
 from minichat.weights.registry import BUILT_IN, find
@@ -126,6 +135,9 @@ def read_projection(folder: Path) -> Projection:
     held = {name: list(checkpoint.plain(name).shape) for name in checkpoint}
     if held != {"weight": shape, "bias": shape[:1]}:
         raise ModelError(f"{TENSORS} in {folder.name!r} holds {held}, but {FACTS} says {shape}: export it again.")
+    place = folder.absolute().parent
+    if place.name == ADAPTERS and "path" in base and not Path(base["path"]).is_dir():
+        base = {"path": str(place.parent)}  # moved with it; `check` tells whether that is the one
     return Projection(
         folder.name, base, facts["template"], (shape[0], shape[1]), prints, checkpoint, facts.get(RECORDED)
     )
@@ -195,13 +207,20 @@ def unpack(parcel: Path, out: Path, last: str) -> None:
     parcel.rmdir()
 
 
-def export_projection(model: str, out: Path, verify: bool = False, dtype: str | None = None) -> Path:
+def export_projection(
+    model: str, out: Path, verify: bool = False, dtype: str | None = None, adapter: Path | None = None
+) -> Path:
     """`minichat export MODEL --format projection`: the projection of a whole model, or of a projection's folder.
 
-    `verify`: record hashes of everything in the frozen parts, too. `dtype`: of the adapter that belongs to it.
+    `verify`: record hashes of everything in the frozen parts, too. `dtype`: of the adapter that belongs to it, which is
+    `adapter`, a PEFT folder, or else the model's own.
+
+    Raises `ModelError` for an adapter that is not whole; whether it fits the LLM is seen when it is loaded.
     """
     folder, projection = find(model), None
-    adapter = trained_adapter(folder)
+    if adapter is not None:
+        read_adapter(adapter)
+    own = adapter or trained_adapter(folder)
     if is_projection(folder):
         projection = read_projection(folder)
         folder = projection.base_folder()
@@ -210,11 +229,11 @@ def export_projection(model: str, out: Path, verify: bool = False, dtype: str | 
     if projection is not None:
         base, template = projection.base_name(), projection.template
         return write_projection(
-            out, projection.tensors(), base, template=template, facts=facts, beside=copy_adapter(adapter, dtype)
+            out, projection.tensors(), base, template=template, facts=facts, beside=copy_adapter(own, dtype)
         )
     stored = _stored(folder)
     tensors = {name: stored[f"projection.{name}"] for name in ("weight", "bias")}
-    return write_projection(out, tensors, model, facts=facts)
+    return write_projection(out, tensors, model, facts=facts, beside=copy_adapter(adapter, dtype))
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
