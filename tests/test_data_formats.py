@@ -19,7 +19,7 @@ from minichat.data.example import Example, Problem, StoredPicture
 from minichat.data.formats import FORMS, examples, form_of, read, scan
 from minichat.data.formats.base import ALIGNMENT, Asking, blip_caption, read_instructions
 from minichat.data.formats.chat import IMAGE, cut
-from minichat.errors import SettingsError
+from minichat.errors import DataError, SettingsError
 from minichat.train.data_loader import Part, Source, Stream
 
 DATA = Path(__file__).parent / "data"
@@ -32,6 +32,9 @@ SAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "sharegpt.json": ("sharegpt", {}),
     "cc_sbu_align": ("cc_sbu_align", ASKED),
     "captions_pictures.json": ("coco", ASKED),
+    "vqa_OpenEnded_questions.json": ("vqa", {}),
+    "vqa_annotations.json": ("vqa", {}),
+    "by_picture.json": ("by_picture", ASKED),
     "pairs.csv": ("pairs", {}),
     "pairs.jsonl": ("pairs", ASKED),
     "folder": ("folder", ASKED),
@@ -218,6 +221,80 @@ def test_pictures_without_a_mark_come_first_and_films_whole(tmp_path: Path) -> N
     assert example.turns[0].text == "<image>"
     parts = [part.name if isinstance(part, StoredPicture) else [part] for part in example.turns[1].parts]
     assert parts == ["a.png", "b.png", "c.png", ["See"], "1.png", ["twice:"], "2.png", "3.png"]
+
+
+def test_a_picture_may_be_named_among_the_words(tmp_path: Path) -> None:
+    """As in Qwen-VL's data; where the record gives its pictures elsewhere, or in a reply, it is words."""
+    words = "Picture 1: <img>a b.jpg</img>\nWhat is it?"
+    talk = [{"from": "user", "value": words}, {"from": "assistant", "value": "An <img>x.jpg</img>."}]
+    file = tmp_path / "qwen.json"
+    file.write_text(json.dumps([{"conversations": talk}, {"conversations": talk, "image": "c.jpg"}]))
+    first, second = examples(file)
+    assert [picture.source for picture in first.pictures] == [tmp_path / "a b.jpg"]
+    assert first.turns[0].text == "Picture 1:What is it?"
+    assert [picture.source for picture in second.pictures] == [tmp_path / "c.jpg"]
+    assert second.turns[0].text == words
+    assert first.replies == second.replies == ("An <img>x.jpg</img>.",)
+
+
+@pytest.mark.parametrize("key", ["url", "image_url", "image"])
+def test_a_picture_s_address_may_be_of_a_file(key: str, tmp_path: Path) -> None:
+    for address in ("a b.jpg", (tmp_path / "a b.jpg").as_uri()):
+        source = {"url": address} if key == "image_url" else address
+        asked = [{"type": "image_url" if key == "image_url" else "image", key: source}]
+        talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": "A dog."}]
+        file = tmp_path / "x.jsonl"
+        file.write_text(json.dumps({"messages": talk}))
+        (example,) = examples(file)
+        assert [picture.source for picture in example.pictures] == [tmp_path / "a b.jpg"]
+
+
+_QUESTION = {"question_id": 7, "image_id": 42, "question": "What is it?"}
+_ANSWER = {"question_id": 7, "image_id": 42, "multiple_choice_answer": "dog"}
+
+
+def _vqa(folder: Path, questions: list[Any], notes: list[Any] | None) -> Path:
+    asked = folder / "v2_OpenEnded_mscoco_train2014_questions.json"
+    asked.write_text(json.dumps({"data_subtype": "train2014", "questions": questions}))
+    if notes is not None:
+        (folder / "v2_mscoco_train2014_annotations.json").write_text(json.dumps({"annotations": notes}))
+    return asked
+
+
+def test_questions_of_vqav2_find_their_answers_and_pictures(tmp_path: Path) -> None:
+    """The reply is what most people said; a picture is found where COCO's lie."""
+    (tmp_path / "images" / "train2014").mkdir(parents=True)
+    there = tmp_path / "images" / "train2014" / "COCO_train2014_000000000042.jpg"
+    there.write_bytes(b"x")
+    said = [{"answer": answer} for answer in ("cat", "dog", "dog")]
+    file = _vqa(tmp_path, [_QUESTION], [{"question_id": 7, "image_id": 42, "answers": said, "confidence": 3}])
+    for source in (file, tmp_path / "v2_mscoco_train2014_annotations.json"):
+        (example,) = examples(source)
+        assert (example.turns[0].text, example.replies) == ("What is it?", ("dog",))
+        assert [picture.source for picture in example.pictures] == [there]
+        assert (example.where.file, example.where.record) == (str(file), 1)
+
+
+@pytest.mark.parametrize(
+    ("questions", "notes", "message"),
+    [
+        ([_QUESTION], None, "the file of the answers is missing: .*v2_mscoco_train2014_annotations.json"),
+        ([_QUESTION], [], "the question 7 has no answer in .*annotations"),
+        ([], [_ANSWER], "'questions' is empty"),
+        ([_QUESTION], [_ANSWER, {**_ANSWER, "question_id": 8}], "the question 8 is answered but not asked"),
+        ([_QUESTION], [_ANSWER, _ANSWER], "answers the question 7, as another does"),
+        ([{"question_id": 7, "question": "?"}], [_ANSWER], "named by data_subtype"),
+        ([_QUESTION], [{"question_id": 7, "answers": []}], "'answers' is an empty list"),
+        ([{"question_id": 7, "image_id": 4}], [_ANSWER], "has no 'question'"),
+        ([3], [_ANSWER], "the question is a number"),
+        ([{**_QUESTION, "hint": "b"}], [_ANSWER], "nothing reads the key 'hint'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_questions_of_vqav2_is_named(
+    questions: list[Any], notes: list[Any] | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        examples(_vqa(tmp_path, questions, notes))
 
 
 def test_in_messages_words_are_words(tmp_path: Path) -> None:
@@ -435,7 +512,9 @@ def test_a_stream_s_settings_are_checked(make: Any, message: str) -> None:
 def test_no_mutant_of_a_file_is_a_crash(data: st.DataObject) -> None:
     """Whatever a byte becomes, reading ends in examples and problems."""
     name = data.draw(
-        st.sampled_from(["messages.jsonl", "llava.json", "pairs.csv", "shards/00000.tar", "sharegpt.json"])
+        st.sampled_from(
+            ["messages.jsonl", "llava.json", "pairs.csv", "shards/00000.tar", "sharegpt.json", "by_picture.json"]
+        )
     )
     content = bytearray((DATA / name).read_bytes())
     draw = random.Random(data.draw(st.integers(0, 10_000)))

@@ -343,8 +343,8 @@ def test_img2dataset_s_tables_beside_its_tars_and_pictures(home: Path) -> None:
 
 
 def test_one_object_is_no_data_set_of_records(home: Path) -> None:
-    """Karpathy's splits hold all in one object, and so do the questions of VQAv2."""
-    for document in ({"images": [{"filename": "a.png", "sentences": []}]}, {"questions": [{"question": "?"}]}):
+    """Karpathy's splits hold all in one object, and so do GQA's questions."""
+    for document in ({"images": [{"filename": "a.png", "sentences": []}]}, {"7": {"question": "?", "imageId": "1"}}):
         for indent in (None, 1):
             with pytest.raises(DataError, match="in no format that is known"):
                 examples(file("x.json", json.dumps(document, indent=indent)))

@@ -44,7 +44,8 @@ def test_a_column_s_blanks_need_not_be_named(home: Path) -> None:
     """Flickr30k's own table."""
     rows = "image_name| comment_number| comment\na.png| 0| One star.\n"
     (example,) = read(file("x.csv", rows), text_column="comment")
-    assert said(example)[1] == ("assistant", " One star.")
+    assert said(example)[1] == ("assistant", "One star.")
+    assert [said(one) for one in read("x.csv")] == [said(example)]
 
 
 def test_a_table_program_s_own_column_is_passed_over(home: Path) -> None:

@@ -178,6 +178,18 @@ def test_bitsandbytes_is_opened_to_quantize_alone_and_says_nothing(tmp_path: Pat
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_bitsandbytes_says_nothing_when_peft_opens_it(tmp_path: Path) -> None:
+    code = (
+        "import minichat\n"
+        "from minichat.train.config import LoraConfig\n"
+        "from minichat.train.setup import add_lora\n"
+        "bot = minichat.load('minichat-tiny', device='cpu')\n"
+        "add_lora(bot.model, LoraConfig(rank=2, alpha=2), seed=0)\n"
+    )
+    done = processes.python(code, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_without_bitsandbytes_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name))

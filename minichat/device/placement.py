@@ -246,7 +246,7 @@ def settings(network: MiniChatForConditionalGeneration, quantize: str, compute: 
     """
     from transformers import BitsAndBytesConfig
 
-    _open()
+    _open_bitsandbytes()
     head = network.get_output_embeddings()
     heads = [name for name, module in network.named_modules() if module is head]
     others = [name for name, module in network.named_children() if module is not network.language_model]
@@ -255,18 +255,12 @@ def settings(network: MiniChatForConditionalGeneration, quantize: str, compute: 
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=whole)
     return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=whole,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute, llm_int8_skip_modules=whole
     )
 
 
-def _open() -> None:
-    """Import bitsandbytes, without its remarks on optional kernels, and later on each product in 8 bits."""
-    log = logging.getLogger("bitsandbytes")
-    if log.level == logging.NOTSET:
-        log.setLevel(logging.ERROR)
+def _open_bitsandbytes() -> None:
+    quiet_bitsandbytes()
     try:
         importlib.import_module("bitsandbytes")
     except (ImportError, OSError, RuntimeError) as error:
@@ -275,6 +269,12 @@ def _open() -> None:
             f"bitsandbytes is installed but cannot be used ({reason}): install it anew with "
             f"`pip install --force-reinstall '{NEEDED}'`."
         ) from None
+
+
+def quiet_bitsandbytes() -> None:
+    """Keep back its remarks: on optional kernels when it is opened, as PEFT does, too, and on products in 8 bits."""
+    if (log := logging.getLogger("bitsandbytes")).level == logging.NOTSET:
+        log.setLevel(logging.ERROR)
 
 
 def suit_cpu(network: MiniChatForConditionalGeneration) -> None:

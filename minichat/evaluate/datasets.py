@@ -15,6 +15,7 @@ from minichat.data import formats
 from minichat.data.example import Example, Problem, StoredPicture, Value, Where, records
 from minichat.data.formats.base import NOTES, Shelf, is_document, words
 from minichat.data.formats.folder import find_pictures
+from minichat.data.formats.pairs import vqa_picture
 from minichat.errors import DataError, shown
 from minichat.evaluate.metrics import Id, readable
 from minichat.evaluate.replies import Ask, Reply
@@ -312,13 +313,10 @@ def _vqa_picture(where: Where, document: dict[str, Any], question: dict[str, Any
     """The name of a question's picture, which VQAv2 leaves to be worked out; that of "image" goes before."""
     if "image" in question:
         return _text(where, question, "image")
-    part, number = document.get("data_subtype"), _id(where, question, "image_id")
-    if not isinstance(part, str) or not isinstance(number, int):
-        raise DataError(
-            f"{where}: VQAv2's pictures are named by data_subtype, a text, and image_id, a whole number; here they are "
-            f"{shown(part)} and {shown(number)}. Correct them, or give each question an 'image', the name of its file."
-        )
-    return f"COCO_{part}_{number:012d}.jpg"
+    try:
+        return vqa_picture(document.get("data_subtype"), _id(where, question, "image_id"))
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def _talks(path: Path) -> bool:

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from minichat.device.memory import linear_layers
-from minichat.device.placement import half
+from minichat.device.placement import half, quiet_bitsandbytes
 from minichat.errors import ModelError, SettingsError, some
 from minichat.fileio import new_folder, write_json
 from minichat.model.loss import set_trainable
@@ -138,6 +138,7 @@ def add_lora(model: MiniChatForConditionalGeneration, lora: LoraConfig, seed: in
     `adapter`: one to go on with. Raises `SettingsError` for layers that the LLM does not have, or an adapter of other
     settings.
     """
+    quiet_bitsandbytes()
     from peft import inject_adapter_in_model
 
     llm: Any = model.language_model

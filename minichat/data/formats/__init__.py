@@ -27,7 +27,7 @@ from minichat.data.example import (
 from minichat.data.formats import chat, folder, pairs, tables
 from minichat.data.formats.base import ALIGNMENT, Asking, Entry, Shelf, is_document, read_instructions, refusal
 from minichat.data.formats.folder import expand, tar_entries, tars
-from minichat.data.formats.pairs import CAPTIONS, KEY, PICTURES, align_samples, coco_entries
+from minichat.data.formats.pairs import CAPTIONS, KEY, PICTURES, align_samples, coco_entries, is_named, is_vqa
 from minichat.data.formats.tables import PICTURE, QUESTION, Columns
 from minichat.errors import DataError, SettingsError
 from minichat.fileio import open_file
@@ -94,12 +94,12 @@ def _of_json(path: Path, shown: str) -> str | None:
     problem = None
     for item in records(path, shown):
         if not isinstance(item, Problem):
-            return "coco" if is_document(item[1]) else of_record(item[1])
+            return _of_document(item[1]) or of_record(item[1])
         if problem is None:
             problem = item
             whole = _document(path, shown)
-            if is_document(whole):
-                return "coco"
+            if (known := _of_document(whole)) is not None:
+                return known
             if isinstance(whole, dict) and path.name == _LISTS:
                 raise DataError(f"{shown!r} lists data sets rather than records: name the file of one of them.")
             if of_record(whole) is not None:
@@ -107,6 +107,15 @@ def _of_json(path: Path, shown: str) -> str | None:
             if isinstance(whole, dict):
                 return None
     raise DataError(str(problem))
+
+
+def _of_document(value: Any) -> str | None:
+    """The format of a file that holds a whole data set in one object."""
+    if is_document(value):
+        return "coco"
+    if is_vqa(value):
+        return "vqa"
+    return "by_picture" if is_named(value) else None
 
 
 def _document(path: Path, shown: str) -> Any:
@@ -277,6 +286,14 @@ def _coco(path: Path, shown: str, options: Options) -> Items:
     yield from coco_entries(path, shown, None if options.pictures is None else Path(options.pictures))
 
 
+def _vqa(path: Path, shown: str, options: Options) -> Items:
+    yield from pairs.vqa_entries(path, shown, None if options.pictures is None else Path(options.pictures))
+
+
+def _by_picture(path: Path, shown: str, options: Options) -> Items:
+    yield from pairs.named_entries(path, shown, options.home(path.parent))
+
+
 def _pairs(path: Path, shown: str, options: Options) -> Items:
     file, said = path, shown
     if path.is_dir():
@@ -336,6 +353,8 @@ FORMS: dict[str, Form] = {
     "sharegpt": Form("ShareGPT with images: messages or conversations", partial(_json, "sharegpt"), ("pictures",)),
     "cc_sbu_align": Form("MiniGPT-4's folder: filter_cap.json, image/", _align, ("pictures", *_ASKING)),
     "coco": Form("COCO's captions: images, annotations", _coco, ("pictures", *_ASKING)),
+    "vqa": Form("VQAv2's and OK-VQA's questions and annotations", _vqa, ("pictures", "captions")),
+    "by_picture": Form("one object of pictures' paths and captions", _by_picture, ("pictures", *_ASKING)),
     "pairs": Form(
         "pictures and texts, Alpaca, ms-swift: CSV, TSV, JSON lines or a list",
         _pairs,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
+from urllib.request import url2pathname
 
 from minichat.data import SeveralCaptions
 from minichat.data.example import Cell, Example, Problem, StoredPicture, Turn, Where, read_text
@@ -23,10 +24,11 @@ from minichat.prompt.conversation import Role
 
 #: In lower case. Names of records and their origin, sizes, scores, sorts; img2dataset's columns are among them.
 _NAMES = """
-author category comment_number copyright created_at data_source dataset dataset_name date date_captured difficulty
-error_message exif finish format guid hash idx index key lang language license licence link md5 meta metadata mime
-mime_type mode model nsfw num_bytes origin phash punsafe pwatermark sha1 sha256 similarity size source sources split
-status subset subcategory task timestamp uid uri url urls uuid watermark height width original_height original_width
+annotator author category comment_number copyright created_at data_source dataset dataset_name date date_captured
+difficulty error_message exif finish format guid hash idx index key lang language lead_time license licence link md5
+meta metadata mime mime_type mode model nsfw num_bytes origin phash punsafe pwatermark sha1 sha256 similarity size
+source sources split status subset subcategory task timestamp uid updated_at uri url urls uuid watermark
+height width original_height original_width height_list width_list
 imgid cocoid sentid sentids kind type answer_type question_type l2-category
 """
 _HARMLESS = frozenset(_NAMES.split())
@@ -53,6 +55,7 @@ def empty(value: object) -> bool:
 
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://", re.ASCII)
+_FILE = "file://"
 _FILMS = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{60,}={0,2}\s*", re.ASCII)
 
@@ -101,6 +104,8 @@ class Shelf:
             return StoredPicture(called, of_base64(name, "a picture's data address"))
         if is_base64(name):
             return StoredPicture(called, of_base64(name, "a picture"))
+        if name.startswith(_FILE):
+            name = url2pathname(name.removeprefix(_FILE).removeprefix("localhost"))  # RFC 8089
         if _ADDRESS.match(name):
             raise DataError(
                 f"the picture {shown(name)} is an address, and addresses are not fetched: save it and give its path."

@@ -44,6 +44,7 @@ MARKED_ROLES: dict[str, Role] = {
     "model": "assistant",
 }
 IMAGE, VIDEO = "<image>", "<video>"
+_NAMED = re.compile(r"<img>([^<>\n]+)</img>")  # a picture's path among the words, as Qwen-VL has it
 _BESIDE = r"[ \n]?"
 
 
@@ -125,7 +126,7 @@ def _chosen(sort: str, marks: list[Mark], given: list[list[StoredPicture]]) -> l
 # --- Hugging Face's messages: `{"messages": [{"role", "content"}, …]}`, one record in every line, or all in one list.
 #
 # Content is text or a list of parts: `{"type": "text", "text"}`, `{"type": "image", "image" | "path" | "base64"}`, or
-# `{"type": "video", "video": [frames]}`; a `url` is read where it holds the picture itself (`data:…`). Words are
+# `{"type": "video", "video": [frames]}`; a `url` is a path, too, or holds the picture itself (`data:…`). Words are
 # words: `<image>` in them is what was typed. `system` beside the messages is the system text.
 
 
@@ -190,10 +191,7 @@ def _pictures(part: Mapping[str, Any], what: str, shelf: Shelf) -> list[StoredPi
         return shelf.frames(source)
     if given[0] == "image_url" and isinstance(source, dict):  # as OpenAI has it: {"url", "detail"}
         source = source.get("url")
-    address = words(source, f"{what}, {given[0]!r},")
-    if not address.startswith("data:"):
-        raise DataError(f"{what} gives a picture by its address, which is not fetched: save it and give its path.")
-    return [shelf.picture(address)]
+    return [shelf.picture(words(source, f"{what}, {given[0]!r},"))]
 
 
 # --- ShareGPT with `images`: `{"messages" | "conversations": […], "images": [paths]}`, in one list, or by lines.
@@ -220,8 +218,9 @@ def talk(record: object, shelf: Shelf, key: str, *, images: tuple[str, ...], vid
     read = fields(record, "the record", (key,))
     pictures, named = _given(read, shelf, images, videos)
     shelf.only(read, (key, *named, "system"))
+    among = not any(pictures.values())
     said = [
-        _said(message, f"turn {number}", pictures, shelf)
+        _said(message, f"turn {number}", pictures, shelf, among)
         for number, message in enumerate(listed(read[key], f"{key!r}"), start=1)
     ]
     return with_system(read, place(said, pictures))
@@ -241,8 +240,11 @@ def _given(record: Any, shelf: Shelf, images: tuple[str, ...], videos: tuple[str
     return found, [key for key in (image, video) if key is not None]
 
 
-def _said(message: object, what: str, pictures: _Shown, shelf: Shelf) -> Said:
-    """One turn. Raises `DataError` beginning with `what`."""
+def _said(message: object, what: str, pictures: _Shown, shelf: Shelf, among: bool) -> Said:
+    """One turn. Raises `DataError` beginning with `what`.
+
+    `among`: the record names its pictures among the words, if at all; they join `pictures` as they are met.
+    """
     names = ("from", "value") if isinstance(message, dict) and message.get("from") is not None else ("role", "content")
     read = fields(message, what, names)
     shelf.only(read, names, OF_A_TURN)
@@ -256,6 +258,9 @@ def _said(message: object, what: str, pictures: _Shown, shelf: Shelf) -> Said:
         parts = enumerate(content, start=1)
         return Said(role, [_piece(part, f"{what}, part {number}", role, shelf) for number, part in parts])
     text = words(content, f"{what}, {names[1]!r},")
+    if among and role == "user" and _NAMED.search(text):
+        pictures[IMAGE] += [shelf.frames(name) for name in _NAMED.findall(text)]
+        text = _NAMED.sub(IMAGE, text)
     pieces: Pieces = cut(text, pictures) if role == "user" else [text]
     return Said(role, pieces)
 

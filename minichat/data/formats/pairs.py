@@ -1,7 +1,8 @@
-"""A picture and a text: rows and JSON objects, COCO's captions, and MiniGPT-4's `cc_sbu_align`."""
+"""A picture and a text: rows and JSON objects, COCO's captions, VQAv2's answers, and MiniGPT-4's `cc_sbu_align`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from minichat.data.formats.base import (
 from minichat.data.formats.chat import IMAGE, Said, cut, place
 from minichat.data.formats.tables import INPUT, MARKED, PICTURE, TEXT, Columns
 from minichat.errors import DataError, shown
+from minichat.images import SUFFIXES
 
 # --- Pairs of picture and text: rows of a table (`table`), or JSON objects, with a question where there is one.
 #
@@ -160,8 +162,7 @@ def coco_entries(path: Path, file: str, home: Path | None = None) -> Iterator[En
     Args:
         home: the folder of the pictures; None: where they usually lie.
     """
-    text = read_text(path, Where(file, 1))
-    value = text if isinstance(text, Problem) else parse(text, Where(file, 1))
+    value = _whole(path, file)
     if isinstance(value, Problem):
         yield value
         return
@@ -179,12 +180,18 @@ def coco_entries(path: Path, file: str, home: Path | None = None) -> Iterator[En
         notes.setdefault(_key(note, "image_id"), []).append((number, note))
     if not notes:
         yield Problem(Where(file, 1), f"{NOTES!r} is empty: there is no record in it.")
-    places = [home] if home is not None else _places(path)
+    places = [home] if home is not None else _places(path, path.stem.rpartition("_")[2])  # captions_train2017.json
     for key, some in notes.items():
         where = Where(file, record=some[0][0])
         yield Entry(
             where, path.parent, partial(_samples, names.get(key, (0, None))[1], [note for _, note in some], places)
         )
+
+
+def _whole(path: Path, file: str) -> Any:
+    """The one JSON value of a file, or a `Problem`."""
+    text = read_text(path, Where(file, 1))
+    return text if isinstance(text, Problem) else parse(text, Where(file, 1))
 
 
 def _key(record: Any, name: str) -> object:
@@ -217,11 +224,164 @@ def _found(name: object, places: list[Path], shelf: Shelf) -> StoredPicture:
     return StoredPicture(named.name, there / named.name)
 
 
-def _places(path: Path) -> list[Path]:
-    """Where COCO's pictures usually lie, beginning beside the file."""
-    part = path.stem.rpartition("_")[2]  # captions_train2017.json
+def _places(path: Path, part: str) -> list[Path]:
+    """Where COCO's pictures usually lie, beginning beside the file; `part`: the folder of the file's, `train2017`."""
     homes = (path.parent, path.parent.parent)
     return [home / folder for home in homes for folder in ("", "images", part, f"images/{part}")]
+
+
+# --- VQAv2's questions and people's answers, each in a file of its own: `{"questions": [{"question_id", "image_id",
+# "question"}, …], "data_subtype"}` and `{"annotations": [{"question_id", "multiple_choice_answer", "answers":
+# [{"answer"}, …]}, …]}`.
+#
+# Either file is named, and the other is found beside it by VQAv2's own names. What is learned is the answer that most
+# people gave: `multiple_choice_answer`, or, as in OK-VQA, the most frequent of `answers`.
+#
+# Source: https://visualqa.org/download.html
+
+
+QUESTIONS = "questions"
+
+
+def is_vqa(value: Any) -> bool:
+    """Whether a file's content is VQAv2's, of questions or of answers."""
+    if not isinstance(value, dict) or is_document(value):
+        return False
+    if isinstance(value.get(QUESTIONS), list):
+        return True
+    notes = value.get(NOTES)
+    return isinstance(notes, list) and bool(notes) and _key(notes[0], "question_id") is not None
+
+
+def vqa_entries(path: Path, file: str, home: Path | None = None) -> Iterator[Entry | Problem]:
+    """An entry for each question, in order; its number in the file of questions is its place.
+
+    Args:
+        home: the folder of the pictures; None: where COCO's usually lie.
+    """
+    found = _both(path, file)
+    if isinstance(found, Problem):
+        yield found
+        return
+    (asked, questions), (answered, notes) = found
+    part = questions.get("data_subtype")
+    places = [home] if home is not None else _places(path, part if isinstance(part, str) else "")
+    answers = dict[object, Any]()
+    for number, note in enumerate(notes[NOTES], start=1):
+        key = _key(note, "question_id")
+        if key is None or key in answers:
+            what = "has no 'question_id'" if key is None else f"answers the question {shown(key)}, as another does"
+            yield Problem(Where(answered, record=number), f"this annotation {what}: give each question one.")
+        answers.setdefault(key, note)
+    if not questions[QUESTIONS]:
+        yield Problem(Where(asked, 1), f"{QUESTIONS!r} is empty: there is no record in it.")
+    for number, question in enumerate(questions[QUESTIONS], start=1):
+        note = answers.pop(_key(question, "question_id"), None)
+        where = Where(asked, record=number)
+        yield Entry(where, path.parent, partial(_answered, question, note, part, answered, places))
+    for key in answers:
+        yield Problem(Where(answered, 1), f"the question {shown(key)} is answered but not asked in {asked}.")
+
+
+def _both(path: Path, file: str) -> tuple[tuple[str, Any], tuple[str, Any]] | Problem:
+    """The file of questions and that of answers, each by name and content; one may be both."""
+    value = _whole(path, file)
+    if isinstance(value, Problem):
+        return value
+    if not is_vqa(value):
+        return Problem(Where(file, 1), f"the file must hold an object with a list {QUESTIONS!r} or {NOTES!r}.")
+    asks, answers = (isinstance(value.get(key), list) for key in (QUESTIONS, NOTES))
+    if asks and answers:
+        return (file, value), (file, value)
+    name = _answers_name(path.name)
+    if asks:
+        others = [path.with_name(name)] if name != path.name else []
+    else:
+        others = [one for one in sorted(path.parent.glob("*questions*.json")) if _answers_name(one.name) == path.name]
+    other = next((one for one in others if one.is_file()), None)
+    if other is None:
+        lacks = "answers" if asks else "questions"
+        usual = name if asks and name != path.name else "…_questions.json, …_annotations.json"
+        says = f"the file of the {lacks} is missing: put it beside this one, under VQAv2's name for it ({usual})."
+        return Problem(Where(file, 1), says)
+    shown_other = file.removesuffix(path.name) + other.name
+    told = _whole(other, shown_other)
+    if isinstance(told, Problem):
+        return told
+    if not isinstance(told, dict) or not isinstance(told.get(NOTES if asks else QUESTIONS), list):
+        lacks = NOTES if asks else QUESTIONS
+        return Problem(Where(shown_other, 1), f"the file must hold an object with a list {lacks!r}.")
+    return ((file, value), (shown_other, told)) if asks else ((shown_other, told), (file, value))
+
+
+def _answers_name(questions: str) -> str:
+    """The name of the answers' file: v2_mscoco_X_annotations.json of v2_OpenEnded_mscoco_X_questions.json."""
+    return questions.replace("OpenEnded_", "").replace("MultipleChoice_", "").replace("questions", "annotations")
+
+
+def vqa_picture(part: object, number: object) -> str:
+    """What VQAv2 leaves to be worked out: the picture's name, of the part of COCO and the picture's id.
+
+    Raises `DataError` for what gives no name.
+    """
+    if not isinstance(part, str) or not isinstance(number, int):
+        raise DataError(
+            f"VQAv2's pictures are named by data_subtype, a text, and image_id, a whole number; here they are "
+            f"{shown(part)} and {shown(number)}. Correct them, or give each question an 'image', the name of its file."
+        )
+    return f"COCO_{part}_{number:012d}.jpg"
+
+
+def _answered(
+    question: Any, note: Any, part: object, answered: str, places: list[Path], shelf: Shelf, asking: Asking
+) -> Iterator[list[Turn]]:
+    asked = fields(question, "the question", ("question_id", "question"))
+    shelf.only(asked, ("question", "image"))
+    if note is None:
+        raise DataError(f"the question {shown(asked['question_id'])} has no answer in {answered}.")
+    shelf.only(note, ("multiple_choice_answer", "answers", "confidence"))
+    name = asked.get("image")
+    picture = _found(vqa_picture(part, _key(asked, "image_id")) if empty(name) else name, places, shelf)
+    talk = (("user", words(asked["question"], "'question'")), ("assistant", asking.worded(_most(note))))
+    yield place([_said(role, text, marks=False) for role, text in talk], {IMAGE: [[picture]]})
+
+
+def _most(note: Mapping[str, Any]) -> str:
+    """The answer that most people gave; of equally frequent ones the first."""
+    if not empty(note.get("multiple_choice_answer")):
+        return words(note["multiple_choice_answer"], "'multiple_choice_answer'")
+    given = listed(note.get("answers"), "'answers'")
+    said = [one.get("answer") if isinstance(one, dict) else one for one in given]
+    if not said:
+        raise DataError("'answers' is an empty list: a question needs an answer.")
+    return Counter(words(one, "an answer") for one in said).most_common(1)[0][0]
+
+
+# --- An object of pictures' paths and what is said of each: `{"a.jpg": "A dog.", "b.jpg": ["A cat.", "A tom."]}`.
+
+
+def is_named(value: Any) -> bool:
+    """Whether a file's content is captions by the paths of their pictures."""
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(key.lower().endswith(SUFFIXES) and isinstance(text, str | list) for key, text in value.items())
+
+
+def named_entries(path: Path, file: str, home: Path) -> Iterator[Entry | Problem]:
+    """An entry for each picture, in the order of the file."""
+    value = _whole(path, file)
+    if isinstance(value, Problem):
+        yield value
+    elif not is_named(value):
+        yield Problem(Where(file, 1), "the file must hold an object of pictures' paths and their captions.")
+    else:
+        for number, (name, text) in enumerate(value.items(), start=1):
+            record = {"image": name, "caption": text}
+            yield Entry(Where(file, record=number), home, partial(_captioned, record, name))
+
+
+def _captioned(record: object, name: str, shelf: Shelf, asking: Asking) -> Iterator[list[Turn]]:
+    yield from pair_samples(record, shelf, Columns(), asking, name)
 
 
 # --- MiniGPT-4's `cc_sbu_align`: `filter_cap.json` with `{"annotations": [{"image_id", "caption"}, …]}`,

@@ -24,7 +24,7 @@ from minichat.images import SUFFIXES
 
 PICTURE = ("image", "images", "img", "picture", "pictures", "image_path", "img_path", "image_name", "image_file",
            "filepath", "file_path", "file_name", "filename", "path", "file", "jpg", "jpeg", "png", "webp")  # fmt: skip
-TEXT = ("caption", "captions", "text", "title", "description", "sentences", "references", "answer",
+TEXT = ("caption", "captions", "text", "title", "description", "comment", "sentences", "references", "answer",
         "multiple_choice_answer", "reply", "response", "output", "completion")  # fmt: skip
 QUESTION = ("question", "instruction", "query", "prompt")
 #: Questions of formats that mark a picture's place by `<image>` (Alpaca with images, ms-swift, and TRL's with a
@@ -121,7 +121,8 @@ def table_rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Prob
         delimiter = "\t" if path.suffix.lower() == ".tsv" else max(_DELIMITERS, key=first.count)
         quoted = delimiter != "\t" or path.suffix.lower() == ".csv"
         quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-        header = next(csv.reader([first], delimiter=delimiter, quoting=quoting))
+        spaced = delimiter == "|"  # "image_name| comment_number| comment", as in Flickr30k's results.csv
+        header = next(csv.reader([first], delimiter=delimiter, quoting=quoting, skipinitialspace=spaced))
         names = _nameless(header) if columns == Columns() else None
         if names is None:
             wrong = _wrong_header(header, Where(file, 1), columns)
@@ -130,7 +131,7 @@ def table_rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Prob
                 return
         else:
             lines = itertools.chain([first], lines)
-        table = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=quoted)
+        table = csv.reader(lines, delimiter=delimiter, quoting=quoting, skipinitialspace=spaced, strict=quoted)
         yield from _rows(table, names or header, file, 1 if names else 2, "" if quoted else _UNQUOTED)
 
 
