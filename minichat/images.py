@@ -278,7 +278,9 @@ _UPRIGHT = {
 }
 
 
-def load(source: Source, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
+def load(
+    source: Source, *, max_pixels: int = MAX_PIXELS, name: str | None = None, fit: Fit | None = None
+) -> Image.Image:
     """Open `source` as a new, upright, 8-bit RGB picture.
 
     Args:
@@ -286,12 +288,13 @@ def load(source: Source, *, max_pixels: int = MAX_PIXELS, name: str | None = Non
             current frame). HEIC needs the package pillow-heif.
         max_pixels: largest width × height; the header is checked before anything is decoded.
         name: the file's that the bytes are of, for errors.
+        fit: make it as small as `fit.small` does, without a copy of full size where the file needs none.
 
     Raises:
         ImageError: with the file's name (never its folder), what is wrong, and what to do.
     """
     if isinstance(source, Image.Image):
-        return _finish(source, "The picture", max_pixels)
+        return _finish(source, "The picture", max_pixels, fit)
     if isinstance(source, bytes | bytearray | memoryview):
         called, data = "The picture" if name is None else _shown_name(name), bytes(source)
         if len(data) > MAX_BYTES:
@@ -303,8 +306,7 @@ def load(source: Source, *, max_pixels: int = MAX_PIXELS, name: str | None = Non
             f"A picture must be a path, bytes or a PIL image, not {type(source).__name__}: convert it first."
         )
     _check_size(webp_size(data), called, max_pixels)
-    with _open(data, called) as picture:
-        return _finish(picture, called, max_pixels)
+    return _finish(_open(data, called), called, max_pixels, fit)
 
 
 @dataclass(frozen=True)
@@ -339,6 +341,8 @@ class Fit:
 
 
 def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
+    if picture.size == (width, height):
+        return picture
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
 
@@ -462,22 +466,23 @@ def _heic(name: str) -> Any:
     return HeifImageFile
 
 
-def _finish(picture: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _finish(picture: Image.Image, name: str, max_pixels: int, fit: Fit | None) -> Image.Image:
     """Decode, turn upright and convert; the result shares nothing with `picture`."""
     _check_size(picture.size, name, max_pixels)
     try:
         picture.load()
-        rgb = _to_rgb(_to_eight_bits(_upright(picture), getattr(picture, "tag_v2", {})))
+        tags = getattr(picture, "tag_v2", {})
+        picture = _upright(picture)  # each step lets go of what the one before has made: a photograph is large
+        picture = _to_eight_bits(picture, tags)
+        picture = _to_rgb(picture, fit)
     except ImageError:
         raise
     except MemoryError:
         raise ImageError(f"{name} does not fit into the memory that is free: make it smaller.") from None
     except Exception:  # a decoder's answer to damaged bytes can be any exception
         raise _damaged(name) from None
-    if rgb is picture:
-        rgb = picture.copy()
-    rgb.info = {}  # EXIF, colour profiles and comments have done their work
-    return rgb
+    picture.info = {}  # EXIF, colour profiles and comments have done their work
+    return picture
 
 
 def _check_size(size: tuple[int, int] | None, name: str, max_pixels: int) -> None:
@@ -525,12 +530,15 @@ def _to_eight_bits(picture: Image.Image, tags: Mapping[int, Any]) -> Image.Image
     return picture.convert("I").point(lambda value: value * scale + base).convert("L")
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image, fit: Fit | None) -> Image.Image:
+    """A new picture, made small where that is asked."""
     if picture.mode in ("I", "F"):
         raise ImageError(f"A picture in mode {picture.mode} has no known range of values: convert it to RGB first.")
     picture = to_srgb(picture, picture.info.get("icc_profile"))
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
+        picture = Image.alpha_composite(white, rgba)
+    if fit is None:
+        return picture.convert("RGB")
+    return fit.small(picture if picture.mode == "RGB" else picture.convert("RGB"))

@@ -453,7 +453,7 @@ def test_what_vllm_does_otherwise_is_refused(vllm, photos):
         (("--num-beams", "2"), "num_beams is 2"),
         (("--repetition-penalty", "1.5"), "repetition_penalty is 1.5"),
         (("--device", "cpu"), "--engine vllm chooses devices itself"),
-        (("--workers", "2"), "--workers are those of a cluster"),
+        (("--workers", "2"), "--engine vllm chooses devices itself"),
     ):
         refused = run("photos", "--out", "c.jsonl", "--model", "model", "--engine", "vllm", *flags, code=1)
         assert said in refused.stderr

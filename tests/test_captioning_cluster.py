@@ -1,8 +1,12 @@
-"""Workers that die lose no caption and write none twice: the driver, with a stand-in for Ray."""
+"""Workers that die lose no caption and write none twice: the driver, with a stand-in for Ray, and with processes."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -203,6 +207,31 @@ def test_workers_with_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch)
 def test_what_workers_take(machines: Any, count: Any, gpus: bool, wanted: Any) -> None:
     places = cluster._places(Ray(machines=machines), count, gpus)
     assert [{k: v for k, v in each.items() if k != "scheduling_strategy"} for each in places] == wanted
+
+
+class Mortal(Bot):
+    """Kills its process at the pictures of one red, the first time that they are seen."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def caption(self, pictures: Any, *arguments: Any, **settings: Any) -> list[str]:
+        if any(each.getpixel((0, 0))[0] == 26 for each in pictures) and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().caption(pictures, *arguments, **settings)
+
+
+def test_processes_of_this_machine_write_what_one_does_whatever_dies(tmp_path: Path) -> None:
+    with Workers(partial(Mortal, tmp_path / "dead"), 2, here=True) as workers:
+        first = {hand.actor.process.pid for hand in workers._hands}
+        found = list(workers.captioner(4, {}).windows(WINDOWS))
+        processes = [hand.actor.process for hand in workers._hands]
+        assert len(first & {each.pid for each in processes}) == 1  # the other one was replaced
+        with pytest.raises(PromptError, match="It is wrong"):
+            list(workers.captioner(4, {}).windows([[job(1, "wrong")]]))
+    assert found == ALONE
+    assert all(each.exitcode is not None for each in processes)  # they have ended
 
 
 def test_a_cluster_without_processors_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Captions by workers on a Ray cluster (`minichat caption --engine ray`).
+"""Captions by workers: processes of this machine (`minichat caption --workers N`), or a Ray cluster's (`--engine ray`).
 
 The program that was started finds and opens pictures, and it alone writes results, so a worker sees no file and may die
 at any moment: what it was given goes to another. The cluster is the one that `RAY_ADDRESS` names, else one that is
@@ -8,12 +8,17 @@ started here and ends with the program.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import multiprocessing.connection
 import os
+import queue
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from minichat.captioning.captioner import Captioner, Facts, Job, Outcome
@@ -79,7 +84,9 @@ class _Hand:
 class Workers:
     """Workers with the same bot. Use it as a context: they, and a cluster that was started here, end with it."""
 
-    def __init__(self, load: Callable[[], Any], count: int | None = None, gpus: bool = True) -> None:
+    def __init__(
+        self, load: Callable[[], Any], count: int | None = None, gpus: bool = True, here: bool = False
+    ) -> None:
         """Start workers, and wait for the first one.
 
         Args:
@@ -87,6 +94,7 @@ class Workers:
             count: of workers; None: one for each GPU of the cluster, and where it has none, one for each machine, which
                 takes all processors of it.
             gpus: whether workers take a GPU, where there are any.
+            here: `count` processes of this machine, which share its processors, without Ray.
 
         Raises:
             ModelError: the model cannot be loaded, or is not the same everywhere.
@@ -94,10 +102,11 @@ class Workers:
         """
         if count is not None and count < 1:
             raise SettingsError(f"workers is {count!r}; it must be a whole number of at least 1.")
-        self._ray = _connected()
+        self._ray = _Processes(count or 1) if here else _connected()
         try:
             self._load = self._ray.put(load)
-            self._hands = [self._started(options) for options in _places(self._ray, count, gpus)]
+            places = [{}] * (count or 1) if here else _places(self._ray, count, gpus)
+            self._hands = [self._started(options) for options in places]
             self._failures = 0  # workers that died while they loaded the bot, one after the other
             self._facts: Facts | None = None
             while self._facts is None:
@@ -171,7 +180,7 @@ class Workers:
             if self._failures >= _DEATHS:
                 raise ModelError(
                     f"{_DEATHS} workers died while they loaded the model, one after the other ({_reason(error)}): look "
-                    "at the memory of the cluster's machines, and that minichat is installed on each."
+                    "at the memory of each machine that has workers, and that minichat is installed there."
                 ) from None
         parts = [part for _, part in hand.parts]
         self._hands[self._hands.index(hand)] = self._started(hand.options)
@@ -195,7 +204,7 @@ def _again(part: _Part) -> Iterator[_Part]:
     elif len(part.jobs) > 1:
         yield from part.alone()
     else:
-        part.fill([Outcome(error=f"{_DEATHS} workers died of this picture, one after the other: try it without Ray.")])
+        part.fill([Outcome(error=f"{_DEATHS} workers died of this picture, one after the other: try it alone.")])
 
 
 class Shared:
@@ -227,6 +236,112 @@ class Shared:
                 waiting.extendleft(reversed(self._workers.wait()))
             else:
                 yield [outcome for outcome in ahead.popleft() if outcome is not None]
+
+
+# --- Processes of this machine, with as much of Ray's face as is used above.
+
+
+class _Died(Exception):
+    """The process of a worker is not there any more."""
+
+
+class _Failed(Exception):
+    """A worker's call raised an error: a defect of ours."""
+
+
+class _Processes:
+    """What `ray` is for a cluster. The processes end with this program, also where it is killed: their pipe breaks."""
+
+    exceptions = SimpleNamespace(RayError=_Died, RayTaskError=_Failed)
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._actors: list[_Actor] = []
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def remote(self, kind: Any) -> Any:
+        def start(load: Any) -> _Actor:
+            self._actors.append(_Actor(kind, load, self._count))
+            return self._actors[-1]
+
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=start))
+
+    def wait(self, calls: Sequence[_Actor], num_returns: int = 1) -> tuple[list[_Actor], list[_Actor]]:
+        """A call is named by its worker: its results come in the order in which it was asked."""
+        ready = multiprocessing.connection.wait([call.pipe for call in calls])
+        done = [call for call in calls if call.pipe in ready][:num_returns]
+        return done, [call for call in calls if call not in done]
+
+    def get(self, call: _Actor) -> Any:
+        try:
+            good, value = call.pipe.recv()
+        except (EOFError, OSError):
+            call.end()
+            raise _Died(f"its process ended with the code {call.process.exitcode}") from None
+        if not good:
+            raise _Failed(value)
+        return value
+
+    def shutdown(self) -> None:
+        for actor in self._actors:
+            actor.end()
+
+
+class _Actor:
+    """A process that has a worker. What it is asked is sent at once: it reads while it is at work."""
+
+    def __init__(self, kind: Any, load: Any, count: int) -> None:
+        afresh = multiprocessing.get_context("spawn")  # PyTorch's threads do not survive a fork
+        self.pipe, other = afresh.Pipe()
+        self.process = afresh.Process(target=_serve, args=(other, kind, load, count), daemon=True)
+        self.process.start()
+        other.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=partial(self._ask, name))
+
+    def _ask(self, name: str, *arguments: Any) -> _Actor:
+        try:
+            self.pipe.send((name, arguments))
+        except OSError:
+            pass  # it died, which whoever waits for the result is told
+        return self
+
+    def end(self) -> None:
+        self.process.kill()  # it has nothing to save
+        self.process.join()
+        self.pipe.close()
+
+
+def _serve(pipe: Any, kind: Any, load: Any, count: int) -> None:
+    """What such a process does, with its share of the processors, until the other end of the pipe is closed."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that was started, which ends this one
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            while True:
+                asked.put(pipe.recv())
+        except (EOFError, OSError):
+            os._exit(0)  # also in the middle of a part, for nobody is there to take it
+
+    threading.Thread(target=listen, daemon=True).start()
+    worker = kind(load)
+    while True:
+        name, arguments = asked.get()
+        try:
+            answer = True, getattr(worker, name)(*arguments)
+        except Exception as error:
+            answer = False, repr(error)
+        pipe.send(answer)
+
+
+# --- Ray.
 
 
 def _connected() -> Any:

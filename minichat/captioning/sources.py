@@ -461,10 +461,9 @@ class Seen:
         content = hashlib.sha256(data).hexdigest()
         try:
             name = held.get("path") or held.get("name") or planned.place
-            picture = images.load(data, name=name)
+            return cls(content, images.load(data, name=name, fit=fit))
         except ImageError as failure:
             return cls(content, damaged=str(failure))
-        return cls(content, picture if fit is None else fit.small(picture))
 
 
 def ahead(pool: ThreadPoolExecutor, todo: Iterable[Planned], fit: images.Fit | None) -> Iterator[tuple[Planned, Seen]]:

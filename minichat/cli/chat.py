@@ -257,16 +257,14 @@ def caption(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed.")] = False,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page to look through, too.")] = None,
-    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures in each tar that is written.")] = (
-        1000
-    ),
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures in each tar.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.")] = 8,
     engine: Annotated[
         Where,
-        typer.Option(help="local: this process; ray: workers on a cluster (RAY_ADDRESS, or started here); vllm: vLLM."),
+        typer.Option(help="local: this machine; ray: workers on a cluster (RAY_ADDRESS, or started here); vllm: vLLM."),
     ] = Where.local,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="With Ray; default: one for each GPU, without GPUs for each machine.")
+        int | None, typer.Option(min=1, help="Processes with a model each; with Ray one for each GPU, else machine.")
     ] = None,
     absolute: Annotated[
         bool, typer.Option("--absolute", help="Name pictures by absolute paths, not as seen from the output's folder.")
@@ -349,8 +347,8 @@ def caption(
             if planned.todo:
                 with ExitStack() as stack:
                     bot: Any
-                    if engine == Where.ray:
-                        bot = stack.enter_context(_workers(name, device, dtype, quantize, verify, workers))
+                    if engine == Where.ray or (workers or 1) > 1:
+                        bot = stack.enter_context(_workers(engine, name, device, dtype, quantize, verify, workers))
                     elif engine == Where.vllm:
                         bot = _vllm(name, dtype, verify, batch_size, settings)
                     else:
@@ -382,25 +380,27 @@ def _model(run: Run, requested: str) -> str:
 
 
 def _workers(
-    name: str, device: str, dtype: Dtype, quantize: Quantize | None, verify: bool, count: int | None
+    engine: Where, name: str, device: str, dtype: Dtype, quantize: Quantize | None, verify: bool, count: int | None
 ) -> Workers:
-    """Workers of a Ray cluster that have loaded the model."""
+    """Workers that have loaded the model, of this machine's processor or of a Ray cluster."""
     from minichat.captioning.cluster import Workers
+    from minichat.device.placement import choose_device
 
+    here = engine == Where.local
+    if here and choose_device(device).type != "cpu":
+        raise SettingsError("--workers share the processor: with GPUs say --engine ray, too, or --device cpu.")
     name = os.path.abspath(name) if os.path.exists(name) else name  # their folder is another
     load = partial(load_bot, name, device, dtype, quantize, None, verify)
-    typer.echo("Waiting for the cluster's first worker to load the model.", err=True)
-    return Workers(load, count, gpus=device == "auto" or device.startswith("cuda"))
+    typer.echo("Waiting for the first worker to load the model.", err=True)
+    return Workers(load, count, gpus=device == "auto" or device.startswith("cuda"), here=here)
 
 
 def _check_engine(engine: Where, workers: int | None, placed: bool, spread: bool) -> None:
-    """Raise `SettingsError` for options that another engine has."""
-    if engine != Where.ray and workers is not None:
-        raise SettingsError("--workers are those of a cluster: say --engine ray, too.")
-    if engine == Where.ray and spread:
-        raise SettingsError("--engine ray gives each worker a device of its own: leave --device-map away.")
-    if engine == Where.vllm and (placed or spread):
-        raise SettingsError("--engine vllm chooses devices itself: leave --device, --quantize and --device-map away.")
+    """Raise `SettingsError` for options that do not go together."""
+    if spread and (engine == Where.ray or (workers or 1) > 1):
+        raise SettingsError("Each worker has a device of its own: leave --device-map away.")
+    if engine == Where.vllm and (placed or spread or workers):
+        raise SettingsError("--engine vllm chooses devices itself: no --device, --quantize, --device-map or --workers.")
 
 
 def _vllm(name: str, dtype: Dtype, verify: bool, batch_size: int, settings: Mapping[str, Any]) -> VllmBot:
