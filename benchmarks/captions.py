@@ -9,7 +9,8 @@ run, on new pictures in each round, and the median of their rates counts:
 - vllm, with `--vllm PYTHON` of an environment that has it and MiniChat (`make test-vllm` makes one): what
   `minichat caption --engine vllm` does, in a process of its own that waits for its turn.
 
-Then, whether the first two write the same ids (asked of float32), and what a picture costs that was seen before.
+Then, whether the first two write the same ids (asked of float32), and what a picture costs that was seen before. With
+these two stands the processor's time for a caption, which tells the same on a machine that is busy otherwise.
 """
 
 from __future__ import annotations
@@ -159,23 +160,29 @@ def main() -> None:
 def compare(ways: dict[str, Way], vllm: Vllm | None, lengths: list[int], options: argparse.Namespace) -> None:
     """Print the rates, their ratios to MiniChat's, the share of equal captions, and what a known picture costs."""
     count, rates, known, alike = len(lengths), dict[str, list[float]](), list[float](), list[float]()
+    costs = dict[str, list[float]]()
     print(f"{platform.processor() or platform.machine()}, {options.threads} threads, {options.dtype}, {count} captions")
     for number in range(options.rounds + 1):
         pictures, written = pictures_of(number, count), dict[str, list[list[int]]]()
         for name, write in ways.items():
-            start = time.perf_counter()
+            start, before = time.perf_counter(), time.process_time()
             written[name] = write(pictures, lengths)
             rates.setdefault(name, []).append(count / (time.perf_counter() - start))
+            costs.setdefault(name, []).append((time.process_time() - before) / count)
         if vllm is not None:
             rates.setdefault("vllm", []).append(count / vllm.seconds(number))
-        start = time.perf_counter()
+        before = time.process_time()
         ways["minichat"](pictures, lengths)
-        known.append((time.perf_counter() - start) * rates["minichat"][-1] / count)
+        known.append((time.process_time() - before) / count / costs["minichat"][-1])
         ours, theirs = list(written.values())[:2]
         alike.append(sum(map(list.__eq__, ours, theirs)) / count)
     median = {name: statistics.median(each[1:]) for name, each in rates.items()}  # the first round warms up
+    spent = {name: statistics.median(each[1:]) for name, each in costs.items()}
     for name, rate in median.items():
-        print(f"{name}: {rate:.3f} captions/s, minichat {median['minichat'] / rate:.2f} times that")
+        told = f"{name}: {rate:.3f} captions/s, minichat {median['minichat'] / rate:.2f} times that"
+        if name in spent:
+            told += f"; CPU {spent[name]:.3f} s each, {spent[name] / spent['minichat']:.2f} times minichat's"
+        print(told)
     print(
         f"equal captions: {statistics.mean(alike):.1%}; pictures seen before: {statistics.median(known[1:]):.2f} of it"
     )

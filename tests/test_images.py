@@ -617,3 +617,22 @@ def test_identity_tells_palettes_apart():
     one.putpalette([1, 2, 3])
     other.putpalette([3, 2, 1])
     assert images.identity(one) != images.identity(other)
+
+
+@pytest.mark.parametrize("fit", [images.Fit(32), images.Fit(32, shortest_edge=40)])
+def test_a_picture_that_is_made_small_as_it_is_opened_is_the_one_that_is_opened_first(fit):
+    """Whatever it takes to open it: turned, with transparency, grey, or nothing."""
+    picture = Image.effect_noise((120, 70), 90).convert("RGB")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    clear = picture.copy()
+    clear.putalpha(picture.convert("L"))
+    files = [
+        encoded(picture, "PNG"),
+        encoded(picture, "JPEG", exif=turned),
+        encoded(clear, "PNG"),
+        encoded(picture.convert("L"), "JPEG"),
+    ]
+    for source in (*files, picture):
+        small = images.load(source, fit=fit)
+        assert type(small) is Image.Image and small.tobytes() == fit.small(images.load(source)).tobytes()
