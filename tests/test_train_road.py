@@ -172,6 +172,17 @@ def test_of_two_pictures_half_the_time_each_place_tells_which_it_is_in(tmp_path:
     assert not (alone["words"] == first).any()
 
 
+def test_no_place_of_more_pictures_than_there_are_words_for_is_marked(tmp_path: Path) -> None:
+    stage = Language(config("0b_language", tmp_path), CPU)
+    marks = {stage._words[ordinal] for ordinal in ORDINALS}
+    stream = SyntheticStream({"albums": 1}, batch_size=1)
+    albums = [example for example in map(stream.example, range(60)) if len(example.pictures) > len(ORDINALS)]
+    for example in albums:
+        words = stage.collate([stage.render(example)])["words"]
+        assert not marks & set(words.flatten().tolist())
+    assert albums
+
+
 @pytest.mark.parametrize(("parts", "learns"), [((), True), (("model.layers", "model.norm"), False)])
 def test_a_language_model_trains_what_is_asked_for(tmp_path: Path, parts: tuple[str, ...], learns: bool) -> None:
     stage = Language(replace(config("0b_language", tmp_path), trainable=parts), CPU)

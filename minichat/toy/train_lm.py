@@ -321,7 +321,7 @@ def _bags(pictures: Sequence[SyntheticPicture]) -> Iterator[list[Bag]]:
     answer to "in which picture is …?": it has to mark the places itself, and to look the mark up, and the one is of no
     use without the other. What it is told, it can look up; and then it pays to tell itself.
     """
-    numbered = len(pictures) > 1 and random.Random(pictures[0].seed).random() < 0.5
+    numbered = 1 < len(pictures) <= len(ORDINALS) and random.Random(pictures[0].seed).random() < 0.5
     for number, picture in enumerate(pictures):
         mark = (ORDINALS[number],) if numbered else ()
         yield [(*bag, *mark) for bag in _told(picture)]
