@@ -29,7 +29,7 @@ class FakeBot:
         self.name = name
         self.context: int | None = None
         self.caption_prompt = "Describe the picture."
-        self.takes_system = True
+        self.takes_system = self.names_boxes = True
         self.pause = pause  # seconds before each word
         self.script: deque[Line] = deque()
         self.running = 0  # streams begun and not ended

@@ -16,7 +16,17 @@ from minichat.web import Running, build_app, launch
 from tests.fake_bot import FakeBot
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-from benchmarks.screenshot import DESKTOP, PHONE, find_browser, open_browser, open_page, picture_file
+from benchmarks.screenshot import (
+    DESKTOP,
+    PHONE,
+    ask,
+    find_browser,
+    open_browser,
+    open_page,
+    picture_file,
+    replies,
+    wait_for_reply,
+)
 from tests.browsing import NOTHING, until, watch
 
 pytestmark = [
@@ -131,3 +141,72 @@ def test_captions_are_stopped_and_go_on(bot: FakeBot, page: Any, served: Running
     more.click()
     panel.get_by_text("20 of 20 pictures have a caption.").wait_for()
     assert "secret" not in page.content()
+
+
+GROUNDED = "<p>A yellow star</p> {<10><20><40><60>}, <p>circles</p> {<50><50><70><90>}<delim>{<80><0><99><30>}."
+
+
+def pixels(page: Any, selector: str) -> list[float]:
+    """Left, top, right and bottom of a thing, in hundredths of the picture that it lies on."""
+    found: list[float] = page.locator(selector).evaluate(
+        """e => { const [box, all] = [e, e.parentElement.querySelector('img')].map(one => one.getBoundingClientRect());
+            return [box.left - all.left, box.top - all.top, box.right - all.left, box.bottom - all.top]
+                .map((side, at) => 100 * side / (at % 2 ? all.height : all.width)); }"""
+    )
+    return found
+
+
+def test_boxes_are_drawn_and_pointed_at(bot: FakeBot, page: Any):
+    bot.enqueue(GROUNDED)
+    ask(page, "[grounding] What is where?", [picture_file(coloured(80))])
+    assert wait_for_reply(page).startswith("A yellow star [1], circles [2][3].")
+    for attempt in range(2):
+        drawn = page.locator("#mc-chat .mc-where")
+        assert drawn.count() == 3
+        assert pixels(page, "#mc-chat .mc-where >> nth=0") == pytest.approx([10, 20, 40, 60], abs=1)
+        if attempt == 0:
+            page.reload()
+            drawn.first.wait_for()
+    page.get_by_role("button", name="Copy with its boxes").wait_for()
+
+    page.locator("#mc-chat .mc-boxed .mc-picture").click()
+    view = page.locator(".mc-large .mc-boxed")
+    view.locator(".mc-where").nth(2).wait_for()
+    page.wait_for_function("() => document.querySelector('.mc-large img').complete")
+    page.wait_for_function("() => document.querySelector('.mc-large .mc-boxed').style.getPropertyValue('--ratio') == 2")
+    box = view.bounding_box()
+    at = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])  # noqa: E731
+    page.mouse.move(*at(0.7, 0.8))
+    page.mouse.down()
+    page.mouse.move(*at(0.3, 0.4))
+    assert pixels(page, ".mc-mark") == pytest.approx([30, 40, 70, 80], abs=1)
+    page.mouse.up()
+    page.wait_for_function("() => !document.querySelector('dialog')")
+    assert page.input_value(BOX) == "[identify] {<30><40><70><80>}"
+    bot.enqueue("A circle.")
+    page.press(BOX, "Enter")
+    page.get_by_text("A circle.", exact=True).wait_for()
+    assert wait_for_reply(page) == "A circle."
+
+    page.fill(BOX, "Is it red?")
+    page.locator("#mc-chat .mc-picture").first.click()
+    page.wait_for_function("() => document.querySelector('.mc-large .mc-boxed').style.getPropertyValue('--ratio') == 2")
+    page.mouse.click(*at(0.02, 0.5))
+    page.wait_for_function("() => !document.querySelector('dialog')")
+    assert page.input_value(BOX) == "Is it red? {<0><42><10><58>}"
+
+
+def test_a_model_without_boxes_is_not_pointed_at(bot: FakeBot, served: Running, browser: Any):
+    bot.names_boxes = False
+    page = open_page(browser, served.url)
+    bot.enqueue("no picture: {<1><2><3><4>}")
+    ask(page, "hi")
+    assert wait_for_reply(page) == "no picture: {<1><2><3><4>}"
+    ask(page, "this?", [picture_file(coloured(80))])
+    wait_for_reply(page)
+    page.locator("#mc-chat .mc-picture").click()
+    page.locator(".mc-large .mc-boxed").click()
+    page.wait_for_function("() => !document.querySelector('dialog')")
+    assert page.input_value(BOX) == "" and len(replies(page)) == 2
+    page.context.close()
+    bot.names_boxes = True

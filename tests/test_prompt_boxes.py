@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minichat.errors import PromptError
-from minichat.prompt.boxes import GROUNDING, TASKS, Box, parse
+from minichat.prompt.boxes import GROUNDING, TASKS, Box, numbered, parse
 
 hundredths = st.tuples(st.integers(0, 100), st.integers(0, 100)).map(sorted)
 
@@ -36,6 +36,9 @@ def test_phrases_stand_before_their_boxes() -> None:
         Box(0.03, 0.04, 0.55, 0.66, "two houses"),
         Box(0.01, 0.02, 0.03, 0.04),
     ]
+    assert numbered(text) == "a green cat [1] is left of two houses[2][3], and [4]"
+    for same in ("no box {<9><9><1><1>}, <b>", "{<1><2><3>}", ""):
+        assert numbered(same) == same
 
 
 @pytest.mark.parametrize(

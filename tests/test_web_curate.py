@@ -206,7 +206,7 @@ def test_replies_are_kept_over_http_and_by_nobody_else(tmp_path: Path):
         strangers = ({"x-forwarded-for": "10.0.0.5"}, {"host": "evil.example"}, {"origin": "http://evil.example"})
         for headers in strangers:
             told = desk(visitor, "state", headers).json()
-            assert (told.pop("caption"), told.pop("system")) == ("Describe the picture.", True)
+            assert [told.pop(fact) for fact in ("caption", "system", "boxes")] == ["Describe the picture.", True, True]
             assert told == {"owner": False, "model": "fake", "knows": ""}
             for act in ("keep", "drop", "list", "edit", "delete", "check", "teach", "stop", "models", "use"):
                 answer = desk(visitor, act, headers, **sent)

@@ -108,6 +108,11 @@ class MiniChat:
         """Whether a conversation may bring a system text."""
         return self.processor.spelling.takes_system
 
+    @property
+    def names_boxes(self) -> bool:
+        """Whether the model was taught boxes (`minichat.prompt.boxes`), as far as its template tells: MiniGPT-v2's."""
+        return self.processor.spelling.name.startswith("minigpt-v2")
+
     @functools.cached_property
     def captioner(self) -> MiniChatProcessor:
         """The processor that spells what asks for a caption: another than a chat's where the template says so."""

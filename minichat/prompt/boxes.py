@@ -76,6 +76,33 @@ def parse(text: str) -> list[Box]:
     return list(_read(text))
 
 
+def numbered(text: str) -> str:
+    """The text to be read beside a picture with its boxes: each box by its number, from 1, and no other marks.
+
+    `<p>a cat</p> {<1><2><30><44>}` is `a cat [1]`.
+    """
+    count = 0
+
+    def plain(mark: re.Match[str]) -> str:
+        nonlocal count
+        if mark["phrase"] is not None:
+            return mark["phrase"].strip()
+        if mark[0] == "<delim>":
+            return ""
+        if _sides(mark) is None:
+            return mark[0]
+        count += 1
+        return f"[{count}]"
+
+    return _MARKS.sub(plain, text)
+
+
+def _sides(mark: re.Match[str]) -> tuple[float, float, float, float] | None:
+    """Of a box that is one; None: it ends before it begins, or beyond the picture."""
+    left, top, right, bottom = (int(side) / _RESOLUTION for side in mark.groups()[1:])
+    return (left, top, right, bottom) if left <= right <= 1 and top <= bottom <= 1 else None
+
+
 def _read(text: str) -> Iterator[Box]:
     done, phrase = 0, ""
     for mark in _MARKS.finditer(text):
@@ -84,7 +111,5 @@ def _read(text: str) -> Iterator[Box]:
         done = mark.end()
         if mark["phrase"] is not None:
             phrase = mark["phrase"].strip()
-        elif mark[0] != "<delim>":
-            left, top, right, bottom = (int(side) / _RESOLUTION for side in mark.groups()[1:])
-            if left <= right <= 1 and top <= bottom <= 1:
-                yield Box(left, top, right, bottom, phrase)
+        elif mark[0] != "<delim>" and (sides := _sides(mark)):
+            yield Box(*sides, phrase)

@@ -34,6 +34,9 @@ photographs, faces and text mean nothing to it. Its facts about the world are th
 them.</p>""",
 }
 
+# Whether they were taught boxes, which their templates do not tell.
+BOXES = {"minichat-tiny": False, "minichat-small": True}
+
 WELCOME = """<div class="mc-welcome"><h2>Ask about a picture</h2>
 <p>Add one with the clip, paste it, or drop it in the box below – or pick a scene.</p></div>"""
 
@@ -73,7 +76,7 @@ def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -
     # Gradio serves and reads files below its own folder only.
     page.uploads = Uploads(Path(get_upload_folder()) / f"minichat-{secrets.token_hex(8)}", limits)
     page.waiting = Waiting(page)
-    page.desk = Desk(owned, bot, page.sessions, page.uploads, limits, KNOWS)
+    page.desk = Desk(owned, bot, page.sessions, page.uploads, limits, KNOWS, BOXES)
     page.captions = Captions(page.sessions, page.uploads, fields, limits)
     listeners = Handlers(page.sessions, page.uploads, page.waiting, fields, limits)
     with page:

@@ -295,9 +295,13 @@ class Desk:
         uploads: Uploads,
         limits: Limits,
         knows: Mapping[str, str],
+        boxes: Mapping[str, bool],
     ) -> None:
-        """`owned`: None where the page has no owner; `knows`: what to say of models, by their names."""
-        self._sessions, self._uploads, self._limits, self._knows = sessions, uploads, limits, knows
+        """`owned`: None where the page has no owner.
+
+        By the names of models, `knows` says what to tell of them, and `boxes` whether they were taught boxes.
+        """
+        self._sessions, self._uploads, self._limits, self._knows, self._boxes = sessions, uploads, limits, knows, boxes
         self._keyed = owned is not None and owned.keyed
         self.set = None if owned is None else KeptSet(owned.folder)
         if owned is not None:
@@ -355,6 +359,7 @@ class Desk:
             "knows": self._knows.get(name, ""),
             "caption": bot.caption_prompt,
             "system": bot.takes_system,
+            "boxes": self._boxes.get(name, bot.names_boxes),
         }
 
     def _state(self) -> dict[str, Any]:

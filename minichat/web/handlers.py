@@ -17,6 +17,7 @@ from PIL import Image
 from minichat.device.memory import free_memory, out_of_memory
 from minichat.errors import ImageError, MiniChatError, PromptError
 from minichat.inference.looked import MEASURED
+from minichat.prompt.boxes import numbered
 from minichat.prompt.conversation import Conversation
 from minichat.web.guard import COOKIE, SENT, Sent, Waiting, address_of
 from minichat.web.sessions import GONE, Field, Limits, Session, Sessions, Uploads, read
@@ -327,6 +328,7 @@ class Handlers:
                 shown.append(user_bubble(session.album.parts(pictures), text))
                 asked = start.user(text, pictures)
                 yield [*shown, THINKING], gr.update(**BUSY), self._told(session, sent, asked)
+            pictured = bool(pictures or start.pictures)
             try:
                 if on:
                     stream = chat.stream_on(cancel=session.stopping, **chosen)
@@ -335,7 +337,7 @@ class Handlers:
                 with contextlib.closing(_growing(stream)) as growing:
                     for reply, settled in growing:
                         kept = {"reply": reply} if settled and sent.values[0] is not None else gr.skip()
-                        yield [*shown, reply_bubble(reply)], gr.skip(), kept
+                        yield [*shown, reply_bubble(numbered(reply) if pictured else reply)], gr.skip(), kept
             except MiniChatError as error:
                 failure = str(error)
             except Exception as error:
@@ -372,12 +374,19 @@ class Handlers:
         """The whole conversation as the chat shows it."""
         conversation = session.chat.conversation
         session.album.keep(conversation.pictures)
-        return [
-            user_bubble(session.album.parts(message.pictures), message.text)
-            if message.role == "user"
-            else reply_bubble(message.text)
-            for message in conversation.turns
-        ]
+        shown: list[dict[str, Any]] = []
+        for message in conversation.turns:
+            if message.role == "user":
+                shown.append(user_bubble(session.album.parts(message.pictures), message.text))
+            else:
+                shown.append(reply_bubble(message.text, _last_picture(shown)))
+        return shown
+
+
+def _last_picture(shown: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The picture that was shown last, of which a reply's boxes are."""
+    asked = (part for bubble in reversed(shown) if bubble["role"] == "user" for part in reversed(bubble["content"]))
+    return next((part for part in asked if part["type"] == "component"), None)
 
 
 def _warn(sentence: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from minichat.errors import PromptError
 from minichat.images import identity
+from minichat.prompt import boxes
 from minichat.prompt.conversation import Conversation, Message, Picture, Text
 
 # --- A conversation as the chat shows it: every word a person or a model wrote as plain text, every picture inline.
@@ -72,9 +73,20 @@ def user_bubble(pictures: Iterable[dict[str, Any]], text: str) -> dict[str, Any]
     return {"role": "user", "content": [*pictures, text_part(text)]}
 
 
-def reply_bubble(text: str) -> dict[str, Any]:
-    """The model's message."""
-    return {"role": "assistant", "content": [text_part(text)]}
+def reply_bubble(text: str, picture: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The model's message. Boxes that it names are drawn over `picture` (`picture_part`), numbered as in the text."""
+    found = boxes.parse(text) if picture else []
+    if picture is None or not found:
+        return {"role": "assistant", "content": [text_part(text)]}
+    drawn = "".join(
+        f'<span class="mc-where" style="left:{100 * box.left:g}%;top:{100 * box.top:g}%;'
+        f'width:{100 * (box.right - box.left):g}%;height:{100 * (box.bottom - box.top):g}%"><b>{number}</b></span>'
+        for number, box in enumerate(found, start=1)
+    )
+    # One part, since each has buttons of its own.
+    words = f'<div class="message-content">{html.escape(boxes.numbered(text))}</div>'
+    value = f'{words}<div class="mc-boxed">{picture["value"]}{drawn}</div>'
+    return {"role": "assistant", "content": [{**picture, "value": value}]}
 
 
 # --- A conversation as a browser keeps it, and sends it with every request.

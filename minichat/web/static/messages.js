@@ -50,6 +50,7 @@ function measured({ tokens, first, rate, used, context }) {
 // --- Where the model looked for a reply: its pictures under a heat map, for all words or some, by all queries or one.
 
 const EYE = '<svg viewBox="0 0 24 24" width="20" height="20" fill="none" stroke="currentColor" stroke-width="1.6" aria-hidden="true"><path d="M2 12s3.6-6.5 10-6.5S22 12 22 12s-3.6 6.5-10 6.5S2 12 2 12z"/><circle cx="12" cy="12" r="2.8"/></svg>';
+const PAGES = '<svg viewBox="0 0 24 24" width="18" height="18" fill="none" stroke="currentColor" stroke-width="1.6" aria-hidden="true"><path d="M8 8h12v12H8zM16 8V4H4v12h4"/></svg>';
 let lookedFor = 0; // the place of the reply
 
 function look(place) {
@@ -145,12 +146,14 @@ function dress() {
     const more = place === shown.length - 1 && node.role === "assistant" && node.id !== page.growing && (node.cut || node.partial);
     const figures = localStorage.getItem(FIGURES) && node?.figures;
     const looks = node?.role === "assistant" && node.id !== page.growing && node.text && shown.slice(0, place).some((each) => each.pictures.length);
-    const state = JSON.stringify([node?.id, all.map((each) => each.id), more, figures, looks]);
+    const boxed = !bar.querySelector("[aria-label='Copy message']") && node?.role === "assistant" && node.id !== page.growing && navigator.clipboard;
+    const state = JSON.stringify([node?.id, all.map((each) => each.id), more, figures, looks, Boolean(boxed)]);
     if (bar.dataset.dressed === state) return;
     bar.dataset.dressed = state;
     bar.querySelectorAll(".mc-own").forEach((own) => own.remove());
     if (all.length > 1) bar.append(versions(all, all.indexOf(node)));
     if (more) bar.append(make("button", { type: "button", className: "mc-own mc-on", textContent: "Continue", onclick: goOn }));
+    if (boxed) bar.append(make("button", { type: "button", className: "mc-own mc-look", ariaLabel: "Copy with its boxes", title: "Copy with its boxes", innerHTML: PAGES, onclick: () => navigator.clipboard.writeText(node.text) }));
     if (looks) bar.append(make("button", { type: "button", className: "mc-own mc-look", ariaLabel: "Where it looked", title: "Where it looked", innerHTML: EYE, onclick: () => look(place) }));
     if (figures) bar.append(measured(figures));
   });
@@ -169,12 +172,61 @@ async function undo() {
   return [await talk()];
 }
 
+// A picture large, with its boxes. Of a model that knows boxes one may point at a part of it, to ask what is there.
 async function enlarge(picture) {
   const held = await store.get("pictures", picture.dataset.name);
-  const large = make("dialog", { className: "mc-large", onclick: () => large.close(), onclose: () => large.remove() },
-    make("img", { src: held?.data ?? picture.src, alt: picture.alt }), make("button", { type: "button", textContent: "Close" }));
+  const points = desk.state?.boxes || ui("#mc-chat .mc-where");
+  const shown = make("img", { src: held?.data ?? picture.src, alt: picture.alt, draggable: false });
+  const view = make("div", { className: "mc-boxed" }, shown, ...[...(picture.closest(".mc-boxed")?.querySelectorAll(".mc-where") ?? [])].map((box) => box.cloneNode(true)));
+  const large = make("dialog", { className: "mc-large", ariaLabel: "The picture, large", onclick: () => large.close(), onclose: () => large.remove() },
+    view, make("div", {}, ...(points ? [make("span", { textContent: "Click, or drag over a part, to ask about it." })] : []), make("button", { type: "button", textContent: "Close" })));
+  shown.onload = () => view.style.setProperty("--ratio", shown.naturalWidth / shown.naturalHeight);
+  if (points) pointAt(view, (box) => (large.close(), askAbout(box)));
   document.body.append(large);
   large.showModal();
+}
+
+const AROUND = 0.08; // of the picture's sides: what lies so near to a click is meant
+
+//   then: called with [left, top, right, bottom], in fractions of the view's sides
+function pointAt(view, then) {
+  const mark = make("span", { className: "mc-mark", hidden: true });
+  let from = null;
+  const within = (value) => Math.min(1, Math.max(0, value));
+  const place = (event) => {
+    const { left, top, width, height } = view.getBoundingClientRect();
+    return [within((event.clientX - left) / width), within((event.clientY - top) / height)];
+  };
+  const span = ([x, y], [u, v]) => [Math.min(x, u), Math.min(y, v), Math.max(x, u), Math.max(y, v)];
+  view.append(mark);
+  view.classList.add("mc-points");
+  view.onclick = (event) => event.stopPropagation();
+  view.onpointerdown = (event) => {
+    event.preventDefault();
+    view.setPointerCapture(event.pointerId);
+    from = place(event);
+  };
+  view.onpointermove = (event) => {
+    if (!from) return;
+    const [left, top, right, bottom] = span(from, place(event)).map((side) => 100 * side);
+    Object.assign(mark.style, { left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%` });
+    mark.hidden = false;
+  };
+  view.onpointercancel = () => ((from = null), (mark.hidden = true));
+  view.onpointerup = (event) => {
+    if (!from) return;
+    const [left, top, right, bottom] = span(from, place(event));
+    const small = right - left < 0.02 && bottom - top < 0.02;
+    then((small ? [left - AROUND, top - AROUND, right + AROUND, bottom + AROUND] : [left, top, right, bottom]).map(within));
+  };
+}
+
+// The box goes into the question, as MiniGPT-v2 spells it.
+function askAbout(sides) {
+  const spelled = `{${sides.map((side) => `<${Math.round(100 * side)}>`).join("")}}`;
+  const typed = box().value.trim();
+  write(typed ? `${typed} ${spelled}` : `[identify] ${spelled}`);
+  box().focus();
 }
 
 function listenToMessages() {
