@@ -17,9 +17,12 @@ from minichat.device.memory import training_needs
 from minichat.errors import SettingsError
 from minichat.prompt.conversation import Conversation
 from minichat.train.setup import lora_size, open_bot
+from minichat.train.stages.finetune import Finetune
 from minichat.train.trainer import make_accelerator, train
 from minichat.weights.export import export
+from minichat.weights.projection import vision_source
 from tests.tiny import noise_picture
+from tests.tiny_network import SIDE
 from tests.training import at_step, checkpoints, config_of, losses, make_desk, run, same, turn_a_bit
 
 LORA = ("lora.rank=3", "lora.alpha=5", "lora.dropout=0.2", "lora.target_modules=[q_proj,down_proj]")
@@ -146,6 +149,17 @@ def test_other_settings_than_the_adapters_are_refused(desk: Path, whole: Path, t
             run(desk, f"out={tmp_path / other[:9]}", f"model.name={whole}", *LORA, other)
 
 
+@pytest.mark.parametrize("key", ["use_rslora", "alpha_pattern"])
+def test_an_adapter_of_other_scales_is_not_trained_on(key: str, desk: Path, whole: Path, tmp_path: Path) -> None:
+    """Its matrices have the shapes that are asked for, and are added otherwise than the run would add them."""
+    shutil.copytree(whole, tmp_path / "scaled")
+    file = tmp_path / "scaled" / "adapter" / "adapter_config.json"
+    other = {"use_rslora": True, "alpha_pattern": {"q_proj": 9}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: other[key]}))
+    with pytest.raises(SettingsError, match=f"rank 3, alpha 5, {key} "):
+        run(desk, f"out={tmp_path / 'run'}", f"model.name={tmp_path / 'scaled'}", *LORA)
+
+
 def test_it_is_merged_on_request(whole: Path, tmp_path: Path) -> None:
     export(str(whole), "minichat", tmp_path / "merged")
     assert not (tmp_path / "merged" / "adapter").exists()
@@ -229,6 +243,85 @@ def test_what_cannot_be_swapped_changes_nothing(named: Path, whole: Path, tmp_pa
     assert minichat.load(named, merge_adapter=False).adapters is None
 
 
+EYES = ("lora.parts=[language_model,bridge]", "lora.target_modules=[q_proj,query,dense]", *LORA[:2])
+
+
+@pytest.fixture(scope="module")
+def eyes(desk: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run with adapters of the LLM and of the Q-Former."""
+    out = tmp_path_factory.mktemp("eyes") / "run"
+    run(desk, f"out={out}", *FEW, *EYES)
+    return out
+
+
+def seen(folder: Path, **options: object) -> torch.Tensor:
+    return minichat.load(folder, **options).encode([noise_picture(3)])  # type: ignore[arg-type]
+
+
+def test_a_qformers_adapter_is_one_of_peft_and_all_else_is_frozen(desk: Path, eyes: Path, tmp_path: Path) -> None:
+    learned = {name for name in checkpoints(eyes)[6] if not name.startswith(("optimizer.", "projection."))}
+    assert {name.split(".")[0] for name in learned} == {"language_model", "bridge"}
+    assert all(".lora_" in name for name in learned)
+    base, held = load_file(desk / "model" / "model.safetensors"), minichat.load(eyes, merge_adapter=False)
+    for name, tensor in held.model.state_dict().items():
+        assert name.startswith("projection.") or torch.equal(tensor, base[name].float()), name
+    merged = seen(eyes)
+    assert not torch.allclose(merged, held.encode([noise_picture(3)]), atol=1e-4)
+    bridge = held.model.bridge
+    bridge.qformer = peft.PeftModel.from_pretrained(bridge.qformer, eyes / "adapter_qformer").eval()
+    torch.testing.assert_close(held.encode([noise_picture(3)]), merged, atol=1e-4, rtol=1e-4)
+    for form in ("projection", "minichat"):
+        export(str(eyes), form, tmp_path / form)
+        torch.testing.assert_close(seen(tmp_path / form), merged, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(logits(tmp_path / form), logits(eyes), atol=1e-4, rtol=1e-4)
+    assert not (tmp_path / "minichat" / "adapter_qformer").exists()
+    bot = minichat.load(desk / "model")
+    assert bot.adapters is not None
+    bot.adapters.use(eyes)
+    assert torch.equal(bot.encode([noise_picture(3)]), merged)
+    bot.adapters.use(None)
+    assert torch.equal(bot.encode([noise_picture(3)]), seen(desk / "model"))
+
+
+def test_with_a_qformers_adapter_a_run_goes_on_to_the_bit(desk: Path, eyes: Path, tmp_path: Path) -> None:
+    config = config_of(desk, f"out={tmp_path / 'run'}", *FEW, *EYES)
+    assert train(config, say=at_step(3, 15)).signal == 15
+    assert train(config, resume=True).step == 6
+    assert losses(tmp_path / "run") == losses(eyes)
+    assert same(checkpoints(tmp_path / "run")[6], checkpoints(eyes)[6])
+    before = torch.cat([seen(eyes).flatten(), logits(eyes).flatten()])
+    assert torch.equal(torch.cat([seen(tmp_path / "run").flatten(), logits(tmp_path / "run").flatten()]), before)
+    # Trained on, alone, beside the LLM's, which stays.
+    alone = ("lora.parts=[bridge]", "lora.target_modules=[query,dense]", *LORA[:2])
+    run(desk, f"out={tmp_path / 'on'}", "run.epochs=null", "run.max_steps=1", f"model.name={eyes}", *alone)
+    assert torch.equal(logits(tmp_path / "on"), logits(eyes))
+    assert not torch.equal(seen(tmp_path / "on"), seen(eyes))
+    torch.testing.assert_close(seen(tmp_path / "on"), seen(eyes), atol=0.5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_memory_of_a_qformers_adapter_is_counted(desk: Path, dtype: str) -> None:
+    config = config_of(desk, "lora.parts=[bridge]", f"model.dtype={dtype}")
+    stage = Finetune(config, torch.device("cpu"))
+    bridge = stage.model.train().bridge
+    weights = {weight.untyped_storage().data_ptr() for weight in bridge.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    patches = stage.model.encode_patches(torch.randn(8, 3, SIDE, SIDE).to(getattr(torch, dtype)))
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        bridge(patches)
+    held = sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
+    counted = stage._qformer_lora()[1] * 8
+    assert 0.5 * counted < held < 1.1 * counted, held / counted
+    without = Finetune(config_of(desk, f"model.dtype={dtype}"), torch.device("cpu")).memory(8, 64)
+    assert (stage.memory(8, 64) or 0) > (without or 0) + counted
+
+
 def test_other_parts_train_beside_it(desk: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(desk, f"out={out}", "run.epochs=null", "run.max_steps=2", *LORA, "trainable=[projection,bridge]")
@@ -236,6 +329,15 @@ def test_other_parts_train_beside_it(desk: Path, tmp_path: Path) -> None:
     assert not torch.equal(logits(out), logits(out, merge_adapter=False))
     shutil.copytree(out, tmp_path / "copied")
     assert torch.equal(logits(tmp_path / "copied"), logits(out))
+
+
+def test_a_model_with_a_qformers_adapter_is_merged_before_it_is_built_on(
+    desk: Path, eyes: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=r"trainable names the bridge, .* has an adapter of the bridge: merge it"):
+        run(desk, f"out={tmp_path / 'run'}", f"model.name={eyes}", "trainable=[bridge]")
+    with pytest.raises(minichat.MiniChatError, match="Q-Former of 'run' has an adapter: merge it first"):
+        vision_source(str(eyes))
 
 
 def test_a_damaged_adapter_is_named(whole: Path, tmp_path: Path) -> None:
@@ -258,6 +360,10 @@ def test_a_damaged_adapter_is_named(whole: Path, tmp_path: Path) -> None:
         (["lora.rank=0"], r"lora\.rank is 0"),
         (["lora.dropout=1"], r"lora\.dropout is 1"),
         (["stage=qformer"], "lora is for the stage finetune"),
+        (["lora.parts=[]"], r"lora\.parts is \[\]"),
+        (["lora.parts=[bridge]", "lora.target_modules=[q_proj]"], "names q_proj, but the Q-Former's linear layers are"),
+        (["lora.parts=[bridge]", "trainable=[bridge]"], "lora trains beside a frozen bridge"),
+        (["lora.parts=[bridge]", "data.feature_cache=kept"], r"data\.feature_cache keeps .* but bridge trains"),
     ],
 )
 def test_what_cannot_be_is_refused(desk: Path, settings: list[str], message: str, tmp_path: Path) -> None:

@@ -180,13 +180,15 @@ def training_needs(
     quantize: str | None = None,
     device: str = "cpu",
     adapter: tuple[int, int] | None = None,
+    qformer: tuple[int, int] | None = None,
 ) -> Needs:
     """What one training step of the projection needs, everything else frozen.
 
     `length` is of a row in tokens, pictures included, with one picture in each row; at the worst, every one of its
     tokens is supervised. With `checkpointing` a block keeps what comes in alone, and one block at a time the rest. The
     projection, its gradient and AdamW's two moments are in float32 (arXiv:1711.05101, algorithm 2). `adapter`, if LoRA
-    trains, too: its parameters, in float32, and the bytes that a token keeps for them in all layers.
+    trains, too: its parameters, in float32, and the bytes that a token keeps for them in all layers. `qformer`: the
+    same of a Q-Former's adapter, with the bytes that a picture keeps.
 
     Raises `SettingsError` as `estimate` does.
     """
@@ -199,6 +201,9 @@ def training_needs(
     kept += tokens * text.hidden_size * 4  # the last norm's input
     added, of_token = adapter or (0, 0)
     kept += tokens * of_token // (layers if checkpointing else 1)
+    in_qformer, of_picture = qformer or (0, 0)
+    kept += batch * of_picture
+    added += in_qformer
     # The logits, their gradient in pieces and whole (`minichat.model.loss`), and the gradient's way through a block.
     logits = 3 * tokens * text.vocab_size * size
     return Needs(
@@ -210,6 +215,22 @@ def training_needs(
         activations=kept,
         optimizer=3 * 4 * (parts["projection"].plain + added),
     )
+
+
+def kept_in_qformer(config: MiniChatConfig, tokens: int, patches: int, size: int) -> int:
+    """Bytes that a frozen Q-Former keeps for each picture while a gradient is to pass through it, in `size` bytes each.
+
+    `tokens`: its queries, and the words that it reads. In each layer queries, keys, values and result of the attention,
+    also of that to the `patches` where there is one, its probabilities, the inner layer before its activation, and each
+    norm's input in float32.
+    """
+    q = config.bridge_config.qformer
+    crossed = -(-q.num_hidden_layers // q.cross_attention_frequency)
+    layer = size * tokens * (4 * q.hidden_size + q.intermediate_size) + 2 * 4 * tokens * q.hidden_size
+    layer += size * q.num_attention_heads * tokens**2
+    across = size * (2 * tokens + 2 * patches) * q.hidden_size + 4 * tokens * q.hidden_size
+    across += size * q.num_attention_heads * tokens * patches
+    return q.num_hidden_layers * layer + crossed * across
 
 
 def _kept_for_backward(text: Any, size: int) -> int:

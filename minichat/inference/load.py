@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from minichat.errors import MiniChatError, ModelError, SettingsError, sentence, 
 from minichat.inference.bot import MiniChat
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.model.vision import picture_side
-from minichat.weights.adapter import Adapter, adding, read_adapter
+from minichat.weights.adapter import Adapter, adding, trained_adapters
 from minichat.weights.check_config import asked_by, building, check_parts, check_values, decided_by, read_config
 from minichat.weights.checkpoint_io import Stream, large_apart
 from minichat.weights.hub import (
@@ -27,7 +27,6 @@ from minichat.weights.hub import (
     is_projection,
     quiet,
     read_json,
-    trained_adapter,
     weight_files,
 )
 from minichat.weights.known_models import KNOWN, WHOLE, KnownModel, WholeModel
@@ -47,11 +46,11 @@ _LLM = "language_model."
 
 
 def load_network(
-    folder: Path, placement: Placement, reference: dict[str, str] | None = None, adapter: Adapter | None = None
+    folder: Path, placement: Placement, reference: dict[str, str] | None = None, trained: Sequence[Adapter] = ()
 ) -> MiniChatForConditionalGeneration:
     """The network in `folder`, with the LLM that it refers to, if it does; placed and quantized as asked for.
 
-    `adapter`: added to the LLM's matrices as they are read, in float32, before they become what was asked for.
+    `trained`: adapters, added to the matrices as they are read, in float32, before they become what was asked for.
 
     Raises `ModelError`, naming it, for a tensor that is missing, left over, of the wrong shape or not finite, and where
     memory is short; `SettingsError` for a placement that does not fit this network.
@@ -61,7 +60,7 @@ def load_network(
             config = read_config(folder)
             config.llm = None  # what is saved of the loaded model holds its LLM
             generation = _generation_config(folder)
-            stream = _stream(folder, placement, reference, adapter, config)
+            stream = _stream(folder, placement, reference, trained, config)
             _check_shapes(folder, stream, config)
             check_fits(config, folder.name, placement)
             model, account = MiniChatForConditionalGeneration.from_pretrained(
@@ -88,12 +87,12 @@ def _stream(
     folder: Path,
     placement: Placement,
     reference: dict[str, str] | None,
-    adapter: Adapter | None,
+    trained: Sequence[Adapter],
     config: MiniChatConfig,
 ) -> Stream:
     """The tensors of the model in `folder`, to be read with what its adapters add. Raises as `load_network` does."""
-    adapters: list[Adapter] = []  # the LLM's own, then the trained one
-    changes = adding(adapters) if adapter is not None or reference is not None else None
+    adapters: list[Adapter] = []  # the LLM's own, then the trained ones
+    changes = adding(adapters) if trained or reference is not None else None
     stream = Stream(placement.dtype, placement.as_stored, changes)
     if reference is not None:
         llm = referred_llm(reference, folder.name)
@@ -103,10 +102,10 @@ def _stream(
             stream.add(llm.folder / checkpoint.file, _LLM, held, llm.prefix)
     for file in weight_files(folder):
         stream.add(folder / file)
-    if adapter is not None:
-        shapes = {n.removeprefix(_LLM): t.shape for n, t in stream.tensors.items() if n.startswith(_LLM)}
+    shapes = {name: tensor.shape for name, tensor in stream.tensors.items()} if trained else {}
+    for adapter in trained:
         adapters.append(adapter)
-        adapter.check(shapes, tied=config.text_config.tie_word_embeddings)
+        adapter.check_in(shapes, tied=config.text_config.tie_word_embeddings)
     return stream
 
 
@@ -174,7 +173,7 @@ def load(
     quantize: str | None = None,
     device_map: Mapping[str, Any] | str | None = None,
     verify: bool = False,
-    merge_adapter: bool = True,
+    merge_adapter: bool | Collection[str] = True,
 ) -> MiniChat:
     """Load a model with its processor.
 
@@ -190,8 +189,9 @@ def load(
         device_map: where the LLM goes if it does not fit on `device`: "auto" fills the GPUs and then the CPU, a dict
             says it for each part ("language_model.model.layers.0": 1). The vision side stays whole on `device`.
         verify: hold all weights against the hashes that `--verify` recorded when the folder was made.
-        merge_adapter: add an adapter that was trained with the projection (its folder `adapter`) to the LLM's matrices.
-            False leaves them as the base model has them, for whoever attaches the adapter by PEFT.
+        merge_adapter: add what was trained with the projection to the matrices of the LLM (its folder `adapter`) and
+            of the Q-Former (`adapter_qformer`). False leaves them as the base model has them, for whoever attaches the
+            adapters by PEFT; "language_model" and "bridge" in a list: these alone.
 
     Raises:
         ModelError: if there is no such model, a file is missing or damaged, a tensor is missing, left over, of the
@@ -217,16 +217,17 @@ def load(
     built_in = name in BUILT_IN or (projection is not None and projection.base_name() in BUILT_IN)
     if dtype == "auto" and not built_in and llm_dtypes(folder, reference) == {torch.bfloat16}:
         placement = placement.for_bfloat16()
-    trained = trained_adapter(own, folder) if merge_adapter else None
-    adapter = None if trained is None else read_adapter(trained)
-    model = load_network(folder, placement, reference, adapter)
+    adapters = trained_adapters(own, folder) if merge_adapter else {}
+    if not isinstance(merge_adapter, bool):
+        adapters = {part: adapter for part, adapter in adapters.items() if part in merge_adapter}
+    model = load_network(folder, placement, reference, tuple(adapters.values()))
     if projection is not None:
         model.projection.load_state_dict(projection.tensors())
     processor = _load_processor(folder)
     _check_together(folder, model.config, processor)
     bot = MiniChat(model, processor, name=shown)
-    if merge_adapter:
-        bot.adapters = _Beside(bot, folder, placement, reference, adapter)
+    if merge_adapter is True:
+        bot.adapters = _Beside(bot, folder, placement, reference, tuple(adapters.values()))
     return bot
 
 
@@ -242,10 +243,10 @@ class _Beside:
         folder: Path,
         placement: Placement,
         reference: dict[str, str] | None,
-        adapter: Adapter | None,
+        trained: Sequence[Adapter],
     ) -> None:
         self._bot, self._folder, self._placement = bot, folder, placement
-        self._reference, self._adapter = reference, adapter
+        self._reference, self._trained = reference, trained
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(place.name for place in adapters_of(self._folder)))
@@ -260,10 +261,9 @@ class _Beside:
         if own != self._folder:
             projection = read_projection(own)
             projection.check(self._folder)
-        trained = trained_adapter(own, self._folder)
-        adapter = None if trained is None else read_adapter(trained)
-        stream = _stream(self._folder, self._placement, self._reference, adapter, read_config(self._folder))
-        changed = {_LLM + name for one in (self._adapter, adapter) if one is not None for name in one.changed()}
+        trained = tuple(trained_adapters(own, self._folder).values())
+        stream = _stream(self._folder, self._placement, self._reference, trained, read_config(self._folder))
+        changed = {name for adapter in (*self._trained, *trained) for name in adapter.changed()}
         whole = projection.tensors() if projection is not None else None
         held = self._bot.model.state_dict()
         with self._bot.step_lock, torch.no_grad():
@@ -272,7 +272,7 @@ class _Beside:
             for part in ("weight", "bias"):
                 at = f"projection.{part}"
                 held[at].copy_(stream.tensors[at][...] if whole is None else whole[part])
-        self._adapter = adapter
+        self._trained = trained
 
     def _find(self, name: str) -> Path:
         if (beside := self._folder / ADAPTERS / name).is_dir():

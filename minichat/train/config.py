@@ -323,7 +323,7 @@ class OptimizerConfig(Checked):
 
 @dataclass(frozen=True)
 class LoraConfig(Checked):
-    """Two small matrices that train beside each frozen one of the LLM (LoRA, arXiv:2106.09685), by PEFT."""
+    """Two small matrices that train beside each frozen one of a part (LoRA, arXiv:2106.09685), by PEFT."""
 
     rank: int = 16
     """The smaller side of both: what is added to a matrix is of this rank."""
@@ -332,12 +332,15 @@ class LoraConfig(Checked):
     dropout: float = 0.0
     """Share of their inputs that is left out while training."""
     target_modules: tuple[str, ...] = ()
-    """Names of the LLM's linear layers, such as q_proj; none: all but its output layer."""
+    """Names of linear layers, such as q_proj; none: all but the LLM's output layer."""
+    parts: tuple[Literal["language_model", "bridge"], ...] = ("language_model",)
+    """Of what the matrices are: the LLM's, the Q-Former's (bridge), or both."""
 
     def problems(self) -> Iterator[Problem]:
         yield from need(self.rank > 0, "rank", self.rank, "at least 1")
         yield from need(0 < self.alpha < math.inf, "alpha", self.alpha, "above 0")
         yield from need(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        yield from need(bool(self.parts), "parts", list(self.parts), "language_model, bridge, or both")
 
 
 @dataclass(frozen=True)
@@ -411,7 +414,7 @@ class Config(Checked):
     initialize_from: str | None = None
     """A run's folder, stopped or finished, or a model: what trains begins with its weights, and the optimizer anew."""
     lora: LoraConfig | None = None
-    """An adapter of the LLM that trains beside these parts; of the stage `finetune` alone."""
+    """Adapters of frozen parts that train beside these; of the stage `finetune` alone."""
     model: ModelConfig = field(default_factory=ModelConfig)
     qformer: QFormerOptions | None = None
     """Of the stage `qformer` alone."""
@@ -433,20 +436,20 @@ class Config(Checked):
             if getattr(self, name) is not None and self.stage != name:
                 yield Problem(name, f"is for the stage {name}, but stage is {self.stage!r}: drop it.", ("stage",))
         parts = {part: part.split(".")[0] for part in self.trainable}
-        yield from self._of_the_llm("language_model" in parts.values())
+        yield from self._of_lora(set(parts.values()))
         seen = ("vision_model",) if self.stage == "qformer" else ("vision_model", "bridge")
         trained = [part for part, top in parts.items() if top in seen]
+        trained += [part for part in (self.lora.parts if self.lora else ()) if part in seen]
         if self.data.feature_cache and trained:
-            text = f"keeps what the frozen parts see, but trainable names {trained[0]}: drop one."
-            yield Problem("data.feature_cache", text, ("trainable", "stage"))
+            text = f"keeps what the frozen parts see, but {trained[0]} trains, by trainable or lora: drop one."
+            yield Problem("data.feature_cache", text, ("trainable", "lora.parts", "stage"))
         if self.data.feature_cache and self.data.streaming:
             text = "is made of all pictures before the run begins, and data.streaming does not list them: drop one."
             yield Problem("data.feature_cache", text, ("data.streaming",))
         if "vision_model" not in parts.values():
             for name in ("vision_drop_path_rate", "vision_gradient_checkpointing"):
                 if getattr(self.model, name):
-                    text = "is for a vision_model that trains, but trainable has none."
-                    yield Problem(f"model.{name}", text, ("trainable",))
+                    yield Problem(f"model.{name}", "is for a vision_model that trains: drop it.", ("trainable",))
         if self.data.streaming and self.run.max_steps is None:
             text = "has no end, so an epoch has none: give run.max_steps, not run.epochs."
             yield Problem("data.streaming", text, ("run.max_steps", "run.epochs"))
@@ -454,20 +457,17 @@ class Config(Checked):
             text = "waits for a better validation loss, but data.validation is empty."
             yield Problem("run.patience", text, ("data.validation",))
 
-    def _of_the_llm(self, trains: bool) -> Iterator[Problem]:
-        """What cannot be beside a language model of which a part trains, or an adapter."""
-        quantized = f"is {self.model.quantize!r}, but"
-        if self.model.quantize and trains:
+    def _of_lora(self, learning: set[str]) -> Iterator[Problem]:
+        """What cannot be beside a quantized language model, or an adapter. `learning`: parts of which some trains."""
+        quantized, parts = f"is {self.model.quantize!r}, but", self.lora.parts if self.lora else ()
+        if self.model.quantize and "language_model" in learning:
             text = f"{quantized} trainable names the language_model: what is quantized cannot train."
             yield Problem("model.quantize", text, ("trainable",))
-        if self.lora is None:
-            return
-        if self.stage != "finetune":
+        if self.lora and self.stage != "finetune":
             yield Problem("lora", f"is for the stage finetune, but stage is {self.stage!r}: drop it.", ("stage",))
-        if trains:
-            text = "trains beside a frozen language_model, but trainable names it: drop one of the two."
-            yield Problem("lora", text, ("trainable",))
-        if self.model.quantize:
+        for part in (part for part in parts if part in learning):
+            yield Problem("lora", f"trains beside a frozen {part}, but trainable names it: drop one.", ("trainable",))
+        if self.model.quantize and "language_model" in parts:
             text = f"{quantized} lora trains beside matrices that are not quantized: drop one of the two."
             yield Problem("model.quantize", text)
 

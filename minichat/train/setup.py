@@ -21,10 +21,9 @@ from minichat.model.loss import set_trainable
 from minichat.prompt.processor import QFORMER
 from minichat.train.checkpoint import OF_A_RUN, TRAINING
 from minichat.train.config import LoraConfig, ModelConfig
-from minichat.weights.adapter import read_adapter
+from minichat.weights.adapter import PLACES, read_adapter
 from minichat.weights.checkpoint_io import Entry, write_tensors
 from minichat.weights.hub import (
-    ADAPTER,
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     FACTS,
@@ -114,48 +113,59 @@ def _alike(mask: Tensor | None) -> bool:
     return mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1 and bool((mask == mask[:1]).all()))
 
 
-# --- LoRA by PEFT: small matrices that train beside the LLM's frozen ones, and the folder that they leave.
+# --- LoRA by PEFT: small matrices that train beside frozen ones of the LLM or the Q-Former, and the folders they leave.
 #
-# They are PEFT's own layers, put into the LLM alone: PEFT's "all-linear" would take a joined model's vision side and
-# projection, too. What is saved is a plain PEFT adapter of the LLM, whatever stands before it.
+# They are PEFT's own layers, put into these parts alone: PEFT's "all-linear" would take a joined model's vision side
+# and projection, too. What is saved is a plain PEFT adapter of the LLM, or of the Q-Former, whatever stands before it.
 
 
-_LLM, _ADAPTER = "language_model.", "default"
+_ADAPTER = "default"
 
 
-def adapter_of(model: str) -> Path | None:
-    """The folder of the adapter that a model (as `minichat.load` takes it) has; None where it has none."""
+def adapters_of(model: str) -> dict[str, Path]:
+    """The folders of the adapters that a model (as `minichat.load` takes it) has, by the part that each is of."""
     folder = find(model)
     base = read_projection(folder).base_folder() if is_projection(folder) else folder
-    return trained_adapter(folder, base)
+    found = {part: trained_adapter(folder, base, kind=kind) for part, (kind, _) in PLACES.items()}
+    return {part: place for part, place in found.items() if place is not None}
 
 
-def add_lora(model: MiniChatForConditionalGeneration, lora: LoraConfig, seed: int, adapter: Path | None = None) -> None:
-    """Put trainable matrices beside the LLM's, in float32; B is zero, so that nothing changes before the first step.
+def add_lora(
+    model: MiniChatForConditionalGeneration, lora: LoraConfig, seed: int, adapters: Mapping[str, Path] | None = None
+) -> None:
+    """Put trainable matrices beside those of the parts, in float32; B is zero, so that nothing changes before the first
+    step.
 
     Under autocast their products are computed in its precision.
 
-    `adapter`: one to go on with. Raises `SettingsError` for layers that the LLM does not have, or an adapter of other
-    settings.
+    `adapters`: of these parts, to go on with. Raises `SettingsError` for layers or a Q-Former that the model does not
+    have, or an adapter of other settings.
     """
     quiet_bitsandbytes()
     from peft import inject_adapter_in_model
 
-    llm: Any = model.language_model
-    targets = _targets(llm, lora)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(_peft_config(lora, targets), llm, _ADAPTER)
-    for module in llm.modules():
-        if hasattr(module, "lora_A"):
-            module._cast_input_dtype = _as_autocast_wants
-    added = {name: weight for name, weight in llm.named_parameters() if ".lora_" in name}
-    for weight in added.values():
-        weight.data = weight.data.float()  # PEFT makes them of the frozen matrix's dtype
-        weight.requires_grad_(True)
-    if adapter is not None:
-        _go_on(added, adapter, lora, targets)
+    for number, (part, module) in enumerate(_adapted(model, lora).items()):
+        targets = _targets(module, part, lora)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + number)
+            inject_adapter_in_model(_peft_config(lora, targets), module, _ADAPTER)
+        for layer in module.modules():
+            if hasattr(layer, "lora_A"):
+                layer._cast_input_dtype = _as_autocast_wants
+        added = {name: weight for name, weight in module.named_parameters() if ".lora_" in name}
+        for weight in added.values():
+            weight.data = weight.data.float()  # PEFT makes them of the frozen matrix's dtype
+            weight.requires_grad_(True)
+        if adapters is not None and part in adapters:
+            _go_on(added, adapters[part], lora, targets)
     model.train(model.training)
+
+
+def _adapted(model: MiniChatForConditionalGeneration, lora: LoraConfig) -> dict[str, Any]:
+    """Part → the module that gets the matrices. Raises `SettingsError` where there is no Q-Former."""
+    if "bridge" in lora.parts and model.config.bridge_config.kind != "qformer":
+        raise SettingsError("lora.parts names the bridge, but this model's has no Q-Former: leave it out.")
+    return {part: model.get_submodule(PLACES[part][1].removesuffix(".")) for part in PLACES if part in lora.parts}
 
 
 def _as_autocast_wants(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -166,15 +176,19 @@ def _as_autocast_wants(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
-def _targets(llm: nn.Module, lora: LoraConfig) -> list[str]:
+def _targets(module: Any, part: str, lora: LoraConfig) -> list[str]:
     """The last parts of the names of the linear layers that are meant. Raises `SettingsError` for one that is not."""
-    linear = set(map(id, linear_layers(llm)))
-    known = {name.rsplit(".", 1)[-1] for name, module in llm.named_modules() if id(module) in linear}
-    if unknown := set(lora.target_modules) - known:
+    linear = set(map(id, linear_layers(module)))
+    known = {name.rsplit(".", 1)[-1] for name, layer in module.named_modules() if id(layer) in linear}
+    unknown = set(lora.target_modules) - known
+    if len(lora.parts) > 1:  # a name may be of one of them alone
+        unknown = set() if known & set(lora.target_modules) or not lora.target_modules else unknown
+    if unknown:
+        what = "LLM" if part == "language_model" else "Q-Former"
         raise SettingsError(
-            f"lora.target_modules names {some(unknown)}, but the LLM's linear layers are {', '.join(sorted(known))}."
+            f"lora.target_modules names {some(unknown)}, but the {what}'s linear layers are {', '.join(sorted(known))}."
         )
-    return sorted(lora.target_modules or known)
+    return sorted(known & set(lora.target_modules) or known)
 
 
 def _peft_config(lora: LoraConfig, targets: list[str]) -> Any:
@@ -188,59 +202,80 @@ def _go_on(added: Mapping[str, nn.Parameter], folder: Path, lora: LoraConfig, ta
     """Begin with the matrices of an adapter that was trained before."""
     adapter = read_adapter(folder)
     named = {_written(name): weight for name, weight in added.items()}
-    held = {name: tuple(adapter.checkpoint.plain(name).shape) for name in adapter.checkpoint}
-    alpha = adapter.config.get("lora_alpha")
-    if held != {name: tuple(weight.shape) for name, weight in named.items()} or alpha != lora.alpha:
+    stored = {name: tuple(adapter.checkpoint.plain(name).shape) for name in adapter.checkpoint}
+    spelled = {name.replace(f".{_ADAPTER}.", "."): name for name in stored}
+    held = {plain: stored[name] for plain, name in spelled.items()}
+    scales = {factors.scale for factors in adapter.factors.values()}
+    if held != {name: tuple(weight.shape) for name, weight in named.items()} or scales != {lora.alpha / lora.rank}:
+        config = adapter.config
+        told = [f"rank {config.get('r')}", f"alpha {config.get('lora_alpha')}"]
+        told += [f"{key} {config[key]}" for key in ("use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+        layers = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in held})
         raise SettingsError(
-            f"The model has an adapter of rank {adapter.config.get('r')}, alpha {alpha} and targets "
-            f"{sorted(adapter.config.get('target_modules') or ())}, but lora asks for rank {lora.rank}, alpha "
-            f"{lora.alpha:g} and {targets}: ask for the same to train it on, or merge it first, with minichat export "
-            "--format minichat."
+            f"The model has an adapter of {', '.join(told)} and targets {layers}, but lora asks for rank {lora.rank}, "
+            f"alpha {lora.alpha:g} and {targets}: ask for the same to train it on, or merge it first, with minichat "
+            "export --format minichat."
         )
     for name, weight in named.items():
-        weight.copy_(adapter.checkpoint[name])
+        weight.copy_(adapter.checkpoint[spelled[name]])
 
 
 def _written(name: str) -> str:
-    """What PEFT calls a matrix in an adapter's file, by its name in the LLM."""
+    """What PEFT calls a matrix in an adapter's file, by its name in its part."""
     return f"base_model.model.{name}".replace(f".{_ADAPTER}.", ".")
 
 
-def parted_weights(weights: Mapping[str, nn.Parameter]) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """What trains, by its names in the model → the adapter's matrices, by their names in the LLM, and the others."""
-    adapter = {n.removeprefix(_LLM): w for n, w in weights.items() if n.startswith(_LLM) and ".lora_" in n}
-    return adapter, {name: w for name, w in weights.items() if name.removeprefix(_LLM) not in adapter}
+def parted_weights(
+    weights: Mapping[str, nn.Parameter],
+) -> tuple[dict[str, dict[str, nn.Parameter]], dict[str, nn.Parameter]]:
+    """What trains, by its names in the model → the adapters' matrices, by part and names in it, and the others."""
+    adapters: dict[str, dict[str, nn.Parameter]] = {}
+    others = {}
+    for name, weight in weights.items():
+        part = next((part for part, (_, prefix) in PLACES.items() if name.startswith(prefix)), None)
+        if part is not None and ".lora_" in name:
+            adapters.setdefault(part, {})[name.removeprefix(PLACES[part][1])] = weight
+        else:
+            others[name] = weight
+    return adapters, others
 
 
 def write_lora(
-    folder: Path, weights: Mapping[str, Tensor], lora: LoraConfig, model: MiniChatForConditionalGeneration
+    folder: Path,
+    adapters: Mapping[str, Mapping[str, Tensor]],
+    lora: LoraConfig,
+    model: MiniChatForConditionalGeneration,
 ) -> None:
-    """Write `folder`/adapter, which `peft.PeftModel.from_pretrained(llm, …)` opens."""
-    made = folder / ADAPTER
-    made.mkdir()
-    held = {_written(name): weight.detach().float().cpu() for name, weight in weights.items()}
-    write_tensors(made, [Entry(name, t.nbytes, lambda t=t: t) for name, t in sorted(held.items())], ADAPTER_WEIGHTS[0])  # type: ignore[misc]
-    settings = _peft_config(lora, sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in weights})).to_dict()
-    settings |= {
-        "inference_mode": True,
-        "task_type": "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
-    }
-    write_json(made / ADAPTER_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in sorted(settings.items())})
+    """Write `folder`/adapter, which `peft.PeftModel.from_pretrained(llm, …)` opens, and `folder`/adapter_qformer."""
+    for part, weights in adapters.items():
+        made = folder / PLACES[part][0]
+        made.mkdir()
+        held = {_written(name): weight.detach().float().cpu() for name, weight in weights.items()}
+        entries = [Entry(name, t.nbytes, lambda t=t: t) for name, t in sorted(held.items())]  # type: ignore[misc]
+        write_tensors(made, entries, ADAPTER_WEIGHTS[0])
+        targets = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in weights})
+        task = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+        settings = _peft_config(lora, targets).to_dict() | {
+            "inference_mode": True,
+            "task_type": task if part == "language_model" else None,
+        }
+        plain = {k: sorted(v) if isinstance(v, set) else v for k, v in sorted(settings.items())}
+        write_json(made / ADAPTER_CONFIG, plain)
 
 
-def lora_size(llm: nn.Module) -> tuple[int, int]:
-    """The parameters of an LLM's adapter, and the bytes that a token keeps for their gradients in all layers, at most.
+def lora_size(module: nn.Module, tokens: Callable[[str], int] = lambda name: 1) -> tuple[int, int]:
+    """The parameters of an adapter, and the bytes that are kept for their gradients in all layers, at most.
 
-    Both matrices keep their input in float32. (Where the LLM itself is in float32, layers that read the same share it.)
+    `tokens`: of which a layer of this name reads so many; by default the bytes are for one token of all. Both matrices
+    keep their input in float32. (Where the part itself is in float32, layers that read the same share it.)
     """
-    inputs, results = {}, 0
-    for name, module in llm.named_modules():
+    count, kept = 0, 0
+    for name, layer in module.named_modules():
         if name.endswith(f".lora_A.{_ADAPTER}"):
-            layer: Any = module
-            inputs[name] = layer.in_features
-            results += layer.out_features
-    count = sum(weight.numel() for name, weight in llm.named_parameters() if ".lora_" in name)
-    return count, 4 * (sum(inputs.values()) + results)
+            linear: Any = layer
+            kept += 4 * tokens(name) * (linear.in_features + linear.out_features)
+    count = sum(weight.numel() for name, weight in module.named_parameters() if ".lora_" in name)
+    return count, kept
 
 
 # --- The model as a run holds it: what trains in float32, the rest frozen in the precision that was asked for.
@@ -286,17 +321,21 @@ def open_bot(
     # then, so that it is trained with as it is served: some of its buffers stay in float32.
     loaded = torch.float32 if "language_model" in learning else dtype
     options: dict[str, Any] = {} if config.quantize is None else {"quantize": config.quantize}
-    adapter = adapter_of(config.name)
-    if adapter is not None and "language_model" in learning:
-        raise SettingsError(
-            f"trainable names the language_model, but {config.name!r} has an adapter beside it: merge it first, with "
-            "minichat export --format minichat."
-        )
-    bot = load(config.name, device=device, dtype=loaded, merge_adapter=lora is None, **options)
+    adapters = adapters_of(config.name)
+    for part in adapters:
+        # What is put back from the files below would be without it.
+        if part in learning or (part == "bridge" and loaded != dtype):
+            raise SettingsError(
+                f"trainable names the {part if part in learning else 'language_model'}, but {config.name!r} has an "
+                f"adapter of the {part}: merge it first, with minichat export --format minichat."
+            )
+    trains = () if lora is None else lora.parts
+    kept = [part for part in adapters if part not in trains]
+    bot = load(config.name, device=device, dtype=loaded, merge_adapter=kept, **options)
     model = bot.model
     set_trainable(model, trainable)
     if lora is not None:
-        add_lora(model, lora, seed, adapter)
+        add_lora(model, lora, seed, adapters)
     other = {name: precise for name, precise in wanted.items() if precise != loaded}
     for name, precise in other.items():
         model.get_submodule(name).to(precise)

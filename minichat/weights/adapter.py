@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,18 @@ from torch import Tensor
 from minichat.errors import ModelError, SettingsError, some
 from minichat.fileio import write_json
 from minichat.weights.checkpoint_io import Checkpoint, Entry, read_checkpoint, write_tensors
-from minichat.weights.hub import ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from minichat.weights.hub import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    QFORMER_ADAPTER,
+    read_json,
+    trained_adapter,
+)
 
 _LLM = "language_model."
+#: The parts that may have an adapter: the folder that it is in, and what their tensors' names begin with.
+PLACES = {"language_model": (ADAPTER, _LLM), "bridge": (QFORMER_ADAPTER, "bridge.qformer.")}
 _PREFIX = "base_model.model."
 _ORIGINAL = "llama_model."  # before it, in what MiniGPT-v2's training saves
 # `lora_A.default.weight` is how a run that was saved whole spells it.
@@ -56,7 +65,7 @@ class Adapter:
     """An adapter's folder, read and found to be sound; not yet whether it fits an LLM.
 
     `factors` and `whole` go by the LLM's own tensors' names: what is added to them, and what is put in their place
-    (PEFT's `modules_to_save`).
+    (PEFT's `modules_to_save`). `prefix`: what these names begin with in a model; of a Q-Former, that of the Q-Former.
     """
 
     def __init__(
@@ -64,27 +73,33 @@ class Adapter:
     ) -> None:
         self.folder, self.config, self.checkpoint = folder, config, checkpoint
         self.factors, self.whole = factors, whole
+        self.prefix = _LLM
+
+    def check_in(self, shapes: Mapping[str, Iterable[int]], tied: bool = False) -> None:
+        """As `check`, by the shapes of a whole model's tensors. `tied`: the LLM's."""
+        held = {n.removeprefix(self.prefix): tuple(s) for n, s in shapes.items() if n.startswith(self.prefix)}
+        self.check(held, tied and self.prefix == _LLM)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], tied: bool = False) -> None:
         """Raise `ModelError` unless each tensor that it changes is one of the LLM's, and of a shape that fits.
 
         `shapes`: of the LLM's stored tensors. `tied`: its output layer is its embedding.
         """
-        name = self.folder.name
+        name, of = self.folder.name, "LLM" if self.prefix == _LLM else "Q-Former"
         if tied and (alone := self.whole & {"lm_head.weight", "model.embed_tokens.weight"}):
             raise ModelError(
                 f"The adapter {name!r} replaces {some(alone)}, but this LLM's embedding and output layer are one "
                 "matrix: merge it with PEFT, and give the merged LLM."
             )
         if unknown := (self.factors.keys() | self.whole) - shapes.keys():
-            raise ModelError(f"The adapter {name!r} changes {some(unknown)}, which this LLM does not have.")
+            raise ModelError(f"The adapter {name!r} changes {some(unknown)}, which this {of} does not have.")
         for tensor, held in self.factors.items():
             a, b = (tuple(self.checkpoint.plain(factor).shape) for factor in (held.a, held.b))
             needed = (b[0], a[1])[:: -1 if held.transposed else 1]
             if shapes[tensor] != needed:
                 raise ModelError(
                     f"The adapter {name!r} adds a matrix of {needed} to {tensor}, which is {shapes[tensor]}: it was "
-                    "trained on another LLM."
+                    f"trained on another {of}."
                 )
         for tensor in self.whole:
             stored = tuple(self.checkpoint.plain(_PREFIX + tensor).shape)
@@ -92,8 +107,8 @@ class Adapter:
                 raise ModelError(f"The adapter {name!r} holds {tensor} of {stored}, which is {shapes[tensor]} here.")
 
     def changed(self) -> set[str]:
-        """The names of the LLM's tensors that it adds to, or replaces."""
-        return self.factors.keys() | self.whole
+        """The names, in a model, of the tensors that it adds to, or replaces."""
+        return {self.prefix + name for name in self.factors.keys() | self.whole}
 
     def changes(self, name: str) -> bool:
         """Whether it adds to, or replaces, the LLM's tensor of this name."""
@@ -110,15 +125,15 @@ class Adapter:
         return (tensor.float() + (added.T if held.transposed else added)).to(tensor.dtype)
 
 
-def copy_adapter(adapter: Path | None, dtype: str | None = None) -> Callable[[Path], None] | None:
-    """What puts this adapter's folder into another folder, its matrices in `dtype`; None where there is none."""
-    if adapter is None:
-        return None
+def copy_adapters(adapters: Mapping[str, Path | None], dtype: str | None = None) -> Callable[[Path], None]:
+    """What puts adapters into another folder, as folders of these names, their matrices in `dtype`."""
 
     def copy(folder: Path) -> None:
-        shutil.copytree(adapter, folder / ADAPTER)
-        if dtype is not None:
-            _rewrite(folder / ADAPTER, dtype)
+        for name, adapter in adapters.items():
+            if adapter is not None:
+                shutil.copytree(adapter, folder / name)
+                if dtype is not None:
+                    _rewrite(folder / name, dtype)
 
     return copy
 
@@ -137,13 +152,23 @@ def adding(adapters: list[Adapter]) -> Callable[[str, Tensor], Tensor]:
     """What adds these adapters, in float32, to a tensor of a model as it is read; those of other parts stay."""
 
     def add(name: str, tensor: Tensor) -> Tensor:
-        own = name.removeprefix(_LLM)
         for adapter in adapters:
+            own = name.removeprefix(adapter.prefix)
             if name != own and adapter.changes(own):
                 tensor = adapter.merged(own, tensor.float())
         return tensor
 
     return add
+
+
+def trained_adapters(*folders: Path) -> dict[str, Adapter]:
+    """Part of a model → the adapter that was trained of it, as `trained_adapter` finds them. Raises `ModelError`."""
+    found = {}
+    for part, (kind, prefix) in PLACES.items():
+        if (place := trained_adapter(*folders, kind=kind)) is not None:
+            found[part] = read_adapter(place)
+            found[part].prefix = prefix
+    return found
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -12,9 +12,9 @@ from minichat.device import DTYPES
 from minichat.errors import ModelError, SettingsError
 from minichat.fileio import new_folder, write_json
 from minichat.prompt.template import EOS, OWN
-from minichat.weights.adapter import copy_adapter, read_adapter
+from minichat.weights.adapter import copy_adapters, trained_adapters
 from minichat.weights.checkpoint_io import Entry
-from minichat.weights.hub import check_header, is_projection, quiet, read_json, trained_adapter, weight_files
+from minichat.weights.hub import ADAPTER, check_header, is_projection, quiet, read_json, trained_adapter, weight_files
 from minichat.weights.projection import export_projection, read_projection
 from minichat.weights.registry import find
 
@@ -95,7 +95,7 @@ class _Held:
     config: MiniChatConfig
     network: Any
     tensors: dict[str, tuple[Checkpoint, str]]
-    adapter: Adapter | None = None
+    adapters: tuple[Adapter, ...] = ()
 
     def entry(
         self, name: str, written: str, change: Callable[[Any], Any] = lambda tensor: tensor, dtype: Any = None
@@ -105,9 +105,10 @@ class _Held:
 
         def make() -> Any:
             tensor = checkpoint[stored]
-            whole, own = tensor, name.removeprefix(_LLM)
-            if self.adapter is not None and name != own and self.adapter.changes(own):
-                whole = self.adapter.merged(own, tensor.float())
+            whole = tensor
+            for adapter in self.adapters:
+                if name in adapter.changed():
+                    whole = adapter.merged(name.removeprefix(adapter.prefix), whole.float())
             return change(whole.to(dtype or tensor.dtype) if tensor.is_floating_point() else tensor)
 
         return Entry(written, checkpoint.plain(stored).nbytes, make)
@@ -145,12 +146,11 @@ def _hold(model: str) -> _Held:
     with building(f"config.json in {folder.name!r}"), torch.device("meta"):
         network = MiniChatForConditionalGeneration(config)
     _check_whole(folder, network, held)
-    if (found := trained_adapter(own, folder)) is None:
-        return _Held(folder, config, network, held)
-    adapter = read_adapter(found)
-    shapes = {n.removeprefix(_LLM): tuple(c.plain(s).shape) for n, (c, s) in held.items() if n.startswith(_LLM)}
-    adapter.check(shapes, tied=config.text_config.tie_word_embeddings)
-    return _Held(folder, config, network, held, adapter)
+    adapters = tuple(trained_adapters(own, folder).values())
+    shapes = {name: c.plain(stored).shape for name, (c, stored) in held.items()} if adapters else {}
+    for adapter in adapters:
+        adapter.check_in(shapes, tied=config.text_config.tie_word_embeddings)
+    return _Held(folder, config, network, held, adapters)
 
 
 def export_minichat(model: str, out: Path, dtype: str | None = None, without_llm: bool = False) -> Path:
@@ -178,13 +178,13 @@ def export_minichat(model: str, out: Path, dtype: str | None = None, without_llm
         raise ModelError(
             f"{held.folder.name!r} holds its LLM itself, and so will what is exported: leave --without-llm."
         )
-    beside = copy_adapter(trained_adapter(folder, held.folder), dtype)
+    beside = copy_adapters({ADAPTER: trained_adapter(folder, held.folder)}, dtype)  # a Q-Former's is merged
     names = sorted(name for name in held.tensors if not (without_llm and name.startswith(_LLM)))
     entries = [held.entry(name, name, dtype=None if name in kept else cast) for name in names]
     with new_folder(out, ModelError) as made:
         _copy_beside(held.folder, made, _BESIDE)
         write_tensors(made, entries)
-        if without_llm and beside is not None:
+        if without_llm:
             beside(made)
         write_json(made / "config.json", config)
     return out

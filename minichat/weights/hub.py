@@ -265,6 +265,7 @@ def _asking(name: str, kind: str = "model") -> Iterator[None]:
 GGUF_MAGIC = b"GGUF"
 FACTS = "minichat.json"  # of a projection's folder
 ADAPTER = "adapter"  # the folder of a trained adapter, beside a projection or in a model's folder
+QFORMER_ADAPTER = "adapter_qformer"  # one of its Q-Former, in the same place
 ADAPTERS = "adapters"  # in a model's folder: others that were trained on it, each with its projection, by its name
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -284,10 +285,10 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def trained_adapter(*folders: Path) -> Path | None:
+def trained_adapter(*folders: Path, kind: str = ADAPTER) -> Path | None:
     """The adapter that was trained with a projection, or of the model that it stands on: the first of these folders
-    that has one."""
-    return next((folder / ADAPTER for folder in folders if has_adapter(folder / ADAPTER)), None)
+    that has one. `kind`: of the LLM, or `QFORMER_ADAPTER`."""
+    return next((folder / kind for folder in folders if has_adapter(folder / kind)), None)
 
 
 def adapters_of(folder: Path) -> list[Path]:

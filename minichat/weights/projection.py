@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from minichat.errors import ModelError
 from minichat.fileio import new_folder, write_json
-from minichat.weights.adapter import copy_adapter, read_adapter
+from minichat.weights.adapter import copy_adapters, read_adapter
 from minichat.weights.checkpoint_io import of_facts
 from minichat.weights.hub import (
+    ADAPTER,
     ADAPTERS,
     FACTS,
     HUB_ID,
+    QFORMER_ADAPTER,
     check_header,
     is_projection,
     read_json,
@@ -106,7 +108,14 @@ def _is_known(name: str) -> bool:
 def vision_source(name: str) -> str:
     """Where the vision side of `name` is: a model of ours that has a name, or that a projection belongs to; else it."""
     folder = find(name) if _is_known(name) else Path(name).expanduser()
-    return str(read_projection(folder).base_folder() if is_projection(folder) else folder) if folder.is_dir() else name
+    if not folder.is_dir():
+        return name
+    base = read_projection(folder).base_folder() if is_projection(folder) else folder
+    if trained_adapter(folder, base, kind=QFORMER_ADAPTER) is not None:
+        raise ModelError(
+            f"The Q-Former of {folder.name!r} has an adapter: merge it first, with minichat export --format minichat."
+        )
+    return str(base)
 
 
 def read_projection(folder: Path) -> Projection:
@@ -220,7 +229,10 @@ def export_projection(
     folder, projection = find(model), None
     if adapter is not None:
         read_adapter(adapter)
-    own = adapter or trained_adapter(folder)
+    own = {
+        ADAPTER: adapter or trained_adapter(folder),
+        QFORMER_ADAPTER: trained_adapter(folder, kind=QFORMER_ADAPTER),
+    }
     if is_projection(folder):
         projection = read_projection(folder)
         folder = projection.base_folder()
@@ -229,11 +241,11 @@ def export_projection(
     if projection is not None:
         base, template = projection.base_name(), projection.template
         return write_projection(
-            out, projection.tensors(), base, template=template, facts=facts, beside=copy_adapter(own, dtype)
+            out, projection.tensors(), base, template=template, facts=facts, beside=copy_adapters(own, dtype)
         )
     stored = _stored(folder)
     tensors = {name: stored[f"projection.{name}"] for name in ("weight", "bias")}
-    return write_projection(out, tensors, model, facts=facts, beside=copy_adapter(adapter, dtype))
+    return write_projection(out, tensors, model, facts=facts, beside=copy_adapters({ADAPTER: adapter}, dtype))
 
 
 def fingerprints(folder: Path) -> dict[str, str]:

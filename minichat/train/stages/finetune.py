@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,18 +14,27 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from minichat.data.dataset import Collator, Ids, Renderer, Row
-from minichat.device.memory import CONTEXT, training_needs
+from minichat.device.memory import CONTEXT, kept_in_qformer, training_needs
 from minichat.errors import PromptError
 from minichat.model.loss import ProcessGroup, only_at, supervised, token_loss
 from minichat.model.minichat import words_of
+from minichat.model.vision import leading_tokens
 from minichat.prompt.conversation import Conversation
 from minichat.prompt.render import IGNORED
 from minichat.train.config import Config
 from minichat.train.logging import ask
 from minichat.train.optimizer import trained
-from minichat.train.setup import adapter_of, lora_size, open_bot, parted_weights, use_products, write_lora, write_result
+from minichat.train.setup import (
+    adapters_of,
+    lora_size,
+    open_bot,
+    parted_weights,
+    use_products,
+    write_lora,
+    write_result,
+)
 from minichat.train.stages import Batch, Stage, silent
-from minichat.weights.adapter import copy_adapter
+from minichat.weights.adapter import PLACES, copy_adapters
 
 if TYPE_CHECKING:
     from minichat.data.example import Example
@@ -286,7 +294,7 @@ class Finetune(Stage):
 
     def memory(self, rows: int, longest: int) -> int | None:
         """By the model's configuration, where the projection of a decoder-only LLM alone trains, or LoRA beside it."""
-        adapter, others = parted_weights(trained(self.model))
+        adapters, others = parted_weights(trained(self.model))
         if set(others) != _PROJECTION or self.model.config.is_encoder_decoder:
             return None
         embedding = self.model.get_input_embeddings().weight
@@ -298,8 +306,23 @@ class Finetune(Stage):
             dtype=str(embedding.dtype).removeprefix("torch."),
             quantize=self._settings.quantize,
             device=embedding.device.type,
-            adapter=lora_size(self.model.language_model) if adapter else None,
+            adapter=lora_size(self.model.language_model) if "language_model" in adapters else None,
+            qformer=self._qformer_lora() if "bridge" in adapters else None,
         ).total
+
+    def _qformer_lora(self) -> tuple[int, int]:
+        """The parameters of the Q-Former's adapter, and the bytes that a picture keeps for their gradients."""
+        model, config = self.model, self.model.config
+        asked = config.bridge_config.qformer.max_position_embeddings if self._processor.instructed else 0
+        tokens = config.num_image_tokens + asked
+        patches = leading_tokens(config.vision_config) + config.num_patches
+
+        def reads(name: str) -> int:
+            return patches if ".crossattention.attention." in name and ".query." not in name else tokens
+
+        count, kept = lora_size(model.get_submodule("bridge.qformer"), reads)
+        size = model.get_submodule("bridge").qformer.dtype.itemsize
+        return count, kept + kept_in_qformer(config, tokens, patches, size)
 
     def answer(self, examples: Sequence[Example]) -> list[str]:
         """Greedy replies to first questions, spelled as in chat."""
@@ -311,11 +334,13 @@ class Finetune(Stage):
             self.model.train(training)
 
     def write(self, out: Path, base: str, facts: Mapping[str, Any]) -> None:
-        """A projection's folder, or a whole model's where other parts trained; an adapter beside it."""
-        adapter, others = parted_weights(trained(self.model))
-        beside: Callable[[Path], None] | None = None
-        if self._lora is not None:
-            beside = partial(write_lora, weights=adapter, lora=self._lora, model=self.model)
-        elif (earlier := adapter_of(base)) is not None:
-            beside = copy_adapter(earlier)
+        """A projection's folder, or a whole model's where other parts trained; adapters beside it."""
+        adapters, others = parted_weights(trained(self.model))
+        earlier = {PLACES[part][0]: place for part, place in adapters_of(base).items() if part not in adapters}
+
+        def beside(folder: Path) -> None:
+            copy_adapters(earlier)(folder)
+            if self._lora is not None:
+                write_lora(folder, adapters, self._lora, self.model)
+
         write_result(out, base, others, facts, beside)
