@@ -6,8 +6,8 @@ chosen by name:
 
 - level: memory and rate in each tenth of the pictures, and whether the rows are in the order of the pictures;
 - photos: the peak of memory with JPEGs of 12 megapixels among the pictures and without, in turns;
-- workers: pictures per second of two processes beside those of one, in turns. Loading is not counted. The processor's
-  time for a picture, that of all processes, tells the same on a machine that is busy otherwise.
+- workers: pictures per second of two processes beside those of one, in turns. The processor's time for a picture, that
+  of all processes, tells the same on a machine that is busy otherwise.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from minichat.toy.world import draw, random_scene
 
 EVERY = 0.02  # seconds
 MIB = 2**20
+FEW = 128  # pictures: a window for each of two workers
 ORIENTATION = 0x0112  # EXIF's tag
 PARTS = ("level", "photos", "workers")
 
@@ -165,22 +166,27 @@ def photos(folder: Path, desk: Path, options: list[str], turns: int, large: int)
 
 
 def workers(folder: Path, desk: Path, options: list[str], turns: int, count: int) -> None:
-    some = desk / "some"
-    some.mkdir()
-    for path in sorted(folder.iterdir())[:count]:
-        os.link(path, some / path.name)
+    """What `count` pictures cost more than `FEW` do: so neither loading nor the first and last windows count."""
+    few, many = desk / "few", desk / "many"
+    for source, size in ((few, FEW), (many, FEW + count)):
+        source.mkdir()
+        for path in sorted(folder.iterdir())[:size]:
+            os.link(path, source / path.name)
     found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     for turn in range(turns):
         for number in found:
-            looks = captioned(some, desk / f"by{number}.{turn}.jsonl", "--workers", str(number), *options)
-            found[number].append(rates(written(looks)))
-            rate, spent = found[number][-1]
-            print(f"{number} workers: {rate:.2f} pictures/s, CPU {1000 * spent:.1f} ms each", flush=True)
+            by = ["--workers", str(number), *options]
+            when, spent = list[float](), list[float]()
+            for source in (few, many):
+                looks = captioned(source, desk / f"{source.name}{number}.{turn}.jsonl", *by)
+                when.append(looks[-1].when)
+                spent.append(max(one.spent for one in looks))  # workers that have ended are not seen any more
+            found[number].append((count / (when[1] - when[0]), (spent[1] - spent[0]) / count))
+            rate, each = found[number][-1]
+            print(f"{number} workers: {rate:.2f} pictures/s, CPU {1000 * each:.1f} ms each", flush=True)
     (rate, cost), (other, dear) = ([statistics.median(x) for x in zip(*each, strict=True)] for each in found.values())
-    print(
-        f"two workers: {other / rate:.2f} times the pictures/s, {dear / cost:.2f} times the processor's time for each"
-    )
-    same = len({(desk / f"by{number}.0.jsonl").read_bytes() for number in found}) == 1
+    print(f"two workers: {other / rate:.2f} times the pictures/s, {dear / cost:.2f} times the processor's time each")
+    same = len({(desk / f"many{number}.0.jsonl").read_bytes() for number in found}) == 1
     print(f"the same rows: {same}")
 
 
@@ -196,7 +202,7 @@ def main() -> None:
     options = chosen.options.split()
     with tempfile.TemporaryDirectory() as place:
         desk = Path(place)
-        count = max(chosen.count if "level" in chosen.parts else 0, 10 * chosen.large, chosen.some)
+        count = max(chosen.count if "level" in chosen.parts else 0, 10 * chosen.large, FEW + chosen.some)
         folder = scenes(desk / "scenes", count)
         if "level" in chosen.parts:
             level(folder, desk, options)

@@ -1,10 +1,11 @@
 """`minichat serve` under load, beside plain transformers behind a lock: `python -m benchmarks.serve --size medium`.
 
-Each server is a process of its own with the same weights, and so are the clients. Each of 1, 8 and 32 clients holds a
-conversation of several turns, and sends all that was said each time, as clients of this protocol do; every other one
-begins with a picture. Replies are streamed and have mixed lengths. The servers take turns for each number of clients.
-What counts is seen by the clients: requests and tokens in a second, and the time to a reply's first words; beside it
-stands the processor's time for a token, which tells the same on a machine that is busy otherwise.
+Each server is a process of its own with the same weights, and so are the clients. Each of 1, 8 and 32 clients holds one
+conversation of several turns after another, and sends all that was said each time, as clients of this protocol do;
+every other one begins with a picture. So all of them are at it until the time is over. Replies are streamed and have
+mixed lengths. The servers take turns for each number of clients. What counts is seen by the clients: requests and
+tokens in a second, and the time to a reply's first words; beside it stands the processor's time for a token, which
+tells the same on a machine that is busy otherwise.
 
 `--vllm PATH` adds `vllm serve`, PATH being the program in an environment that has `minichat[vllm]`.
 """
@@ -15,7 +16,9 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import copy
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -143,11 +146,12 @@ class Running:
     """A server that answers at `url`."""
 
     url: str
-    process: psutil.Process
+    pid: int
 
     def seconds(self) -> float:
         """The processor's time that it has taken, its children's included."""
-        times = [each.cpu_times() for each in (self.process, *self.process.children(recursive=True))]
+        process = psutil.Process(self.pid)
+        times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
         return float(sum(each.user + each.system for each in times))
 
 
@@ -166,7 +170,7 @@ def running(command: list[str], port: int) -> Iterator[Running]:
                     log.seek(0)
                     raise SystemExit(log.read().decode()[-3000:])
                 time.sleep(0.2)
-            yield Running(url, psutil.Process(program.pid))
+            yield Running(url, program.pid)
         finally:
             program.terminate()
             program.wait()
@@ -181,13 +185,28 @@ def free_port() -> int:
 # --- The clients, in a process of their own.
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """What a client sees of one reply: seconds to its first words and to its end, and its tokens."""
+    """What a client sees of one reply: when it was asked, and the seconds to its first words and to its end."""
 
-    first: float
-    whole: float
-    tokens: int
+    asked: float
+    first: float = math.nan
+    whole: float = math.nan
+    text: str = ""
+    tokens: int = 0  # of one that is not over: its pieces
+
+
+@dataclass(frozen=True)
+class Load:
+    """What came of a time with so many clients: its seconds, the server's processor seconds, and all replies."""
+
+    seconds: float
+    spent: float
+    replies: list[Seen]
+
+    def firsts(self) -> list[float]:
+        """Seconds to the first words; of those that are not there yet, how long they were waited for."""
+        return sorted(self.seconds - each.asked if math.isnan(each.first) else each.first for each in self.replies)
 
 
 def picture(number: int) -> dict[str, Any]:
@@ -207,10 +226,11 @@ def length(chance: random.Random) -> int:
     return min(128, max(8, round(chance.lognormvariate(3.7, 0.6))))
 
 
-async def ask(client: httpx.AsyncClient, messages: list[Any], tokens: int) -> tuple[Seen, str]:
+async def ask(client: httpx.AsyncClient, messages: list[Any], tokens: int, seen: Seen) -> None:
+    """Ask, and note in `seen` what comes."""
     body = {"model": NAME, "messages": messages, "max_tokens": tokens, "temperature": 0, "stream": True}
     body["stream_options"] = {"include_usage": True}
-    began, first, text, used = time.perf_counter(), math.nan, "", 0
+    began = time.perf_counter()
     async with client.stream("POST", PATH, json=body) as answer:
         if answer.status_code != 200:
             raise SystemExit((await answer.aread()).decode())
@@ -219,34 +239,45 @@ async def ask(client: httpx.AsyncClient, messages: list[Any], tokens: int) -> tu
                 continue
             event = json.loads(line[6:])
             if event["choices"] and (piece := event["choices"][0]["delta"].get("content")):
-                first = time.perf_counter() - began if math.isnan(first) else first
-                text += piece
-            used = (event.get("usage") or {}).get("completion_tokens", used)
-    whole = time.perf_counter() - began
-    return Seen(whole if math.isnan(first) else first, whole, used), text
+                if not seen.text:
+                    seen.first = time.perf_counter() - began
+                seen.text += piece
+                seen.tokens += 1
+            seen.tokens = (event.get("usage") or {}).get("completion_tokens", seen.tokens)
+    seen.whole = time.perf_counter() - began
+    if not seen.text:
+        seen.first = seen.whole
 
 
-async def load(url: str, clients: int, turns: int, seed: int) -> tuple[float, list[Seen]]:
-    """Seconds until all conversations are over, and what their clients saw."""
-    chance = random.Random(seed)
-    async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:
+async def load(server: Running, clients: int, turns: int, seconds: float, seed: int) -> Load:
+    """What so many clients saw within a time."""
+    replies, began, before = list[Seen](), time.perf_counter(), server.seconds()
+    async with httpx.AsyncClient(base_url=server.url, timeout=None, trust_env=False) as client:
 
-        async def talk(number: int, lengths: list[int]) -> list[Seen]:
-            messages, seen = [], []
-            for turn, tokens in enumerate(lengths):
-                messages.append(question(number, turn))
-                found, text = await ask(client, messages, tokens)
-                messages.append({"role": "assistant", "content": text})
-                seen.append(found)
-            return seen
+        async def talk(number: int) -> None:
+            chance = random.Random(1000 * seed + number)
+            for conversation in itertools.count():
+                messages: list[dict[str, Any]] = []
+                for turn in range(turns):
+                    messages.append(question(100 * (seed + conversation) + number, turn))
+                    seen = Seen(time.perf_counter() - began)
+                    replies.append(seen)
+                    await ask(client, messages, length(chance), seen)
+                    messages.append({"role": "assistant", "content": seen.text})
 
-        plans = [[length(chance) for _ in range(turns)] for _ in range(clients)]
-        began = time.perf_counter()
-        seen = await asyncio.gather(*(talk(100 * seed + number, plan) for number, plan in enumerate(plans)))
-        return time.perf_counter() - began, [each for some in seen for each in some]
+        tasks = [asyncio.create_task(talk(number)) for number in range(clients)]
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        found = Load(time.perf_counter() - began, server.seconds() - before, copy.deepcopy(replies))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()  # raises what went wrong
+        await ask(client, [question(0, 0)], 1, Seen(0))  # until the server has let go of the others
+        return found
 
 
-async def coming_back(url: str, seed: int, turns: int = 6) -> tuple[float, float]:
+async def coming_back(server: Running, seed: int, turns: int = 6) -> tuple[float, float]:
     """Seconds to the first words of a conversation of several turns and two pictures, and of its next turn."""
     messages: list[dict[str, Any]] = []
     for turn in range(turns):
@@ -254,10 +285,12 @@ async def coming_back(url: str, seed: int, turns: int = 6) -> tuple[float, float
         parts = [picture(seed + turn)] if turn in (0, 2) else []
         messages.append({"role": "user", "content": [*parts, {"type": "text", "text": about}]})
         messages.append({"role": "assistant", "content": f"It is number {turn}, as far as I can see. " * 4})
-    async with httpx.AsyncClient(base_url=url, timeout=None, trust_env=False) as client:
-        first, text = await ask(client, messages[:-1], 8)
-        more = [*messages[:-1], {"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
-        return first.first, (await ask(client, more, 8))[0].first
+    new, known = Seen(0), Seen(0)
+    async with httpx.AsyncClient(base_url=server.url, timeout=None, trust_env=False) as client:
+        await ask(client, messages[:-1], 8, new)
+        more = [*messages[:-1], {"role": "assistant", "content": new.text}, {"role": "user", "content": "And then?"}]
+        await ask(client, more, 8, known)
+    return new.first, known.first
 
 
 def in_a_process(work: Any, *arguments: Any) -> Any:
@@ -272,19 +305,18 @@ def _run(work: Any, arguments: tuple[Any, ...]) -> Any:
 # --- The table.
 
 
-def measured(name: str, server: Running, clients: int, turns: int) -> float:
-    """Print a row of the table; returns tokens in a second."""
-    before = server.seconds()
-    seconds, seen = in_a_process(load, server.url, clients, turns, clients)
-    spent, tokens = server.seconds() - before, sum(each.tokens for each in seen)
-    firsts = sorted(each.first for each in seen)
+def measured(name: str, server: Running, clients: int, turns: int, seconds: float) -> tuple[float, float]:
+    """Print a row of the table; returns tokens in a second, and in a second of the processor's time."""
+    seen: Load = in_a_process(load, server, clients, turns, seconds, clients)
+    tokens, firsts = sum(each.tokens for each in seen.replies), seen.firsts()
+    over = sum(not math.isnan(each.whole) for each in seen.replies)
     p50, p99 = statistics.median(firsts), firsts[min(len(firsts) - 1, math.ceil(0.99 * len(firsts)) - 1)]
     print(
-        f"| {name} | {clients} | {len(seen) / seconds:.2f} | {1000 * p50:.0f} | {1000 * p99:.0f} | "
-        f"{tokens / seconds:.1f} | {1000 * spent / tokens:.1f} |",
+        f"| {name} | {clients} | {over / seen.seconds:.2f} | {1000 * p50:.0f} | {1000 * p99:.0f} | "
+        f"{tokens / seen.seconds:.1f} | {1000 * seen.spent / max(tokens, 1):.1f} |",
         flush=True,
     )
-    return float(tokens / seconds)
+    return tokens / seen.seconds, tokens / seen.spent
 
 
 def main() -> None:
@@ -299,6 +331,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--turns", type=int, default=4, help="of each conversation")
+    parser.add_argument("--seconds", type=float, default=120, help="for each number of clients and server")
     parser.add_argument("--vllm", help="the program vllm of an environment that has minichat[vllm]")
     arguments = parser.parse_args()
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
@@ -317,17 +350,24 @@ def main() -> None:
             command = vllm_server(arguments.vllm, model, ports[2], arguments.dtype)
             servers["vllm serve"] = stack.enter_context(running(command, ports[2]))
         for server in servers.values():
-            in_a_process(load, server.url, 2, 1, 99)  # warms up
+            in_a_process(load, server, 2, 1, 5, 99)  # warms up
         columns = ("server", "clients", "requests/s", "first words p50, ms", "p99, ms", "tokens/s", "CPU ms/token")
         print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
         ratios = []
         for clients in arguments.clients:
-            rates = {n: measured(n, server, clients, arguments.turns) for n, server in servers.items()}
-            times = [f"{rates['minichat serve'] / rate:.2f} times {name}'s" for name, rate in [*rates.items()][1:]]
-            ratios.append(f"{clients} clients: {', '.join(times)} tokens/s")
+            rates = {
+                name: measured(name, server, clients, arguments.turns, arguments.seconds)
+                for name, server in servers.items()
+            }
+            (rate, cheap), *others = rates.values()
+            for name, (other, dear) in zip([*rates][1:], others, strict=True):
+                said = (
+                    f"{rate / other:.2f} times the tokens/s of {name}, {cheap / dear:.2f} times those for its CPU time"
+                )
+                ratios.append(f"{clients} clients: {said}")
         print("", *ratios, sep="\n", flush=True)
         for name, server in servers.items():
-            found = [in_a_process(coming_back, server.url, 1000 * number) for number in range(1, 4)]
+            found = [in_a_process(coming_back, server, 1000 * number) for number in range(1, 4)]
             new, known = (statistics.median(each) for each in zip(*found, strict=True))
             shown = f"{1000 * new:.0f} ms, when it comes back {1000 * known:.0f} ms: {new / known:.1f} times as fast"
             print(f"{name}: the first words in a conversation {shown}", flush=True)
