@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 
 import minichat
 from minichat.inference.bot import MiniChat
+from minichat.inference.request import StepLock
 from minichat.prompt.conversation import Conversation
 from minichat.serve.app import build_app
+from minichat.serve.stepper import Job, Stepper
 from tests.serving import Client, data_url, events, joined, on_a_socket, request, shown
 from tests.tiny import counting, noise_picture, saying, spell, tiny_bot
 from tests.tiny_blip2 import publish_whole
@@ -441,3 +444,57 @@ def test_the_work_is_counted(client: Client, bot: MiniChat) -> None:
     assert grown["minichat_prompt_tokens_cached_total"] >= reply["usage"]["prompt_tokens"] - 1
     assert grown["minichat_first_token_seconds_count"] == grown["minichat_token_seconds_count"] == 2
     assert after["minichat_replies_running"] == after["minichat_replies_waiting"] == 0
+
+
+def test_a_reply_that_is_over_in_the_step_in_which_it_was_asked_for_is_handed_over() -> None:
+    """It is given to the engine after a step has begun, and is over at the end of that step: a reply of one token."""
+
+    class Replied:
+        """A request that is over after the next step."""
+
+        ids: ClassVar = [1]
+        over, row, taken, error = False, 0, 1, None
+        text = "Yes."
+
+        def take(self) -> str:
+            text, self.text = self.text, ""
+            return text
+
+        def close(self) -> None:
+            pass
+
+    class Engine:
+        step_lock = StepLock()
+        steps = 0
+
+        def __init__(self) -> None:
+            self.asked: list[Replied] = []
+
+        def submit(self, request: Any) -> None:
+            self.asked.append(request)
+
+        def step(self) -> None:
+            self.steps += 1
+            if self.steps == 1:
+                stepper.submit(second)
+            for each in self.asked:
+                each.over = True
+
+    engine: Any = Engine()
+    stepper = Stepper(engine)
+    first, second = (Job(requests=[cast(Any, Replied())]) for _ in range(2))
+
+    async def both() -> None:
+        stepper.start(asyncio.get_running_loop())
+        stepper.submit(first)
+        async with asyncio.timeout(10):
+            for job in (first, second):
+                while not job.over:
+                    await job.changed.wait()
+                    job.changed.clear()
+
+    try:
+        asyncio.run(both())
+    finally:
+        stepper.close()
+    assert [job.written[0].text for job in (first, second)] == ["Yes.", "Yes."]

@@ -113,7 +113,8 @@ class Stepper:
             jobs = list(self._jobs)
         news = self._step(jobs)
         with self._changed:
-            self._jobs = [job for job in self._jobs if not all(request.over for request in job.requests)]
+            # One that was submitted meanwhile may be over, and its end not handed over yet.
+            self._jobs = [job for job in self._jobs if len(job.told) < len(job.requests)]
         if news and self.loop is not None:
             self.loop.call_soon_threadsafe(_deliver, news)
 
