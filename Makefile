@@ -14,10 +14,10 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-browser test-long test-rounding test-oldest test-clients test-vllm test-ray lint fix tiny small
+.PHONY: help install demo test test-browser test-long test-real test-rounding test-oldest test-clients test-vllm test-ray lint fix tiny small
 
 help:
-	@echo "make demo | test | test-browser | test-long | test-rounding | test-oldest | test-clients | test-vllm | test-ray | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
+	@echo "make demo | test | test-browser | test-long | test-real | test-rounding | test-oldest | test-clients | test-vllm | test-ray | lint | fix | tiny | small | install    (see the first lines of the Makefile)"
 
 install: $(INSTALLED)
 
@@ -34,6 +34,11 @@ test-browser: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pytest -m long --timeout 3600 $(ARGS)
+
+# A real LLM with new eyes, from `minichat new` to what it says of held-out scenes; the LLM is fetched once (93 MB).
+test-real: $(INSTALLED)
+	$(BIN)/minichat models fetch smollm2-135m-instruct
+	$(BIN)/python -m pytest -n 0 -s -m real --timeout 3600 tests/test_real.py $(ARGS)
 
 # The tests that compute, with other threads, instructions, kernels and seeds, one changed at a time.
 test-rounding: $(INSTALLED)
