@@ -322,6 +322,29 @@ def test_the_memory_of_a_qformers_adapter_is_counted(desk: Path, dtype: str) -> 
     assert (stage.memory(8, 64) or 0) > (without or 0) + counted
 
 
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_it_trains_beside_a_quantized_llm(bits: str, desk: Path, tmp_path: Path) -> None:
+    """QLoRA: what trains is an adapter as any other, resumed to the bit, and merged in the precision of the files."""
+    few = ("run.epochs=null", "run.max_steps=4", "run.save_every=1", f"model.quantize={bits}", *LORA)
+    run(desk, f"out={tmp_path / 'whole'}", *few)
+    config = config_of(desk, f"out={tmp_path / 'run'}", *few)
+    assert train(config, say=at_step(2, 15)).signal == 15
+    assert train(config, resume=True).step == 4
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert same(checkpoints(tmp_path / "run")[4], checkpoints(tmp_path / "whole")[4])
+    held = load_file(tmp_path / "whole" / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.any() for tensor in held.values())
+    export(str(minichat_base(tmp_path / "whole")), "llm", tmp_path / "llm")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "llm", dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "whole" / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids()).logits, logits(tmp_path / "whole"), atol=1e-4, rtol=1e-4)
+    served = minichat.load(tmp_path / "whole", device="cpu", quantize=bits)
+    assert served.adapters is not None
+    with pytest.raises(SettingsError, match="quantized"):
+        served.adapters.use(None)
+
+
 def test_other_parts_train_beside_it(desk: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(desk, f"out={out}", "run.epochs=null", "run.max_steps=2", *LORA, "trainable=[projection,bridge]")
@@ -352,7 +375,6 @@ def test_a_damaged_adapter_is_named(whole: Path, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         (["trainable=[projection,language_model]"], "lora trains beside a frozen language_model"),
-        (["model.quantize=4bit"], r"model\.quantize is '4bit', but lora"),
         (
             ["lora.target_modules=[query]"],
             r"lora\.target_modules names query, but the LLM's linear layers are down_proj, gate_proj",

@@ -459,17 +459,16 @@ class Config(Checked):
 
     def _of_lora(self, learning: set[str]) -> Iterator[Problem]:
         """What cannot be beside a quantized language model, or an adapter. `learning`: parts of which some trains."""
-        quantized, parts = f"is {self.model.quantize!r}, but", self.lora.parts if self.lora else ()
+        parts = self.lora.parts if self.lora else ()
         if self.model.quantize and "language_model" in learning:
-            text = f"{quantized} trainable names the language_model: what is quantized cannot train."
+            text = (
+                f"is {self.model.quantize!r}, but trainable names the language_model: what is quantized cannot train."
+            )
             yield Problem("model.quantize", text, ("trainable",))
         if self.lora and self.stage != "finetune":
             yield Problem("lora", f"is for the stage finetune, but stage is {self.stage!r}: drop it.", ("stage",))
         for part in (part for part in parts if part in learning):
             yield Problem("lora", f"trains beside a frozen {part}, but trainable names it: drop one.", ("trainable",))
-        if self.model.quantize and "language_model" in parts:
-            text = f"{quantized} lora trains beside matrices that are not quantized: drop one of the two."
-            yield Problem("model.quantize", text)
 
 
 def check_unused(config: Config, names: Iterable[str]) -> None:

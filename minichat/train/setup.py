@@ -13,7 +13,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from minichat.device.memory import linear_layers
 from minichat.device.placement import half, quiet_bitsandbytes
 from minichat.errors import ModelError, SettingsError, some
 from minichat.fileio import new_folder, write_json
@@ -178,8 +177,9 @@ def _as_autocast_wants(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _targets(module: Any, part: str, lora: LoraConfig) -> list[str]:
     """The last parts of the names of the linear layers that are meant. Raises `SettingsError` for one that is not."""
-    linear = set(map(id, linear_layers(module)))
-    known = {name.rsplit(".", 1)[-1] for name, layer in module.named_modules() if id(layer) in linear}
+    output = module.get_output_embeddings() if part == "language_model" else None
+    linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}  # also in 4 bits
+    known = {name.rsplit(".", 1)[-1] for name, layer in linear.items() if layer is not output}
     unknown = set(lora.target_modules) - known
     if len(lora.parts) > 1:  # a name may be of one of them alone
         unknown = set() if known & set(lora.target_modules) or not lora.target_modules else unknown
