@@ -35,6 +35,7 @@ class FakeBot:
         self.running = 0  # streams begun and not ended
         self.words = 0  # words ever said
         self.settings: list[dict[str, Any]] = []
+        self.asked = Conversation()  # the last, with its question
         self.lock = threading.Lock()
 
     def enqueue(self, *lines: Line) -> None:
@@ -89,6 +90,7 @@ class FakeSession:
 
     def _reply(self, asked: Conversation, cancel: threading.Event, said: str = "") -> Iterator[str]:
         bot = self.bot
+        bot.asked = asked
         line = (
             bot.script.popleft()
             if bot.script

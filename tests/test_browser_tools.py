@@ -210,3 +210,74 @@ def test_a_model_without_boxes_is_not_pointed_at(bot: FakeBot, served: Running, 
     assert page.input_value(BOX) == "" and len(replies(page)) == 2
     page.context.close()
     bot.names_boxes = True
+
+
+def controls(page: Any) -> list[str]:
+    values: list[str] = page.eval_on_selector_all("#mc-settings input[type=number]", "all => all.map(e => e.value)")
+    return values
+
+
+def test_presets_and_the_system_text_are_kept(bot: FakeBot, page: Any):
+    page.locator("#mc-settings .label-wrap").click()
+    text = page.get_by_label("System text")
+    text.fill("Answer like a pirate.")
+    page.get_by_role("button", name="Lively").click()
+    page.wait_for_function("() => document.querySelector('#mc-settings input[type=number]').value == '0.9'")
+    lively = controls(page)
+    page.wait_for_function("() => localStorage.getItem('minichat.settings')?.startsWith('[0.9,0.95,')")
+    page.reload()
+    page.locator("#mc-settings .label-wrap").click()
+    text.wait_for()
+    assert text.input_value() == "Answer like a pirate." and controls(page) == lively
+    ask(page, "hi")
+    wait_for_reply(page)
+    assert (bot.settings[-1]["temperature"], bot.settings[-1]["top_p"]) == (0.9, 0.95)
+    assert bot.asked.system.text == "Answer like a pirate."
+    page.get_by_role("button", name="Faithful").click()
+    page.wait_for_function("() => document.querySelector('#mc-settings input[type=number]').value == '0'")
+    text.fill("")
+    ask(page, "And now?")
+    wait_for_reply(page)
+    assert bot.settings[-1]["temperature"] == 0 and bot.asked.system is None and len(bot.asked.turns) == 3
+
+
+def test_a_drawing_and_a_photo_go_to_the_chat(bot: FakeBot, page: Any, served: Running):
+    page.evaluate(
+        """() => Object.defineProperty(navigator.mediaDevices, 'getUserMedia', {value: async () => {
+            const canvas = Object.assign(document.createElement('canvas'), {width: 64, height: 48});
+            const pen = Object.assign(canvas.getContext('2d'), {fillStyle: 'rgb(0,200,0)'});
+            setInterval(() => pen.fillRect(0, 0, 64, 48), 30);
+            return canvas.captureStream(); }})"""
+    )
+    page.get_by_role("button", name="Draw, or take a photo").click()
+    panel = page.get_by_role("dialog", name="Draw")
+    panel.get_by_role("button", name="blue").click()
+    panel.get_by_role("button", name="Background").click()
+    panel.get_by_role("button", name="yellow").click()
+    panel.get_by_role("button", name="square").click()
+    sheet = panel.locator("canvas[tabindex]")
+    box = sheet.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    page.mouse.up()
+    panel.get_by_role("button", name="ring").click()
+    sheet.press("Enter")
+    panel.get_by_role("button", name="Undo").click()
+    panel.get_by_role("button", name="Add to the question").click()
+    page.locator("#mc-box .thumbnail-item").wait_for()
+    page.get_by_role("button", name="Draw, or take a photo").click()
+    panel.get_by_role("button", name="Camera").click()
+    panel.get_by_role("button", name="Take the photo").click()
+    panel.get_by_role("button", name="Camera").wait_for()
+    panel.get_by_role("button", name="Add to the question").click()
+    page.locator("#mc-box .thumbnail-item").nth(1).wait_for()
+    bot.enqueue("Two.")
+    page.fill(BOX, "Both?")
+    page.press(BOX, "Enter")
+    assert wait_for_reply(page) == "Two."
+    drawing, photo = (picture.convert("RGB") for picture in bot.asked.pictures)
+    seen = [drawing.getpixel((at, at)) for at in (128, 256, 500)]
+    assert seen[0][:2] > (200, 180) and seen[0][2] < 120
+    assert seen[1] == seen[2] and seen[2][2] > 150 > seen[2][0]
+    assert photo.getpixel((256, 256))[1] > 150 > photo.getpixel((256, 256))[0]

@@ -15,7 +15,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from minichat import images
-from minichat.toy.world import Background, Scene, Thing, draw
+from minichat.toy.world import COLOURS, POLYGONS, RGB, RING_HOLE, Background, Scene, Thing, draw
 from minichat.web.captions import Captions
 from minichat.web.curate import Desk
 from minichat.web.guard import Waiting
@@ -36,6 +36,13 @@ them.</p>""",
 
 # Whether they were taught boxes, which their templates do not tell.
 BOXES = {"minichat-tiny": False, "minichat-small": True}
+
+# Settings at one click; what they leave out stays as it is.
+PRESETS = {
+    "Faithful": {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0},
+    "Lively": {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.05},
+}
+DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # of a listener that waits for nobody
 
 WELCOME = """<div class="mc-welcome"><h2>Ask about a picture</h2>
 <p>Add one with the clip, paste it, or drop it in the box below – or pick a scene.</p></div>"""
@@ -109,7 +116,18 @@ def _head(name: str) -> gr.Button:
             '<button type="button" id="mc-teach" hidden>Teach</button>',
             elem_id="mc-tools",
         )
+        gr.HTML(
+            f'<i id="mc-world" data-world="{html.escape(_world())}"></i>',
+            elem_id="mc-hidden",
+        )
         return gr.Button("New chat", size="sm", variant="secondary", elem_id="mc-new")
+
+
+def _world() -> str:
+    """What can be drawn, as JSON: the shapes and colours of the built-in model's world."""
+    polygons = {name: [[round(x, 3), round(y, 3)] for x, y in corners] for name, corners in POLYGONS.items()}
+    colours = {name: f"rgb{RGB[name]}" for name in COLOURS}
+    return json.dumps({"polygons": polygons, "colours": colours, "hole": RING_HOLE}, separators=(",", ":"))
 
 
 def _conversation() -> tuple[gr.Chatbot, gr.MultimodalTextbox]:
@@ -167,7 +185,16 @@ def _panel(fields: tuple[Field, ...]) -> list[Any]:
             elem_id="mc-switch",
             padding=False,
         )
-        return [
+        gr.HTML(
+            "<label>System text<textarea rows=1 placeholder='none'></textarea>"
+            "<span>What the model is told before the chat.</span></label>",
+            js_on_load="window.minichat?.systemText(element.querySelector('textarea'));",
+            elem_id="mc-system",
+            padding=False,
+        )
+        with gr.Row(elem_id="mc-presets"):
+            buttons = {name: gr.Button(name, size="sm") for name in PRESETS}
+        controls = [
             gr.Textbox(label=field.label, info=field.info, placeholder="any", max_lines=1)
             if field.default is None
             else gr.Slider(
@@ -175,6 +202,11 @@ def _panel(fields: tuple[Field, ...]) -> list[Any]:
             )
             for field in fields
         ]
+    for name, button in buttons.items():
+        chosen = [control for control, field in zip(controls, fields, strict=True) if field.name in PRESETS[name]]
+        values = [PRESETS[name][field.name] for field in fields if field.name in PRESETS[name]]
+        button.click(None, None, chosen, js=f"() => {json.dumps(values)}", **DIRECT)
+    return controls
 
 
 def _connect(
@@ -202,39 +234,38 @@ def _connect(
         "concurrency_id": "answer",
         "api_visibility": "private",
     }
-    direct = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     # The browser itself shows the button to stop, since the message may have to wait for its turn.
     begun = [
-        (box.submit(None, box, box, js=_script("sending"), **direct).then, listeners.submit, [box, *controls], "ask"),
+        (box.submit(None, box, box, js=_script("sending"), **DIRECT).then, listeners.submit, [box, *controls], "ask"),
         *(
             (
-                scene.click(None, None, box, js=_script("leave"), **direct).then,
+                scene.click(None, None, box, js=_script("leave"), **DIRECT).then,
                 listeners.example(e.question, e.picture),
                 controls,
                 "example",
             )
             for scene, e in zip(scenes, EXAMPLES, strict=True)
         ),
-        (chat.retry(None, None, box, js=_buttons(BUSY), **direct).then, listeners.retry, controls, "again"),
-        (on.click(None, None, box, js=_buttons(BUSY), **direct).then, listeners.go_on, controls, "on"),
+        (chat.retry(None, None, box, js=_buttons(BUSY), **DIRECT).then, listeners.retry, controls, "again"),
+        (on.click(None, None, box, js=_buttons(BUSY), **DIRECT).then, listeners.go_on, controls, "on"),
     ]
-    chat.edit(None, None, box, js=_buttons(BUSY), **direct)
+    chat.edit(None, None, box, js=_buttons(BUSY), **DIRECT)
     for event, listener, inputs, script in [*begun, (chat.edit, listeners.edit, controls, "edited")]:
         done = event(listener, [talk, *inputs], js=_script(script), **answer)
         for over in (done.then, done.failure):  # what is refused at the door has no `then`
-            over(None, box, box, js=_script("settled"), **direct)
+            over(None, box, box, js=_script("settled"), **DIRECT)
     look.click(listeners.look, [talk, looked], js=_script("looking"), **(answer | {"outputs": looked}))
-    settle.click(None, box, box, js=_script("settled"), **direct)
-    put.click(None, box, box, js=_script("received"), **direct)
-    told = {"preprocess": False, **direct}
+    settle.click(None, box, box, js=_script("settled"), **DIRECT)
+    put.click(None, box, box, js=_script("received"), **DIRECT)
+    told = {"preprocess": False, **DIRECT}
     chat.undo(listeners.show, talk, shown, js=_script("undo"), **told)
     show.click(listeners.show, talk, shown, js=_script("show"), **told)
-    box.stop(listeners.stop, None, box, **direct)
+    box.stop(listeners.stop, None, box, **DIRECT)
     for cleared in (chat.clear, new.click):
-        cleared(listeners.clear, None, shown, js=_script("fresh"), **direct)
-    page.load(None, controls, controls, js=_script("settings"), **direct)
+        cleared(listeners.clear, None, shown, js=_script("fresh"), **DIRECT)
+    page.load(None, controls, controls, js=_script("settings"), **DIRECT)
     for control in controls:
-        control.change(None, controls, None, js=_script("keepSettings"), **direct)
+        control.change(None, controls, None, js=_script("keepSettings"), **DIRECT)
     # Only where something waits for its end does Gradio's page hold a connection; it tells the guard that it is open.
     page.unload(lambda: None)
 

@@ -199,7 +199,7 @@ def theme() -> gr.themes.Base:
 
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("chats.js", "box.js", "messages.js", "list.js", "batch.js", "curate.js", "page.js")
+SCRIPTS = ("chats.js", "box.js", "messages.js", "list.js", "draw.js", "batch.js", "curate.js", "page.js")
 
 
 def script() -> str:

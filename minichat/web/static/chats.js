@@ -79,6 +79,9 @@ const emptyChat = () => {
   return { id: newId(), title: "", named: false, created: now, changed: now, system: "", nodes: {}, leaf: null };
 };
 
+const SYSTEM = "minichat.system"; // where the system text of chats to come is kept
+const newChat = () => ({ ...emptyChat(), system: localStorage.getItem(SYSTEM) ?? "" });
+
 // The messages from the first to this one.
 function branch(chat, leaf = chat.leaf) {
   const path = [];

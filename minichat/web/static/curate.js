@@ -37,6 +37,7 @@ function named({ model, knows }) {
   if (shown && shown.textContent !== model) shown.textContent = model;
   const about = ui("#mc-about");
   if (about && knows !== undefined) about.hidden = !knows;
+  showSystem();
 }
 
 async function openDesk() {

@@ -12,16 +12,17 @@ const make = (tag, properties = {}, ...children) => {
 //   growing: the id of the reply that grows     fresh: the next reply stands beside the one before
 //   sent: the box's value, until it is answered     asked: whether the chat holds it
 //   told: whether it was said that nothing can be kept
-const page = { chat: emptyChat(), growing: null, fresh: false, sent: null, asked: false, told: false };
+const page = { chat: newChat(), growing: null, fresh: false, sent: null, asked: false, told: false };
 
 function shows(chat) {
   Object.assign(page, { chat, growing: null });
   sessionStorage.setItem("minichat.chat", chat.id);
+  showSystem();
 }
 
 async function openChat(id) {
   const found = id ? await store.get("chats", id) : null;
-  const chat = found ?? { ...emptyChat(), id: id ?? newId() };
+  const chat = found ?? { ...newChat(), id: id ?? newId() };
   chat.leaf ??= Object.keys(chat.nodes).sort().at(-1) ?? null; // all of it was undone
   shows(chat);
   write(localStorage.getItem(draftOf(chat.id)) ?? "");
@@ -53,7 +54,8 @@ async function talk(next = false) {
   const messages = branch(page.chat).map(({ role, text, pictures }) => ({ role, text, pictures }));
   if (next && messages.at(-1)?.role === "user") messages.pop();
   const names = [...new Set(messages.flatMap((message) => message.pictures))];
-  return { system: page.chat.system, messages, files: names.length ? await upload(await lacking(names)) : {} };
+  const system = takesSystem() ? page.chat.system : "";
+  return { system, messages, files: names.length ? await upload(await lacking(names)) : {} };
 }
 
 async function lacking(names) {
@@ -98,7 +100,6 @@ async function take(said) {
   } else {
     for (const [name, data] of Object.entries(said.pictures ?? {})) await keepPicture(name, data).catch(() => {});
     graft(page.chat, said.messages, { growing: page.growing, fresh: page.fresh && said.answered });
-    page.chat.system = said.system ?? "";
     page.asked = said.messages.at(-1)?.role === "user";
     page.growing = null;
     if (said.answered) Object.assign(page, { fresh: false, sent: null });
@@ -126,6 +127,25 @@ function heldSettings() {
   }
 }
 
+// The system text is the chat's own; what is typed is also that of later chats.
+const takesSystem = () => desk.state?.system !== false; // the model's template has a place for it
+
+function systemText(field) {
+  field.oninput = () => {
+    page.chat.system = field.value;
+    localStorage.setItem(SYSTEM, field.value);
+  };
+  field.onchange = save;
+  showSystem();
+}
+
+function showSystem() {
+  const field = ui("#mc-system textarea");
+  if (!field) return;
+  field.value = page.chat.system;
+  field.closest("label").hidden = !takesSystem();
+}
+
 function settings(...values) {
   controls = values.length;
   return heldSettings() ?? values;
@@ -145,6 +165,7 @@ async function start() {
   listenToMessages();
   openDesk();
   ui("#mc-batch").onclick = openBatch;
+  offerDraw();
   await openChat(sessionStorage.getItem("minichat.chat"));
   if (page.chat.leaf) ui("#mc-show").click();
   if (!matchMedia("(pointer: coarse)").matches) box().focus(); // a phone would open its keyboard
@@ -162,6 +183,7 @@ window.minichat = {
   ask: (_, __, ...values) => before({ next: true }, [page.sent, ...values]),
   example: (_, ...values) => before({}, values),
   figures,
+  systemText,
   looked,
   looking: async () => [await talk(), lookedFor],
   on: (_, ...values) => before({ growing: page.chat.leaf }, values),
@@ -169,6 +191,6 @@ window.minichat = {
   edited: (_, ...values) => before({}, values),
   show: async () => [await talk()],
   fresh: async () => (await idle(), await openChat(null), list(), []),
-  leave: async () => (await idle(), shows(emptyChat()), keepDraft(box().value), { __type__: "update", submit_btn: false, stop_btn: true }),
+  leave: async () => (await idle(), shows(newChat()), keepDraft(box().value), { __type__: "update", submit_btn: false, stop_btn: true }),
 };
 start();
