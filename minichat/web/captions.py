@@ -42,7 +42,7 @@ class Captions:
     def __init__(self, sessions: Sessions, uploads: Uploads, fields: Sequence[Field], limits: Limits) -> None:
         self._sessions, self._uploads, self._fields, self._limits = sessions, uploads, fields, limits
         self._asking: Counter[str] = Counter()  # requests by visitor
-        self._turn = asyncio.Semaphore(limits.concurrent)
+        self._turn = asyncio.Semaphore(max(1, limits.concurrent // 2))  # chats go on meanwhile
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send, visitor: str) -> None:
         body = await whole(receive, 2**16 + 7 * self._limits.characters)

@@ -45,7 +45,7 @@ class Limits:
     session_life: float = 30 * 60  # seconds without a sign of life
     queue: int = 32  # messages that wait for an answer
     queue_per_visitor: int = 4  # messages of one visitor that wait or are being answered
-    concurrent: int = 4  # answers at a time; more wait in the queue
+    concurrent: int = 8  # answers at a time; more wait in the queue
 
     def __post_init__(self) -> None:
         for limit in fields(self):
