@@ -262,6 +262,21 @@ def test_what_many_begin_with_is_read_once(bot: MiniChat) -> None:
     assert counts["tokens"] <= sum(len(prompt.ids) for prompt in prompts) - 2 * (common - 1)
 
 
+def test_captions_without_end_leave_what_all_begin_with_and_nothing_else() -> None:
+    bot = tiny_bot()
+    chosen = GenerationSettings(max_new_tokens=4)
+
+    def captions(numbers: range) -> list[Any]:
+        return list(bot.captions((([noise_picture(n)], "What is it?", chosen) for n in numbers), 3))
+
+    captions(range(2))
+    kept = bot.engine.kept.nbytes
+    assert kept > 0
+    found = captions(range(2, 12))
+    assert bot.engine.kept.nbytes == kept
+    assert found == bot.caption([noise_picture(n) for n in range(2, 12)], "What is it?", max_new_tokens=4)
+
+
 def test_kept_memory_is_bounded(bot: MiniChat) -> None:
     """Fifty conversations, the last of which are still known; the bound holds with and without a shared beginning."""
     limit = 200_000

@@ -170,7 +170,7 @@ class MiniChat:
             base.updated(**{n: v for n, v in (("max_new_tokens", max_new_tokens), ("seed", seed)) if _is_one(v)})
         if self.writes_together(base):
             written = []
-            for one in self.captions(zip(rows, prompts, chosen, strict=True), batch_size):
+            for one in self._captions(zip(rows, prompts, chosen, strict=True), batch_size):
                 if isinstance(one, Exception):
                     raise one
                 written.append(one)
@@ -191,14 +191,24 @@ class MiniChat:
         """Reply to pictures and prompts without end, `batch_size` together; each reply comes when it is over, in order.
 
         Of `asked` no more is taken than is needed. An error stands in the place of the caption that it keeps from being
-        written. For settings that the engine writes (`writes_together`).
+        written. For settings that the engine writes (`writes_together`). What was read of a picture is forgotten with
+        its reply, so memory does not grow with their number.
         """
-        for request in self.engine.run(self._asked(iter(asked), batch_size), batch_size):
+        return self._captions(asked, batch_size, once=True)
+
+    def _captions(
+        self, asked: Iterable[tuple[Sequence[Source], str, GenerationSettings]], batch_size: int, once: bool = False
+    ) -> Iterator[Caption | Exception]:
+        for request in self.engine.run(self._asked(iter(asked), batch_size, once), batch_size):
             reply = request.reply
-            yield request.error or Caption(reply.text, "stop" if reply.finished else "length")
+            try:
+                yield request.error or Caption(reply.text, "stop" if reply.finished else "length")
+            finally:
+                if once:
+                    self.engine.forget(request.owner)
 
     def _asked(
-        self, asked: Iterator[tuple[Sequence[Source], str, GenerationSettings]], at_once: int
+        self, asked: Iterator[tuple[Sequence[Source], str, GenerationSettings]], at_once: int, once: bool = False
     ) -> Iterator[Request]:
         while some := list(itertools.islice(asked, at_once)):
             conversations = [Conversation().user(prompt, row) for row, prompt, _ in some]
@@ -207,6 +217,10 @@ class MiniChat:
                 requests = list(self._requests(conversations, settings))
             except Exception:  # of one of them, which is found by asking for each alone
                 requests = [self._request(*each) for each in zip(conversations, settings, strict=True)]
+            for request in requests if once else ():
+                keys = request.prompt.keys
+                request.owner = object()
+                request.common = next((n for n, key in enumerate(keys) if isinstance(key, str)), 0)  # up to a picture
             yield from requests
 
     def _request(self, conversation: Conversation, settings: GenerationSettings) -> Request:
