@@ -41,6 +41,7 @@ SETTINGS = {
     "plain": {},
     "rank-stabilised": {"use_rslora": True},
     "patterns": {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 7}},
+    "targets by a pattern": {"target_modules": r".*layers\.1\..*\.(v|down)_proj"},
     "a module of its own": {"modules_to_save": ["lm_head"]},
 }
 
@@ -136,8 +137,10 @@ def test_an_adapter_of_another_llm_is_refused(tmp_path: Path) -> None:
         adapter.check({name: shape for name, shape in wider.items() if "layers.1" not in name})
 
 
-def test_a_tied_embedding_cannot_be_replaced_alone(tmp_path: Path) -> None:
-    trained(llama(), tmp_path, modules_to_save=["lm_head"])
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["lm_head", "q_proj"]}])
+def test_a_tied_embedding_cannot_be_changed_alone(settings: dict[str, object], tmp_path: Path) -> None:
+    """PEFT trains the output layer alone, and merges it into the embedding, too."""
+    trained(llama(), tmp_path, **settings)
     shapes = {name: tuple(t.shape) for name, t in llama().state_dict().items()}
     with pytest.raises(ModelError, match="one matrix"):
         read_adapter(tmp_path).check(shapes, tied=True)

@@ -86,9 +86,9 @@ class Adapter:
         `shapes`: of the LLM's stored tensors. `tied`: its output layer is its embedding.
         """
         name, of = self.folder.name, "LLM" if self.prefix == _LLM else "Q-Former"
-        if tied and (alone := self.whole & {"lm_head.weight", "model.embed_tokens.weight"}):
+        if tied and (alone := (self.factors.keys() | self.whole) & {"lm_head.weight", "model.embed_tokens.weight"}):
             raise ModelError(
-                f"The adapter {name!r} replaces {some(alone)}, but this LLM's embedding and output layer are one "
+                f"The adapter {name!r} changes {some(alone)}, but this LLM's embedding and output layer are one "
                 "matrix: merge it with PEFT, and give the merged LLM."
             )
         if unknown := (self.factors.keys() | self.whole) - shapes.keys():
