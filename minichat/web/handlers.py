@@ -334,7 +334,7 @@ class Handlers:
                     stream = chat.stream_on(cancel=session.stopping, **chosen)
                 else:
                     stream = chat.stream(text, pictures or None, cancel=session.stopping, **chosen)
-                with contextlib.closing(_growing(stream)) as growing:
+                with contextlib.closing(_growing(stream, self._sessions.answering)) as growing:
                     for reply, settled in growing:
                         kept = {"reply": reply} if settled and sent.values[0] is not None else gr.skip()
                         yield [*shown, reply_bubble(numbered(reply) if pictured else reply)], gr.skip(), kept
@@ -479,14 +479,17 @@ def _sent(request: gr.Request) -> Sent:
     return sent
 
 
-def _growing(stream: Iterator[str]) -> Generator[tuple[str, bool]]:
-    """The reply as it grows, at a pace for the eye, and whether to keep it now. Closing this closes the stream."""
+def _growing(stream: Iterator[str], answering: Callable[[], int]) -> Generator[tuple[str, bool]]:
+    """The reply as it grows, at a pace for the eye, and whether to keep it now. Closing this closes the stream.
+
+    `answering`: how many replies grow now. All of them share the pace, since an update costs what words cost.
+    """
     reply, last, kept = "", 0.0, time.monotonic()
     with contextlib.closing(stream):  # type: ignore[type-var]
         for piece in stream:
             reply += piece
             now = time.monotonic()
-            if now - last >= PACE:
+            if now - last >= PACE * answering():
                 settled = now - kept >= KEEP
                 last, kept = now, now if settled else kept
                 yield reply, settled

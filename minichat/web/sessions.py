@@ -220,6 +220,11 @@ class Sessions:
             mine = [session.album for session in self._open.values() if session.visitor == visitor]
         return {name: picture for album in mine for name, picture in album.by_name().items()}
 
+    def answering(self) -> int:
+        """How many chats are being answered, at least 1."""
+        with self._lock:
+            return max(1, sum(session.answering.locked() for session in self._open.values()))
+
     @property
     def bot(self) -> Any:
         """The model that answers now."""
