@@ -482,7 +482,7 @@ def _sent(request: gr.Request) -> Sent:
 def _growing(stream: Iterator[str], answering: Callable[[], int]) -> Generator[tuple[str, bool]]:
     """The reply as it grows, at a pace for the eye, and whether to keep it now. Closing this closes the stream.
 
-    `answering`: how many replies grow now. All of them share the pace, since an update costs what words cost.
+    `answering`: how many replies grow now. All of them share the pace: each update is work for the server.
     """
     reply, last, kept = "", 0.0, time.monotonic()
     with contextlib.closing(stream):  # type: ignore[type-var]
