@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures.paper import FROZEN, LARGE, NORMAL, SMALL, SOFT, TRAINED, WIDTH, say, sheet, whole
-from minichat.train.config import Config, read_config
+from minichat.train.config import Config, Source, read_config
 from minichat.train.stages import stage_of
 
 ROAD = Path(__file__).parents[2] / "train_configs" / "tiny"
@@ -26,6 +26,7 @@ _ASKS = {
     "0g": "And the other one?",
     "0h": "What is there, each thing once?",
     "0i": "How many others are like it?",
+    "0j": "What do people say?",
     "1": "What do words say of what is seen?",
     "1b": "Where is what someone looks for?",
     "2a": "What does this LLaMA call it?",
@@ -59,10 +60,17 @@ def stages(road: Path = ROAD) -> list[Stage]:
 def _stage(stem: str, config: Config) -> Stage:
     number, _, name = stem.partition("_")
     trains = tuple(config.trainable or stage_of(config.stage).trainable)
-    sources = ", ".join(f"{source.source}\u00a0{source.ratio:g}" for source in config.data.train)
+    kinds = [kind for source in config.data.train for kind in _kinds(source)]
+    sources = ", ".join(f"{kind}\u00a0{ratio:g}" for kind, ratio in kinds)
     length = f"{config.run.max_steps:,} steps of {config.run.batch_size}"
     parts, aside = _parts(config.stage, trains)
     return Stage(number, name, parts, aside, sources, _loss(config), length)
+
+
+def _kinds(source: Source) -> list[tuple[str, float]]:
+    """What a source holds, and how often; of a curriculum what its last stage draws."""
+    stages = source.options.get("stages")
+    return list(stages[-1]["kinds"].items()) if stages else [(source.source, source.ratio)]
 
 
 def _parts(stage: str, trains: tuple[str, ...]) -> tuple[dict[str, str], str | None]:
@@ -113,7 +121,7 @@ def _row(axes: Any, stage: Stage, top: float) -> None:
     axes.plot([_NUMBER, WIDTH - _NUMBER], [top, top], color=FROZEN, linewidth=0.8)
     say(axes, _NUMBER, top + 0.17, f"{stage.number}  {stage.name}", size=LARGE, weight="bold")
     say(axes, _NUMBER, top + 0.36, _ASKS.get(stage.number, ""), style="italic")
-    reads = "\n".join(textwrap.wrap(stage.reads, 50))
+    reads = "\n".join(textwrap.wrap(stage.reads, 50, max_lines=3, placeholder=" …"))
     say(axes, _NUMBER, top + 0.5, reads, size=SMALL, color=SOFT, va="top", linespacing=1.3)
     _chain(axes, stage, top + _ROW / 2)
     say(axes, _LOSS, top + 0.36, stage.loss, linespacing=1.3)
