@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minichat.errors import PromptError
-from minichat.inference.bot import MiniChat
+from minichat.inference.bot import Features, MiniChat
 from minichat.inference.engine import Engine, why_alone
 from minichat.inference.generate import logits_processors, stream
 from minichat.inference.kv_cache import KeyValuePool, KVCache, PrefixTree, shared
@@ -373,7 +373,7 @@ def test_captions_of_unlike_lengths_take_the_steps_of_their_sum(bot: MiniChat) -
     assert found == alone
     with counting(bot) as counts:
         bot.caption([shown[0]] * 8, max_new_tokens=2)
-    assert (counts["pictures"], counts["tokens"] < 20) == (1, True)  # equal pictures are looked at and read once
+    assert (counts["pictures"], counts["tokens"] < 20) == (0, True)  # what is known is neither looked at nor read again
 
 
 def test_other_weights_know_nothing(bot: MiniChat) -> None:
@@ -712,3 +712,36 @@ def test_stops_end_a_row(bot: MiniChat) -> None:
     other = request_of(bot, prompt, max_new_tokens=12)
     assert together(bot, [stopped, other]) == [wanted[: at + 1], wanted]
     assert stopped.reply.finished
+
+
+def test_a_picture_seen_before_is_not_encoded_again(bot: MiniChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a weight changes; a run over a folder keeps none."""
+    encoded: list[int] = []
+    encode = bot.encode
+    monkeypatch.setattr(
+        bot, "encode", lambda pictures, asked=None: encoded.append(len(pictures)) or encode(pictures, asked)
+    )
+    monkeypatch.setattr(bot, "features", Features(bot))
+    shown = [noise_picture(n) for n in (70, 71, 70)]
+    first = bot.caption(shown, max_new_tokens=4)
+    assert bot.caption([*shown, noise_picture(72)], max_new_tokens=4)[:3] == first
+    assert encoded == [2, 1]
+    greedy = GenerationSettings(max_new_tokens=4)
+    for _ in range(2):
+        assert list(bot.captions([([one], bot.caption_prompt, greedy) for one in shown], 3)) == first
+    assert encoded == [2, 1, 2, 2]
+    with torch.no_grad():
+        next(bot.model.bridge.parameters()).mul_(1)
+    bot.caption(shown[:1], max_new_tokens=4)
+    assert encoded[4:] == [1]
+
+
+def test_no_more_features_are_kept_than_fit(bot: MiniChat) -> None:
+    size = bot.encode([noise_picture(0)]).nbytes
+    features = Features(bot, limit=2 * size)
+    names = [(f"{n}", (noise_picture(n), "")) for n in range(4)]
+    found, new = features.of(dict(names[:3]))
+    assert (len(found), new) == (3, 3)
+    again, new = features.of(dict(names[1:]))  # 0 is forgotten
+    assert new == 1 and torch.equal(again["1"], found["1"])
+    assert features.of(dict(names[:1]))[1] == 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -71,6 +73,37 @@ class Adapters(Protocol):
         ...
 
 
+class Features:
+    """The features of the pictures that were used last, at most `limit` bytes of them. For any thread."""
+
+    def __init__(self, bot: MiniChat, limit: int = 256 * 2**20) -> None:
+        self._bot, self._limit = bot, limit
+        self._lock = threading.Lock()  # encoding is one at a time anyhow, and so each picture is encoded once
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._state: Any = None
+
+    def of(self, pictures: Mapping[str, tuple[Image.Image, str]]) -> tuple[dict[str, Tensor], int]:
+        """Of each picture with its question, by the name of what the LLM is shown of it; and how many were encoded.
+
+        Features (n, D) are as `MiniChat.encode` gives them.
+        """
+        with self._lock:
+            if (state := self._bot.state()) != self._state:  # other weights or preprocessing
+                self._kept.clear()
+                self._state = state
+            found = {name: self._kept[name] for name in pictures if name in self._kept}
+            new = [name for name in pictures if name not in found]
+            if new:
+                shown, asked = zip(*(pictures[name] for name in new), strict=True)
+                found |= zip(new, self._bot.encode(shown, asked), strict=True)
+            for name, features in found.items():
+                self._kept[name] = features.clone() if name in new else features  # not a view of all
+                self._kept.move_to_end(name)
+            while sum(features.nbytes for features in self._kept.values()) > self._limit:
+                self._kept.popitem(last=False)
+            return found, len(new)
+
+
 class MiniChat:
     """A model that is ready to talk. Any number of conversations and threads may use it at once."""
 
@@ -80,6 +113,7 @@ class MiniChat:
         self.processor = processor
         self.name = name
         self.step_lock = StepLock()  # one step of one reply at a time
+        self.features = Features(self)
         self.stops = _stops(model, processor)
         #: None where it was not loaded from a folder, or without what an adapter adds.
         self.adapters: Adapters | None = None
@@ -214,7 +248,7 @@ class MiniChat:
             conversations = [Conversation().user(prompt, row) for row, prompt, _ in some]
             settings = [chosen for *_, chosen in some]
             try:
-                requests = list(self._requests(conversations, settings))
+                requests = list(self._requests(conversations, settings, keep=not once))
             except Exception:  # of one of them, which is found by asking for each alone
                 requests = [self._request(*each) for each in zip(conversations, settings, strict=True)]
             for request in requests if once else ():
@@ -232,9 +266,12 @@ class MiniChat:
             return request
 
     def _requests(
-        self, conversations: Sequence[Conversation], settings: Sequence[GenerationSettings]
+        self, conversations: Sequence[Conversation], settings: Sequence[GenerationSettings], keep: bool = True
     ) -> Iterator[Request]:
-        """What asks for a reply to each conversation. Their pictures are encoded together, equal ones once."""
+        """What asks for a reply to each conversation. Their pictures are encoded together, equal ones once.
+
+        `keep`: their features stay for a while, for whoever asks about them again.
+        """
         rendered = [self.captioner.render(c, add_generation_prompt=True) for c in conversations]
         for conversation, prompt, chosen in zip(conversations, rendered, settings, strict=True):
             check_context(conversation, len(prompt.ids), chosen.max_new_tokens, self.context)
@@ -242,9 +279,11 @@ class MiniChat:
             [(self.seen_as(p, prompt.question), p, prompt.question) for p in prompt.pictures] for prompt in rendered
         ]
         pictures = {name: (picture, question) for row in named for name, picture, question in row}
-        features = (
-            dict(zip(pictures, self.encode(*zip(*pictures.values(), strict=True)), strict=True)) if pictures else {}
-        )
+        features: dict[str, Tensor] = {}
+        if pictures and keep:
+            features, _ = self.features.of(pictures)
+        elif pictures:
+            features = dict(zip(pictures, self.encode(*zip(*pictures.values(), strict=True)), strict=True))
         for prompt, row, chosen in zip(rendered, named, settings, strict=True):
             names = [name for name, *_ in row]
             seen = torch.stack([features[name] for name in names]) if row else None  # (I, n, D)

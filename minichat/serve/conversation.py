@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
 import minichat.images as images
 from minichat.errors import ImageError, MiniChatError, PromptError
@@ -145,37 +143,7 @@ def _checked(param: str, text: Any) -> str:
         raise _bad(param, str(error)) from None
 
 
-# --- What is remembered of earlier requests: of pictures the features, of replies the ids.
-
-
-class Features:
-    """The features of the pictures that were used last, at most `limit` bytes of them. For any thread."""
-
-    def __init__(self, bot: MiniChat, metrics: Metrics, limit: int = 256 * 2**20) -> None:
-        self._bot, self._metrics, self._limit = bot, metrics, limit
-        self._lock = threading.Lock()  # encoding is one at a time anyhow, and so each picture is encoded once
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
-        self._state: Any = None
-
-    def of(self, pictures: Mapping[str, tuple[Image.Image, str]]) -> dict[str, Tensor]:
-        """The features (n, D) of each picture with its question, by the name of what the LLM is shown of it."""
-        with self._lock:
-            if (state := self._bot.state()) != self._state:  # other weights or preprocessing
-                self._kept.clear()
-                self._state = state
-            found = {name: self._kept[name] for name in pictures if name in self._kept}
-            new = [name for name in pictures if name not in found]
-            if new:
-                shown, asked = zip(*(pictures[name] for name in new), strict=True)
-                found |= zip(new, self._bot.encode(shown, asked), strict=True)
-            self._metrics.pictures_encoded.inc(len(new))
-            self._metrics.pictures_known.inc(len(pictures) - len(new))
-            for name, features in found.items():
-                self._kept[name] = features.clone() if name in new else features  # not a view of all
-                self._kept.move_to_end(name)
-            while sum(features.nbytes for features in self._kept.values()) > self._limit:
-                self._kept.popitem(last=False)
-            return found
+# --- What is remembered of earlier requests: of replies the ids. (Of pictures the bot keeps the features.)
 
 
 class Replies:
@@ -233,7 +201,7 @@ class Preparer:
 
     def __init__(self, bot: MiniChat, name: str, limits: Limits, metrics: Metrics) -> None:
         self.bot, self.name, self.limits = bot, name, limits
-        self.features, self.replies = Features(bot, metrics), Replies()
+        self.metrics, self.replies = metrics, Replies()
 
     def read(self, body: bytes) -> tuple[Asked, list[Said]]:
         """The request in a body, checked but for its pictures. Raises `ApiError`."""
@@ -286,7 +254,9 @@ class Preparer:
             if bot.processor.instructed:  # its Q-Former reads the question, too
                 names = [bot.seen_as(picture, question) for picture in conversation.pictures]
             pictures = {n: (picture, question) for n, picture in zip(names, conversation.pictures, strict=True)}
-            features = self.features.of(pictures)
+            features, new = self.bot.features.of(pictures)
+            self.metrics.pictures_encoded.inc(new)
+            self.metrics.pictures_known.inc(len(pictures) - new)
             seen = torch.stack([features[each] for each in names])  # (I, n, D)
         prompt = Prompt(rendered.ids, prompt_keys(rendered.ids, names, bot.model.config), seen)
         stops = Stops((*bot.stops.strings, *asked.stop), bot.stops.sequences, bot.stops.strings_end)
