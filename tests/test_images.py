@@ -437,6 +437,7 @@ def path_name(path: str | Path) -> str:
 @pytest.mark.parametrize("case", range(10))
 def test_errors_are_one_sentence_with_the_name_and_without_the_folder(case, tmp_path):
     path = list(broken_paths(tmp_path).values())[case]
+    handled = sys.exc_info()[1]  # a test that interrupts others may have left one behind
     with pytest.raises(ImageError) as caught:
         images.load(path)
     message = str(caught.value)
@@ -444,7 +445,8 @@ def test_errors_are_one_sentence_with_the_name_and_without_the_folder(case, tmp_
     assert str(tmp_path) not in message and "object at 0x" not in message
     assert "".join(c if c.isprintable() else "?" for c in path_name(path))[-50:] in message
     assert re.fullmatch(r"“.*” .+: .+\.", message)
-    assert caught.value.__cause__ is None and (caught.value.__context__ is None or caught.value.__suppress_context__)
+    context = caught.value.__context__
+    assert caught.value.__cause__ is None and (context in (None, handled) or caught.value.__suppress_context__)
 
 
 def test_an_address_is_not_fetched():

@@ -24,6 +24,7 @@ from minichat.weights.hub import (
     ADAPTERS,
     adapters_of,
     check_header,
+    has_trained,
     is_projection,
     quiet,
     read_json,
@@ -217,7 +218,7 @@ def load(
     built_in = name in BUILT_IN or (projection is not None and projection.base_name() in BUILT_IN)
     if dtype == "auto" and not built_in and llm_dtypes(folder, reference) == {torch.bfloat16}:
         placement = placement.for_bfloat16()
-    adapters = trained_adapters(own, folder) if merge_adapter else {}
+    adapters = trained_adapters(own, folder) if merge_adapter and has_trained(own, folder) else {}
     if not isinstance(merge_adapter, bool):
         adapters = {part: adapter for part, adapter in adapters.items() if part in merge_adapter}
     model = load_network(folder, placement, reference, tuple(adapters.values()))

@@ -291,6 +291,11 @@ def trained_adapter(*folders: Path, kind: str = ADAPTER) -> Path | None:
     return next((folder / kind for folder in folders if has_adapter(folder / kind)), None)
 
 
+def has_trained(*folders: Path) -> bool:
+    """Whether an adapter was trained of any part, as `trained_adapter` finds them."""
+    return any(trained_adapter(*folders, kind=kind) is not None for kind in (ADAPTER, QFORMER_ADAPTER))
+
+
 def adapters_of(folder: Path) -> list[Path]:
     """The adapters by name beside the model in this folder."""
     inside = folder / ADAPTERS
