@@ -148,6 +148,9 @@ $(ROAD)/0i_language/config.json: $(ROAD)/0h_language/config.json
 $(ROAD)/0j_language/config.json: $(ROAD)/0i_language/config.json
 	$(TRAIN) $(STAGES)/0j_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0i_language
 
+$(ROAD)/0k_language/config.json: $(ROAD)/0j_language/config.json
+	$(TRAIN) $(STAGES)/0k_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0j_language
+
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)
 
@@ -161,8 +164,8 @@ $(ROAD)/1b_search/config.json: $(ROAD)/1_qformer/config.json
 $(ROAD)/stage1/config.json: $(ROAD)/1b_search/config.json
 	$(BIN)/minichat export $(ROAD)/1b_search --format minichat --dtype bfloat16 --out $(@D)
 
-$(ROAD)/2_begin/config.json: $(ROAD)/0j_language/config.json $(ROAD)/1_qformer/config.json
-	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0j_language --template minigpt-v2 --merge --out $(@D)
+$(ROAD)/2_begin/config.json: $(ROAD)/0k_language/config.json $(ROAD)/1_qformer/config.json
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0k_language --template minigpt-v2 --merge --out $(@D)
 
 $(ROAD)/2a_word_alignment/config.json: $(ROAD)/2_begin/config.json
 	$(TRAIN) $(STAGES)/2a_word_alignment.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin

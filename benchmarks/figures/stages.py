@@ -27,6 +27,7 @@ _ASKS = {
     "0h": "What is there, each thing once?",
     "0i": "How many others are like it?",
     "0j": "What do people say?",
+    "0k": "And templates, too?",
     "1": "What do words say of what is seen?",
     "1b": "Where is what someone looks for?",
     "2a": "What does this LLaMA call it?",
