@@ -144,6 +144,7 @@ def test_captions_are_stopped_and_go_on(bot: FakeBot, page: Any, served: Running
 
 
 GROUNDED = "<p>A yellow star</p> {<10><20><40><60>}, <p>circles</p> {<50><50><70><90>}<delim>{<80><0><99><30>}."
+WIDE = "() => document.querySelector('.mc-large .mc-boxed')?.style.getPropertyValue('--ratio') == 2"  # it has its size
 
 
 def pixels(page: Any, selector: str) -> list[float]:
@@ -173,7 +174,7 @@ def test_boxes_are_drawn_and_pointed_at(bot: FakeBot, page: Any):
     view = page.locator(".mc-large .mc-boxed")
     view.locator(".mc-where").nth(2).wait_for()
     page.wait_for_function("() => document.querySelector('.mc-large img').complete")
-    page.wait_for_function("() => document.querySelector('.mc-large .mc-boxed')?.style.getPropertyValue('--ratio') == 2")
+    page.wait_for_function(WIDE)
     box = view.bounding_box()
     at = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])  # noqa: E731
     page.mouse.move(*at(0.7, 0.8))
@@ -190,7 +191,7 @@ def test_boxes_are_drawn_and_pointed_at(bot: FakeBot, page: Any):
 
     page.fill(BOX, "Is it red?")
     page.locator("#mc-chat .mc-picture").first.click()
-    page.wait_for_function("() => document.querySelector('.mc-large .mc-boxed')?.style.getPropertyValue('--ratio') == 2")
+    page.wait_for_function(WIDE)
     page.mouse.click(*at(0.02, 0.5))
     page.wait_for_function("() => !document.querySelector('dialog')")
     assert page.input_value(BOX) == "Is it red? {<0><42><10><58>}"
