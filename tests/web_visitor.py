@@ -27,7 +27,8 @@ class Visitor:
     """One open page. `Visitor(url, like=other)` is another page of the same browser."""
 
     def __init__(self, url: str, like: Visitor | None = None) -> None:
-        self.http = httpx.Client(base_url=url, timeout=60, trust_env=False, cookies=like.http.cookies if like else None)
+        cookies = like.http.cookies if like else None
+        self.http: httpx.Client = httpx.Client(base_url=url, timeout=60, trust_env=False, cookies=cookies)
         self.http.get("/")
         self.session = secrets.token_hex(6)
         self.talk: dict[str, Any] | None = None  # the conversation as the page has it; None: the server's own goes on
