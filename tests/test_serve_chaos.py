@@ -78,7 +78,7 @@ def nothing_left(bot: MiniChat, app: FastAPI, url: str) -> Iterator[None]:
     def held() -> dict[str, int]:
         assert until(lambda: not any(busy().values())), busy()
         bot.engine.kept.clear()
-        completions._preparer.features._kept.clear()
+        completions._preparer.bot.features._kept.clear()
         return {"tensors": tensor_bytes(), "files": process.num_fds(), "threads": threading.active_count()}
 
     async def warm(raw: Raw) -> None:  # all threads that read bodies, and the engine
