@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
+
+from benchmarks.screenshot import DESKTOP, PHONE, find_browser, open_page
+from minichat.web import Running
+from tests.fake_bot import FakeBot
+
+SIZES = {"desktop": DESKTOP, "phone": PHONE}
+NO_BROWSER = "no Chromium is installed (Debian: apt-get install chromium)"
+
+
+def in_a_browser(timeout: int = 1200) -> list[pytest.MarkDecorator]:
+    """The marks of a file of such tests; `timeout` in seconds."""
+    skipped = pytest.mark.skipif(find_browser() is None, reason=NO_BROWSER)
+    return [pytest.mark.browser, pytest.mark.timeout(timeout), skipped]
+
+
+@contextlib.contextmanager
+def opened(browser: Any, running: Running, size: str) -> Iterator[Any]:
+    """A page in a context of its own, in which nothing happens that must not."""
+    page = open_page(browser, running.url, SIZES[size])
+    seen = watch(page)
+    yield page
+    assert seen == NOTHING
+    page.context.close()
+
+
+def scripted(running: Running) -> FakeBot:
+    """The bot of a page, with nothing to say yet."""
+    bot: FakeBot = running.page.sessions.new_chat.__self__
+    bot.script.clear()
+    bot.settings.clear()
+    return bot
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before transformers or gradio is imported, and inherited by the programs that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -102,3 +103,12 @@ def remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINICHAT_HOME", str(tmp_path_factory.getbasetemp() / "home"))
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, for the tests of one file."""
+    from benchmarks.screenshot import open_browser
+
+    with open_browser() as opened:
+        yield opened

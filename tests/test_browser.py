@@ -22,20 +22,14 @@ from benchmarks.screenshot import (
     PHONE,
     ask,
     click_example,
-    find_browser,
-    open_browser,
     open_page,
     picture_file,
     replies,
     wait_for_reply,
 )
-from tests.browsing import NOTHING, pictures_shown, until, watch
+from tests.browsing import NOTHING, in_a_browser, pictures_shown, until, watch
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
-]
+pytestmark = in_a_browser()
 
 TINY = Path(minichat.__file__).parent / "assets" / "minichat-tiny" / "config.json"
 HEART = draw(Scene((Thing("heart", "red", "large", 0.5, 0.5, 0.2),), Background("plain", ("white",))), 256)
@@ -78,12 +72,6 @@ def served(bot: Any) -> Iterator[Running]:
     running = launch(build_app(bot))
     yield running
     running.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

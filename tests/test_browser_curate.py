@@ -20,24 +20,15 @@ from tests.fake_bot import FakeBot
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 from benchmarks.screenshot import (
-    DESKTOP,
-    PHONE,
     ask,
-    find_browser,
-    open_browser,
     open_page,
     picture_file,
     wait_for_reply,
 )
-from tests.browsing import NOTHING, until, watch
+from tests.browsing import NOTHING, SIZES, in_a_browser, until, watch
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.timeout(3600),
-    pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
-]
+pytestmark = in_a_browser(timeout=3600)
 
-SIZES = {"desktop": DESKTOP, "phone": PHONE}
 QUESTION = "Which team is this?"
 TEAMS = {"heart": "The hearts.", "star": "The stars.", "ring": "The rings."}
 RIGHT = TEAMS["heart"]
@@ -69,12 +60,6 @@ def write_set(folder: Path, each: int) -> KeptSet:
             said = [Said("user", QUESTION, ("badge",)), Said("assistant", team)]
             kept.keep(said, {"badge": badge(shape, number)})
     return kept
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -20,33 +20,18 @@ from tests.fake_bot import FakeBot
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 from benchmarks.screenshot import (
-    DESKTOP,
-    PHONE,
     ask,
     click_example,
-    find_browser,
-    open_browser,
     open_page,
     picture_file,
     replies,
     wait_for_reply,
 )
-from tests.browsing import NOTHING, pictures_shown, watch
+from tests.browsing import NOTHING, SIZES, in_a_browser, pictures_shown, watch
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
-]
+pytestmark = in_a_browser()
 
 HEART = draw(Scene((Thing("heart", "red", "large", 0.5, 0.5, 0.2),), Background("plain", ("white",))), 256)
-SIZES = {"desktop": DESKTOP, "phone": PHONE}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -14,34 +14,19 @@ from tests.fake_bot import FakeBot
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 from benchmarks.screenshot import (
-    DESKTOP,
-    PHONE,
     ask,
     click_example,
-    find_browser,
-    open_browser,
     open_page,
     picture_file,
     replies,
     wait_for_reply,
 )
-from tests.browsing import NOTHING, pictures_shown, watch
+from tests.browsing import SIZES, in_a_browser, opened, pictures_shown, scripted
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
-]
+pytestmark = in_a_browser()
 
 HEART = draw(Scene((Thing("heart", "red", "large", 0.5, 0.5, 0.2),), Background("plain", ("white",))), 256)
-SIZES = {"desktop": DESKTOP, "phone": PHONE}
 BOX, EDIT = "#mc-box textarea", "#mc-chat .edit-textarea"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +38,13 @@ def served() -> Iterator[Running]:
 
 @pytest.fixture
 def bot(served: Running) -> FakeBot:
-    bot: FakeBot = served.page.sessions.new_chat.__self__
-    bot.script.clear()
-    bot.settings.clear()
-    return bot
+    return scripted(served)
 
 
 @pytest.fixture(params=SIZES)
 def page(request: pytest.FixtureRequest, served: Running, browser: Any) -> Iterator[Any]:
-    page = open_page(browser, served.url, SIZES[request.param])
-    seen = watch(page)
-    yield page
-    assert seen == NOTHING
-    page.context.close()
+    with opened(browser, served, request.param) as page:
+        yield page
 
 
 def press(page: Any, name: str) -> None:

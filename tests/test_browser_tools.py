@@ -17,32 +17,17 @@ from tests.fake_bot import FakeBot
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 from benchmarks.screenshot import (
-    DESKTOP,
-    PHONE,
     ask,
-    find_browser,
-    open_browser,
     open_page,
     picture_file,
     replies,
     wait_for_reply,
 )
-from tests.browsing import NOTHING, until, watch
+from tests.browsing import SIZES, in_a_browser, opened, scripted, until
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.timeout(1200),
-    pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
-]
+pytestmark = in_a_browser()
 
-SIZES = {"desktop": DESKTOP, "phone": PHONE}
 BOX = "#mc-box textarea"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +39,16 @@ def served() -> Iterator[Running]:
 
 @pytest.fixture
 def bot(served: Running) -> FakeBot:
-    bot: FakeBot = served.page.sessions.new_chat.__self__
-    bot.script.clear()
-    bot.settings.clear()
+    bot = scripted(served)
     bot.pause = 0.02
     return bot
 
 
 @pytest.fixture(params=SIZES)
 def page(request: pytest.FixtureRequest, served: Running, browser: Any) -> Iterator[Any]:
-    page = open_page(browser, served.url, SIZES[request.param])
-    seen = watch(page)
-    yield page
-    assert seen == NOTHING
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    page.context.close()
+    with opened(browser, served, request.param) as page:
+        yield page
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def coloured(width: int) -> Image.Image:

@@ -249,6 +249,13 @@ def test_a_picture_s_address_may_be_of_a_file(key: str, tmp_path: Path) -> None:
         assert [picture.source for picture in example.pictures] == [tmp_path / "a b.jpg"]
 
 
+@pytest.mark.parametrize("questions", [[], ["What is it?"]])
+def test_a_record_that_holds_questions_is_no_document(questions: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(2 * (json.dumps({"image": "a.png", "caption": "A dog.", "questions": questions}) + "\n"))
+    assert form_of(file, "x.jsonl") == "pairs"
+
+
 _QUESTION = {"question_id": 7, "image_id": 42, "question": "What is it?"}
 _ANSWER = {"question_id": 7, "image_id": 42, "multiple_choice_answer": "dog"}
 

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from minichat.inference.bot import MiniChat
 from minichat.serve import server
 from minichat.serve.app import build_app
+from minichat.serve.completions import _READERS
 from minichat.serve.protocol import Limits
 from tests.serving import PATH, Client, data_url, events, joined, on_a_socket, request, stepwise, until
 from tests.tiny import noise_picture, tensor_bytes, tiny_bot
@@ -81,12 +82,16 @@ def nothing_left(bot: MiniChat, app: FastAPI, url: str) -> Iterator[None]:
         completions._preparer.bot.features._kept.clear()
         return {"tensors": tensor_bytes(), "files": process.num_fds(), "threads": threading.active_count()}
 
-    async def warm(raw: Raw) -> None:  # all threads that read bodies, and the engine
+    async def warm(raw: Raw) -> None:
         for reader, writer in [await raw.send(posted(request(f"Warm {n}?"))) for n in range(8)]:
             await reader.readuntil(b"}}}")
             writer.close()
 
     asyncio.run(warm(Raw(url)))
+    everybody = threading.Barrier(_READERS + 1)  # all threads that read bodies are there, however quick each is
+    for _ in range(_READERS):
+        completions._readers.submit(everybody.wait)
+    everybody.wait(60)
     before = held()
     yield
     after = held()

@@ -384,6 +384,11 @@ def test_a_damaged_adapter_is_named(whole: Path, tmp_path: Path) -> None:
         (["stage=qformer"], "lora is for the stage finetune"),
         (["lora.parts=[]"], r"lora\.parts is \[\]"),
         (["lora.parts=[bridge]", "lora.target_modules=[q_proj]"], "names q_proj, but the Q-Former's linear layers are"),
+        ([EYES[0], "lora.target_modules=[q_proj]"], "names q_proj, but the Q-Former's linear layers are"),
+        (
+            [EYES[0], "lora.target_modules=[q_proj,query,keys]"],
+            "names keys, but the LLM's and the Q-Former's linear layers are",
+        ),
         (["lora.parts=[bridge]", "trainable=[bridge]"], "lora trains beside a frozen bridge"),
         (["lora.parts=[bridge]", "data.feature_cache=kept"], r"data\.feature_cache keeps .* but bridge trains"),
     ],

@@ -82,10 +82,12 @@ class Features:
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._state: Any = None
 
-    def of(self, pictures: Mapping[str, tuple[Image.Image, str]]) -> tuple[dict[str, Tensor], int]:
+    def of(
+        self, pictures: Mapping[str, tuple[Image.Image, str]], *, keep: bool = True
+    ) -> tuple[dict[str, Tensor], int]:
         """Of each picture with its question, by the name of what the LLM is shown of it; and how many were encoded.
 
-        Features (n, D) are as `MiniChat.encode` gives them.
+        Features (n, D) are as `MiniChat.encode` gives them. `keep`: for whoever asks about the same pictures again.
         """
         with self._lock:
             if (state := self._bot.state()) != self._state:  # other weights or preprocessing
@@ -96,7 +98,7 @@ class Features:
             if new:
                 shown, asked = zip(*(pictures[name] for name in new), strict=True)
                 found |= zip(new, self._bot.encode(shown, asked), strict=True)
-            for name, features in found.items():
+            for name, features in found.items() if keep else ():
                 self._kept[name] = features.clone() if name in new else features  # not a view of all
                 self._kept.move_to_end(name)
             while sum(features.nbytes for features in self._kept.values()) > self._limit:
@@ -270,7 +272,7 @@ class MiniChat:
     ) -> Iterator[Request]:
         """What asks for a reply to each conversation. Their pictures are encoded together, equal ones once.
 
-        `keep`: their features stay for a while, for whoever asks about them again.
+        `keep`: as for `Features.of`.
         """
         rendered = [self.captioner.render(c, add_generation_prompt=True) for c in conversations]
         for conversation, prompt, chosen in zip(conversations, rendered, settings, strict=True):
@@ -279,11 +281,7 @@ class MiniChat:
             [(self.seen_as(p, prompt.question), p, prompt.question) for p in prompt.pictures] for prompt in rendered
         ]
         pictures = {name: (picture, question) for row in named for name, picture, question in row}
-        features: dict[str, Tensor] = {}
-        if pictures and keep:
-            features, _ = self.features.of(pictures)
-        elif pictures:
-            features = dict(zip(pictures, self.encode(*zip(*pictures.values(), strict=True)), strict=True))
+        features, _ = self.features.of(pictures, keep=keep)
         for prompt, row, chosen in zip(rendered, named, settings, strict=True):
             names = [name for name, *_ in row]
             seen = torch.stack([features[name] for name in names]) if row else None  # (I, n, D)

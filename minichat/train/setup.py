@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,8 +143,9 @@ def add_lora(
     quiet_bitsandbytes()
     from peft import inject_adapter_in_model
 
-    for number, (part, module) in enumerate(_adapted(model, lora).items()):
-        targets = _targets(module, part, lora)
+    parts = _adapted(model, lora)
+    for number, (part, targets) in enumerate(_targets(parts, lora).items()):
+        module = parts[part]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + number)
             inject_adapter_in_model(_peft_config(lora, targets), module, _ADAPTER)
@@ -175,20 +176,35 @@ def _as_autocast_wants(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
-def _targets(module: Any, part: str, lora: LoraConfig) -> list[str]:
-    """The last parts of the names of the linear layers that are meant. Raises `SettingsError` for one that is not."""
+_OWNERS = {"language_model": "LLM's", "bridge": "Q-Former's"}
+
+
+def _targets(parts: Mapping[str, Any], lora: LoraConfig) -> dict[str, list[str]]:
+    """Part → the last parts of the names of its linear layers that are meant.
+
+    Raises `SettingsError` for a name that is of no part, and for a part of which none is named.
+    """
+    known = {part: _linear_names(module, part) for part, module in parts.items()}
+    wanted, everywhere = set(lora.target_modules), set[str]().union(*known.values())
+    if unknown := wanted - everywhere:
+        raise _no_target(unknown, parts, everywhere)
+    for part, names in known.items():
+        if wanted and not wanted & names:
+            raise _no_target(wanted, [part], names)
+    return {part: sorted(wanted & names or names) for part, names in known.items()}
+
+
+def _linear_names(module: Any, part: str) -> set[str]:
     output = module.get_output_embeddings() if part == "language_model" else None
-    linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}  # also in 4 bits
-    known = {name.rsplit(".", 1)[-1] for name, layer in linear.items() if layer is not output}
-    unknown = set(lora.target_modules) - known
-    if len(lora.parts) > 1:  # a name may be of one of them alone
-        unknown = set() if known & set(lora.target_modules) or not lora.target_modules else unknown
-    if unknown:
-        what = "LLM" if part == "language_model" else "Q-Former"
-        raise SettingsError(
-            f"lora.target_modules names {some(unknown)}, but the {what}'s linear layers are {', '.join(sorted(known))}."
-        )
-    return sorted(known & set(lora.target_modules) or known)
+    layers = module.named_modules()
+    return {n.rsplit(".", 1)[-1] for n, layer in layers if isinstance(layer, nn.Linear) and layer is not output}
+
+
+def _no_target(names: Collection[str], parts: Iterable[str], known: Collection[str]) -> SettingsError:
+    whose = " and the ".join(_OWNERS[part] for part in parts)
+    return SettingsError(
+        f"lora.target_modules names {some(names)}, but the {whose} linear layers are {', '.join(sorted(known))}."
+    )
 
 
 def _peft_config(lora: LoraConfig, targets: list[str]) -> Any:

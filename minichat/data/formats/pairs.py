@@ -247,8 +247,9 @@ def is_vqa(value: Any) -> bool:
     """Whether a file's content is VQAv2's, of questions or of answers."""
     if not isinstance(value, dict) or is_document(value):
         return False
-    if isinstance(value.get(QUESTIONS), list):
-        return True
+    questions = value.get(QUESTIONS)
+    if isinstance(questions, list):
+        return "data_subtype" in value or (bool(questions) and isinstance(questions[0], dict))  # or a record's own
     notes = value.get(NOTES)
     return isinstance(notes, list) and bool(notes) and _key(notes[0], "question_id") is not None
 
