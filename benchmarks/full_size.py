@@ -44,8 +44,8 @@ class Seconds:
 class Ours:
     """MiniChat, through its public functions."""
 
-    def __init__(self, folder: Path, dtype: str, quantize: str | None = None) -> None:
-        self.bot: MiniChat = minichat.load(folder, device="cpu", dtype=dtype, quantize=quantize)
+    def __init__(self, folder: Path, dtype: str, quantize: str | None = None, device: str = "cpu") -> None:
+        self.bot: MiniChat = minichat.load(folder, device=device, dtype=dtype, quantize=quantize)
 
     def encode(self) -> None:
         self.bot.encode([PICTURE])
@@ -57,13 +57,17 @@ class Ours:
 
 
 class Theirs:
-    """transformers, with the ids and pixels that MiniChat gives its own network."""
+    """transformers, with the ids and pixels that MiniChat gives its own network; a picture's place has its own id."""
 
     def __init__(self, folder: Path, dtype: str) -> None:
         from transformers import Blip2ForConditionalGeneration
 
         self.model: Any = Blip2ForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         self.batch: dict[str, Tensor] = {}
+
+    def give(self, batch: dict[str, Tensor], slot: int) -> None:
+        ids = batch["input_ids"]
+        self.batch = {**batch, "input_ids": ids.masked_fill(ids == slot, self.model.config.image_token_id)}
 
     def encode(self) -> None:
         with torch.inference_mode():
@@ -84,20 +88,20 @@ def measure(makers: dict[str, Callable[[], Any]], tokens: int, repeats: int) -> 
     programs: Programs = {}
     loading = {name: [0.0] for name in makers}
     for name, make in makers.items():
-        loading[name] = [_seconds(make) for _ in range(0 if "bit" in name else repeats - 1)]
+        loading[name] = [seconds_of(make) for _ in range(0 if "bit" in name else repeats - 1)]
         start = time.perf_counter()
         programs[name] = make()
         loading[name].append(time.perf_counter() - start)
     batch = prompt(programs["MiniChat"].bot)
     for program in programs.values():
         if isinstance(program, Theirs):
-            program.batch = batch
+            program.give(batch, programs["MiniChat"].bot.processor.image_token_id)
         program.write(2)  # what is made once, such as packed weights
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in programs}
     for _ in range(repeats):
         for name, program in programs.items():
             steps = (program.encode, lambda p=program: p.write(1), lambda p=program: p.write(tokens))
-            times[name].append((_seconds(steps[0]), _seconds(steps[1]), _seconds(steps[2])))
+            times[name].append((seconds_of(steps[0]), seconds_of(steps[1]), seconds_of(steps[2])))
     found: dict[str, Seconds] = {}
     for name in programs:
         encode, first, whole = (min(column) for column in zip(*times[name], strict=True))
@@ -111,10 +115,10 @@ def prompt(bot: MiniChat) -> dict[str, Tensor]:
     return dict(bot.processor.batch([rendered]))
 
 
-def bandwidth() -> float:
-    """Bytes a second at which the processor's threads together read memory: the sum of a gigabyte, the best of ten."""
-    memory = torch.ones(2**28)
-    return memory.nbytes / min(_seconds(memory.sum) for _ in range(10))
+def bandwidth(device: str = "cpu") -> float:
+    """Bytes a second at which a device reads its memory (all threads together): a gigabyte's sum, the best of ten."""
+    memory = torch.ones(2**28, device=device)
+    return memory.nbytes / min(seconds_of(lambda: memory.sum().item()) for _ in range(10))
 
 
 def read_for_a_token(bot: MiniChat) -> int:
@@ -127,16 +131,15 @@ def read_for_a_token(bot: MiniChat) -> int:
 def difference(ours: Ours, theirs: Theirs) -> float:
     """‖ours − theirs‖ / ‖theirs‖ of the logits that follow the prompt, in the columns of the vocabulary."""
     with torch.inference_mode():
-        pixels = theirs.batch["pixel_values"].to(theirs.model.dtype)
         found, wanted = (
-            model(**{**theirs.batch, "pixel_values": pixels}).logits[0, -1].float()
-            for model in (ours.bot.model, theirs.model)
+            model(**{**batch, "pixel_values": batch["pixel_values"].to(model.dtype)}).logits[0, -1].float()
+            for model, batch in ((ours.bot.model, prompt(ours.bot)), (theirs.model, theirs.batch))
         )
     wanted = wanted[: found.shape[0]]
     return float((found - wanted).norm() / wanted.norm())
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def seconds_of(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -15,9 +15,13 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.random_model import SIZES, write_random_model
 from minichat.device.memory import MIB, estimate
+
+if TYPE_CHECKING:
+    from minichat.inference.bot import MiniChat
 
 FORMS = (("float32", None), ("bfloat16", None), ("bfloat16", "8bit"), ("bfloat16", "4bit"))
 REPLY = 16  # tokens
@@ -55,13 +59,20 @@ def measure(folder: Path, dtype: str, quantize: str | None, context: int) -> Mea
 
 
 def reply(folder: str, dtype: str, quantize: str | None, context: int) -> None:
-    """What is measured: one picture, one question, one reply, `context` tokens together. Waits to be looked at."""
+    """What is measured: a model is loaded and replies. Waits to be looked at."""
+    import minichat
+
+    fill(minichat.load(folder, device="cpu", dtype=dtype, quantize=quantize), context)
+    print(_REPLIED, flush=True)
+    sys.stdin.readline()
+
+
+def fill(bot: MiniChat, context: int) -> None:
+    """Let it answer one question about one picture, `context` tokens together."""
     from PIL import Image
 
-    import minichat
     from minichat.prompt.conversation import Conversation
 
-    bot = minichat.load(folder, device="cpu", dtype=dtype, quantize=quantize)
     picture = Image.effect_noise((320, 240), 100)
     words = "a"
     prompt = len(bot.processor.render(Conversation().user(words, [picture]), add_generation_prompt=True).ids)
@@ -70,8 +81,6 @@ def reply(folder: str, dtype: str, quantize: str | None, context: int) -> None:
     )
     words += " a" * ((context - REPLY - prompt) * 64 // longer)
     bot.chat(max_new_tokens=REPLY).ask(words, images=[picture])
-    print(_REPLIED, flush=True)
-    sys.stdin.readline()
 
 
 def _status(process: int) -> dict[str, int]:
