@@ -23,7 +23,7 @@ from minichat.inference.generate import generate_rows
 from minichat.inference.kv_cache import shared
 from minichat.inference.looked import Looked, looked
 from minichat.inference.rank import log_probabilities
-from minichat.inference.request import Prompt, Request, StepLock, check_context, prompt_keys
+from minichat.inference.request import Prompt, Request, Sight, StepLock, check_context, prompt_keys
 from minichat.inference.sampling import GenerationSettings, Stops
 from minichat.inference.session import ChatSession, sources
 from minichat.model import MiniChatForConditionalGeneration
@@ -33,7 +33,6 @@ from minichat.prompt.conversation import Conversation
 if TYPE_CHECKING:
     from minichat.prompt.processor import MiniChatProcessor
     from minichat.prompt.render import Rendered
-
 
 _PICTURES_AT_ONCE = 8
 
@@ -119,7 +118,7 @@ class MiniChat:
         self.stops = _stops(model, processor)
         #: None where it was not loaded from a folder, or without what an adapter adds.
         self.adapters: Adapters | None = None
-        self.engine = Engine(model, step_lock=self.step_lock, state=lambda: _state(model, processor))
+        self.engine = Engine(model, step_lock=self.step_lock, state=lambda: _state(model, processor), see=self.see)
 
     def __repr__(self) -> str:
         return f"MiniChat({self.name!r}, device={str(self.device)!r})"
@@ -374,7 +373,7 @@ class MiniChat:
 
     def encode_patches(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Pictures → patches (I, 1 + P, W), all at once."""
-        pixels = self.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]  # (I, 3, S, S)
+        pixels = self._pixels(pictures)
         with self.step_lock, torch.inference_mode():
             return self.model.encode_patches(pixels.to(self.model.device))
 
@@ -383,6 +382,27 @@ class MiniChat:
         words = words_of(self.processor.words(list(questions or [""] * len(patches))), patches.device)
         with self.step_lock, torch.inference_mode():
             return self.model.read_patches(patches, words)
+
+    def sight(self, picture: Image.Image, question: str) -> Sight:
+        """A picture as the encoder takes it, still to be encoded (`see`)."""
+        return Sight(question, self._pixels([picture])[0])
+
+    def see(self, sights: Sequence[Sight]) -> None:
+        """Encode these pictures, each still to be encoded, all at once. Only who holds the step lock may call it."""
+        with torch.inference_mode():
+            fresh = [sight for sight in sights if sight.patches is None]
+            pixels = [sight.pixels for sight in fresh if sight.pixels is not None]
+            made = iter(self.model.encode_patches(torch.stack(pixels).to(self.model.device)) if pixels else ())
+            patches = torch.stack([next(made) if sight.patches is None else sight.patches for sight in sights])
+            words = words_of(self.processor.words([sight.question for sight in sights]), patches.device)
+            for sight, own, features in zip(sights, patches, self.model.read_patches(patches, words), strict=True):
+                # Copies: a view would keep the whole batch.
+                sight.features, sight.pixels = features.clone(), None
+                sight.patches = own.clone() if self.processor.instructed else None
+
+    def _pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        pixels: Tensor = self.processor.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
+        return pixels  # (I, 3, S, S)
 
     def seen_as(self, picture: Image.Image, question: str) -> str:
         """The name of what the LLM is shown of a picture: of an instructed Q-Former, another for each question."""

@@ -1,5 +1,8 @@
 """Many replies at once: each step reads something of new prompts, or writes one token of every reply, or both.
 
+New pictures that wait are encoded together before a step, as many as fit into one batch. Whose they are has first words
+before the next batch's turn comes.
+
 Whoever waits for a reply does the work: under the step lock one of the callers does a step for all of them, and the
 others find their tokens when it is their turn. So there is no thread to start or to end, one caller alone is as
 lazy as the iterator that it reads, and nothing runs when nobody waits.
@@ -22,7 +25,7 @@ from minichat.device.memory import free_memory, out_of_memory
 from minichat.device.placement import entry_device, look
 from minichat.errors import PromptError
 from minichat.inference.kv_cache import KeyValuePool, PrefixTree, States, one_query, one_row, poolable, shared
-from minichat.inference.request import Request, Scores, StepLock, beginning, unsaid
+from minichat.inference.request import Request, Scores, Sight, StepLock, beginning, unsaid
 from minichat.inference.sampling import Sampler, noise_generator
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROWS = 32  # replies that are written at once; others wait
+PICTURES = 4  # new ones that are encoded at once: with more each is hardly cheaper, and the first have to wait
 CHUNK = 512  # tokens of prompts that are read between two steps of writing
 _SHARE = 0.1  # of the device's memory that is free: for what is kept of conversations and prompts
 _MOST_KEPT = 4 * 1024**3  # bytes
@@ -70,6 +74,7 @@ class Engine:
         chunk: int = CHUNK,
         kept_bytes: int | None = None,
         state: Callable[[], Any] = lambda: None,
+        see: Callable[[Sequence[Sight]], None] | None = None,
     ) -> None:
         """Make an engine for `model`.
 
@@ -79,6 +84,7 @@ class Engine:
             chunk: the most tokens of prompts that are read in a step, so that a long prompt stalls nobody.
             kept_bytes: the most that is kept of what was read; None: a tenth of what is free on the device.
             state: changes when a weight does. What was read before is then forgotten.
+            see: encodes pictures, all at once; whoever calls it holds the step lock. None: prompts bring features.
         """
         self.model = model
         self.step_lock = step_lock or StepLock()
@@ -98,6 +104,7 @@ class Engine:
         self._owing = False  # the step before has read only
         self._sampler: tuple[list[Request], Sampler] | None = None
         self._state_of, self._state = state, None
+        self._see = see
 
     # --- for those who ask
 
@@ -158,7 +165,7 @@ class Engine:
             raise PromptError(f"This model's replies cannot be written together: {self.alone}.")
         n = self.model.config.num_image_tokens
         slots = request.prompt.ids.count(self.model.config.image_token_index)
-        pictures = 0 if request.prompt.features is None else len(request.prompt.features)
+        pictures = request.prompt.pictures
         if slots != n * pictures:
             raise PromptError(f"There are {slots} image slots and {pictures} pictures, which need {n * pictures}.")
         self._all.append(request)
@@ -241,18 +248,47 @@ class Engine:
             self._sampler = None
 
     def _admit(self) -> None:
-        """Give rows to those who have waited longest."""
+        """Give rows to those who have waited longest.
+
+        Of those with new pictures to one batch, when this step will read it and no other prompt is being read: so whose
+        pictures were encoded first has first words before the next are encoded.
+        """
+        may_look = not self._reading and not (self._owing and self._running)
         for request in [each for each in self._all if each.row < 0]:
             if len(self._running) + len(self._reading) >= self.rows:
                 return
-            if self._reads_for(request):
+            if self._reads_for(request) or (request.prompt.new and not may_look):
                 continue
             try:
+                if request.prompt.new:
+                    may_look = False
+                    self._look_for(request)
                 self._place(request)
             except Exception as error:
                 if out_of_memory(error) and (self._running or self._reading):
                     return  # it waits until another row is given back
                 self._fail(request, error)
+
+    def _look_for(self, request: Request) -> None:
+        """Encode this request's new pictures, and with them those of others that wait, in one batch.
+
+        Where that fails, its own alone: one that cannot be encoded ends its own request.
+        """
+        if self._see is None:
+            raise PromptError("This engine encodes no pictures: ask with their features.")
+        own = batch = request.prompt.new
+        for other in self._all:
+            more = [sight for sight in other.prompt.new if sight not in batch] if other.row < 0 else []
+            if len(batch) + len(more) <= PICTURES:
+                batch = batch + more
+        if len(batch) > len(own):
+            try:
+                self._see(batch)
+                return
+            except Exception as error:
+                log.info("Pictures are encoded one request at a time: %s.", error)
+        for start in range(0, len(own), PICTURES):
+            self._see(own[start : start + PICTURES])
 
     def _reads_for(self, request: Request) -> bool:
         """Whether another row is reading what this one begins with, too, and will have read it soon."""
@@ -271,12 +307,8 @@ class Engine:
         known = min(self.kept.longest(keys), len(keys) - 1)
         slots = ids[:known].count(config.image_token_index)
         known -= slots % config.num_image_tokens  # a picture is known as a whole or not at all
-        features = prompt.features
-        if features is not None:
-            features = features[slots // config.num_image_tokens :]
-            features = features if len(features) else None
         unread = torch.tensor([ids[known:]], device=entry_device(self.model))
-        request.unread = self.model.splice(unread, features)  # (1, T, H)
+        request.unread = self.model.splice(unread, prompt.seen(slots // config.num_image_tokens))  # (1, T, H)
         row = len(self._running) + len(self._reading)
         self._pool.reserve(row + 1, len(keys) + 1)
         start = 0

@@ -142,14 +142,12 @@ def _read_prompt(model: MiniChatForConditionalGeneration, prompt: Prompt, cache:
     """Read what is new in the prompt; returns the logits (1, V) of the reply's first id."""
     if model.config.is_encoder_decoder:
         ids = torch.tensor([prompt.ids], device=_device(model))  # (1, T)
-        return cache.encode(model, model.embed(ids, image_features=prompt.features))
+        return cache.encode(model, model.embed(ids, image_features=prompt.seen()))
     known = cache.keep(prompt.keys)
     slots = prompt.ids[:known].count(model.config.image_token_index)
-    features = prompt.features
-    if features is not None:
-        features = features[slots // model.config.num_image_tokens :]  # the pictures that are not known yet
+    features = prompt.seen(slots // model.config.num_image_tokens)  # of the pictures that are not known yet
     ids = torch.tensor([prompt.ids[known:]], device=_device(model))  # (1, T)
-    embeds = model.embed(ids, image_features=features if features is not None and len(features) else None)  # (1, T, H)
+    embeds = model.embed(ids, image_features=features)  # (1, T, H)
     return cache.read(model, embeds, prompt.keys[known:])
 
 

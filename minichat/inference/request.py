@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 # --- What a reply is asked for with.
 
 
+@dataclass(eq=False)
+class Sight:
+    """A picture that a model is shown: its pixels, until somebody encodes them, and then its features."""
+
+    question: str  # with which it is read; empty where features do not depend on it
+    pixels: Tensor | None = None  # (3, S, S)
+    patches: Tensor | None = None  # (1 + P, W), where another question makes other features of them
+    features: Tensor | None = None  # (n, D)
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A rendered conversation, ready to be read."""
@@ -34,6 +44,25 @@ class Prompt:
     ids: list[int]  # T ids, a slot for each image token
     keys: list[int | str]  # T keys: a token's id, or the identity of its picture
     features: Tensor | None  # (I, n, D), the pictures in slot order
+    sights: Sequence[Sight] = ()  # in place of features: the engine encodes those that nobody has yet
+
+    @property
+    def pictures(self) -> int:
+        """How many there are."""
+        return len(self.sights) if self.features is None else len(self.features)
+
+    @property
+    def new(self) -> list[Sight]:
+        """Those that are still to be encoded, each once."""
+        return list(dict.fromkeys(sight for sight in self.sights if sight.features is None))
+
+    def seen(self, first: int = 0) -> Tensor | None:
+        """The features (I, n, D) of the pictures from this one on, all encoded; None where there are none."""
+        if first >= self.pictures:
+            return None
+        if self.features is not None:
+            return self.features[first:]
+        return torch.stack([sight.features for sight in self.sights[first:] if sight.features is not None])
 
 
 def prompt_keys(ids: Sequence[int], identities: Sequence[str], config: MiniChatConfig) -> list[int | str]:

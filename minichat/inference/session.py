@@ -19,10 +19,10 @@ from torch import Tensor
 from minichat.device.memory import out_of_memory
 from minichat.errors import ContextError, PromptError, SettingsError
 from minichat.images import Source, identity
-from minichat.inference.engine import Engine
+from minichat.inference.engine import PICTURES, Engine
 from minichat.inference.generate import generate_rows, stream
 from minichat.inference.kv_cache import KVCache, shared
-from minichat.inference.request import Figures, Prompt, Request, StepLock, check_context, prompt_keys
+from minichat.inference.request import Figures, Prompt, Request, Sight, StepLock, check_context, prompt_keys
 from minichat.inference.sampling import MAX_NEW_TOKENS, GenerationSettings, ReplyText, Stops
 from minichat.prompt.conversation import Conversation, Message, Picture, Text
 
@@ -111,19 +111,17 @@ def _cleaned(reply: Message) -> Message:
 
 
 @dataclass(frozen=True)
-class _Encoded:
-    """A picture that was encoded; it is kept so that its id() stays its own."""
+class _Shown:
+    """A picture that the model is shown; it is kept so that its id() stays its own."""
 
     picture: Image.Image
     identity: str
-    question: str  # with which it was read; empty where features do not depend on it
-    features: Tensor  # (n, D)
-    patches: Tensor | None  # (1 + P, W), of which the next question makes other features
+    sight: Sight
 
     @property
     def name(self) -> str:
         """What the LLM's cache knows the features by."""
-        return f"{self.identity} {self.question}" if self.patches is not None else self.identity
+        return f"{self.identity} {self.sight.question}" if self.sight.question else self.identity
 
 
 class Bot(Protocol):
@@ -144,11 +142,13 @@ class Bot(Protocol):
     @property
     def beginning(self) -> list[int]: ...
 
-    def encode(self, pictures: Sequence[Image.Image]) -> Tensor: ...
-
     def encode_patches(self, pictures: Sequence[Image.Image]) -> Tensor: ...
 
     def read_patches(self, patches: Tensor, questions: Sequence[str]) -> Tensor: ...
+
+    def sight(self, picture: Image.Image, question: str) -> Sight: ...
+
+    def see(self, sights: Sequence[Sight]) -> None: ...
 
     def state(self) -> tuple[Any, ...]: ...
 
@@ -179,7 +179,7 @@ class ChatSession:
         self._kv_cache = KVCache()  # of a model whose replies are written alone; else the engine remembers …
         self._owner = object()  # … under this name
         weakref.finalize(self, bot.engine.forget, self._owner).atexit = False
-        self._encoded: dict[int, _Encoded] = {}  # by id() of the picture, which `_Encoded` keeps alive
+        self._pictures: dict[int, _Shown] = {}  # by id() of the picture, which `_Shown` keeps alive
         self._state: tuple[Any, ...] = ()
         self._forgotten = 0  # turns whose words the model is no longer shown …
         self._forgotten_at = 0  # … since there were so many questions
@@ -379,6 +379,8 @@ class ChatSession:
                 ids = self._ids(conversation, begun)
                 settings = self._longer(conversation, settings, len(ids))
             prompt, forgotten = self._prompt(conversation, settings)
+            if settings.num_beams > 1 or self.bot.engine.alone is not None:
+                self._see(prompt)
             if settings.num_beams > 1:
                 yield from self._search(prompt, settings, reply, cancelled)
             elif self.bot.engine.alone is None:
@@ -448,7 +450,7 @@ class ChatSession:
         bot = self.bot
         ids = torch.tensor([prompt.ids], device=bot.device)  # (1, T)
         with bot.step_lock, torch.inference_mode():
-            embeds = bot.model.embed(ids, image_features=prompt.features)  # (1, T, H)
+            embeds = bot.model.embed(ids, image_features=prompt.seen())  # (1, T, H)
         found = generate_rows(
             bot.model,
             embeds,
@@ -467,7 +469,7 @@ class ChatSession:
         state = self.bot.state()
         if self._state and self._state != state:  # other weights or preprocessing: nothing computed before holds
             self._kv_cache.clear()
-            self._encoded.clear()
+            self._pictures.clear()
         self._state = state
         shown = as_published(conversation) if self.history == "text" else conversation
         questions = sum(message.role == "user" for message in conversation)
@@ -479,36 +481,36 @@ class ChatSession:
             # After an edit further back there may be room again.
             self._forgotten if questions >= self._forgotten_at else 0,
         )
-        encoded = self._encode(rendered.pictures, rendered.question)
-        features = torch.stack([e.features for e in encoded]) if encoded else None  # (I, n, D)
-        keys = prompt_keys(rendered.ids, [e.name for e in encoded], self.bot.model.config)
-        return Prompt(rendered.ids, keys, features), forgotten
+        pictures = self._show(rendered.pictures, rendered.question)
+        keys = prompt_keys(rendered.ids, [one.name for one in pictures], self.bot.model.config)
+        return Prompt(rendered.ids, keys, None, [one.sight for one in pictures]), forgotten
 
-    def _encode(self, pictures: Sequence[Image.Image], question: str) -> list[_Encoded]:
-        """Each picture with its features. Only those that are new are encoded, only those given are kept.
+    def _show(self, pictures: Sequence[Image.Image], question: str) -> list[_Shown]:
+        """Each picture as the model is shown it. Only those that are new are to be encoded, only those given are kept.
 
         An instructed Q-Former reads the patches again for another question; the vision encoder sees a picture once.
         """
-        identities = {id(p): self._encoded[id(p)].identity if id(p) in self._encoded else identity(p) for p in pictures}
-        known = {e.identity: e for e in self._encoded.values()}
-        fresh = {identities[id(p)]: p for p in pictures if identities[id(p)] not in known}
-        named, shown = list(fresh), list(fresh.values())
-        if not self.bot.processor.instructed:
-            if shown:
-                seen = zip(named, shown, self.bot.encode(shown), strict=True)
-                known |= {name: _Encoded(picture, name, "", features, None) for name, picture, features in seen}
-        else:
-            patches = {name: e.patches for name, e in known.items()}
-            if shown:
-                patches |= dict(zip(named, self.bot.encode_patches(shown), strict=True))
-            wanted = {i for i in identities.values() if i not in known or known[i].question != question}
-            for name in wanted:
-                of_one = patches[name]
-                if of_one is not None:
-                    features = self.bot.read_patches(of_one[None], [question])[0]
-                    known[name] = _Encoded(fresh.get(name) or known[name].picture, name, question, features, of_one)
-        self._encoded = {id(p): replace(known[identities[id(p)]], picture=p) for p in pictures}
-        return [self._encoded[id(p)] for p in pictures]
+        asked = question if self.bot.processor.instructed else ""
+        before = {one.identity: one.sight for one in self._pictures.values()}
+        identities = [self._pictures[id(p)].identity if id(p) in self._pictures else identity(p) for p in pictures]
+        sights: dict[str, Sight] = {}
+        for picture, name in zip(pictures, identities, strict=True):
+            if name in sights:
+                continue
+            sight = before.get(name)
+            if sight is not None and sight.question != asked:
+                sight = None if sight.patches is None else Sight(asked, patches=sight.patches)
+            sights[name] = sight or self.bot.sight(picture, asked)
+        shown = [_Shown(p, name, sights[name]) for p, name in zip(pictures, identities, strict=True)]
+        self._pictures = {id(one.picture): one for one in shown}
+        return shown
+
+    def _see(self, prompt: Prompt) -> None:
+        """Encode what is new, where the engine does not."""
+        new = prompt.new
+        with self.bot.step_lock:
+            for start in range(0, len(new), PICTURES):
+                self.bot.see(new[start : start + PICTURES])
 
 
 def sources(images: Any) -> list[Any]:

@@ -362,7 +362,7 @@ class Handlers:
         if known is None:
             return gr.skip()
         talk = Talk.of(session.chat.conversation if asked is None else asked, session.album)
-        held = session.album.by_name() if asked is not None else {}
+        held = session.album.shown() if asked is not None else {}
         new = {name: held[name] for name in talk.pictures if name in held and name not in known.pictures}
         told = talk.as_dict(new)
         if answered:

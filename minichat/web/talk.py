@@ -46,7 +46,7 @@ def data_url(picture: Image.Image, side: int = SHOWN_SIDE) -> str:
     small.thumbnail((side, side))
     file = io.BytesIO()
     if picture.width <= side and picture.height <= side:
-        small.save(file, "PNG")  # small drawings stay sharp
+        small.save(file, "PNG", compress_level=1)  # small drawings stay sharp
     if not 0 < file.tell() <= 64 * 2**10:
         file = io.BytesIO()
         small.save(file, "WEBP", quality=82)
@@ -114,6 +114,13 @@ class Shown:
     name: str
     part: dict[str, Any]
 
+    @property
+    def data(self) -> str:
+        """As a browser keeps it."""
+        if max(self.picture.size) <= SHOWN_SIDE:  # as it is shown
+            return str(self.part["value"]).split('src="', 1)[1].split('"', 1)[0]
+        return data_url(self.picture, KEPT_SIDE)
+
 
 class Album:
     """The pictures of one conversation, each named and made ready for the chat once."""
@@ -135,7 +142,11 @@ class Album:
         return [self.add(picture).part for picture in pictures]
 
     def by_name(self) -> dict[str, Image.Image]:
-        return {shown.name: shown.picture for shown in list(self._shown.values())}  # another thread may add one
+        return {name: shown.picture for name, shown in self.shown().items()}
+
+    def shown(self) -> dict[str, Shown]:
+        """All of them by their names."""
+        return {shown.name: shown for shown in list(self._shown.values())}  # another thread may add one
 
     def keep(self, pictures: Iterable[Image.Image]) -> None:
         """Forget all others."""
@@ -216,12 +227,12 @@ class Talk:
         )
         return Conversation((*system, *turns))
 
-    def as_dict(self, new: Mapping[str, Image.Image]) -> dict[str, Any]:
+    def as_dict(self, new: Mapping[str, Shown]) -> dict[str, Any]:
         """As JSON, with the data of pictures that are `new` to the page."""
         return {
             "system": self.system,
             "messages": [{"role": m.role, "text": m.text, "pictures": list(m.pictures)} for m in self.messages],
-            "pictures": {name: data_url(picture, KEPT_SIDE) for name, picture in new.items()},
+            "pictures": {name: shown.data for name, shown in new.items()},
         }
 
 
