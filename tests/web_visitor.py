@@ -115,12 +115,12 @@ class Reply:
         self.toasts = [message["log"] for message in messages if message["msg"] == "log"]
         self.steps = sum(message["msg"] == "process_generating" for message in messages)
         final = next(message for message in messages if message["msg"] == "process_completed")
-        self.chat, self.box, self.talk = final["output"]["data"]
+        self.chat, self.talk = final["output"]["data"]
 
     @property
     def pictures(self) -> dict[str, str]:
         """The data of pictures that came with the conversation."""
-        values = [message["output"]["data"][2] for message in self.messages if message["msg"] == "process_generating"]
+        values = [message["output"]["data"][1] for message in self.messages if message["msg"] == "process_generating"]
         return {k: v for value in values if isinstance(value, dict) for k, v in value.get("pictures", {}).items()}
 
     @property

@@ -228,7 +228,7 @@ def _connect(
     show, put, settle, on, look = (gr.Button(name, visible="hidden", elem_id=f"mc-{name}") for name in hidden)
     shown = [chat, box, talk]
     answer = {
-        "outputs": shown,
+        "outputs": [chat, talk],
         "preprocess": False,
         "show_progress": "hidden",
         "concurrency_id": "answer",

@@ -25,13 +25,13 @@ from minichat.web.talk import Talk, escape, reply_bubble, unescape, user_bubble
 
 log = logging.getLogger(__name__)
 
-Update = tuple[Any, Any, Any]  # for the chat, for the message box, and of the conversation, for the browser to keep
+Update = tuple[Any, Any]  # for the chat, and of the conversation, for the browser to keep
 
 PACE = 0.04  # seconds between two updates of a growing reply: fluent to the eye, and cheap
 AGAIN = 0.7  # the temperature of another reply, where the likeliest words are asked for: those it would repeat
 KEEP = 1.0  # seconds after which a browser keeps what has come of it
 IDLE = {"submit_btn": True, "stop_btn": False}
-BUSY = {"submit_btn": False, "stop_btn": True}
+BUSY = {"submit_btn": False, "stop_btn": True}  # the browser shows this itself: Gradio makes a component anew for that
 THINKING = {
     "role": "assistant",
     "content": [
@@ -127,12 +127,13 @@ class Handlers:
         """Change a question; what followed it goes, and it is answered anew."""
         yield from self._alone(request, self._edit)
 
-    def show(self, request: gr.Request, *_: None) -> Update:
-        """Show the conversation that the page has."""
+    def show(self, request: gr.Request, *_: None) -> tuple[Any, Any, Any]:
+        """Show the conversation that the page has: in the chat, with the message box ready, and to be kept."""
         talk = Talk.read(_sent(request).values[0])
         if talk is None or not talk.messages:  # no chat has to be opened for that
             return [], gr.update(**IDLE), gr.skip()
-        return next(self._alone(request, self._show))
+        shown, told = next(self._alone(request, self._show))
+        return shown, gr.update(**IDLE), told
 
     async def stop(self, request: gr.Request) -> Any:
         """End the reply at its next step; what was said so far stays. What waits for its turn is not answered."""
@@ -142,8 +143,8 @@ class Handlers:
         session = self._sessions.find(key)
         return gr.skip() if session is not None and session.answering.locked() else gr.update(**IDLE)
 
-    async def clear(self, request: gr.Request) -> Update:
-        """Forget the chat, and what waits for its turn, and start anew."""
+    async def clear(self, request: gr.Request) -> tuple[Any, Any, Any]:
+        """Forget the chat, and what waits for its turn, and start anew. Outputs as those of `show`."""
         key = request.session_hash or ""
         self._sessions.stop(key)
         await self._waiting.withdraw(key)
@@ -162,7 +163,7 @@ class Handlers:
             session = self._session(request, restored=talk is not None)
             if not session.answering.acquire(blocking=False):
                 gr.Info("Wait for the reply, or stop it, before you go on.", title=NOTE)
-                yield gr.skip(), gr.skip(), gr.skip()
+                yield gr.skip(), gr.skip()
                 return
             try:
                 self._sessions.renew(session)
@@ -177,7 +178,7 @@ class Handlers:
         except MiniChatError as error:
             _warn(str(error))
             shown = gr.skip() if session is None or not len(session.chat.conversation) else self._shown(session)
-            yield shown, gr.update(**IDLE), gr.skip()
+            yield shown, gr.skip()
 
     def _session(self, request: gr.Request, restored: bool) -> Session:
         visitor, address = request.cookies.get(COOKIE, ""), address_of(request.client)
@@ -215,7 +216,7 @@ class Handlers:
             raise PromptError(HALF)
         text, pictures = self._read(session, box)
         if not text:
-            return gr.skip(), gr.update(**IDLE), gr.skip()
+            return gr.skip(), gr.skip()
         return (yield from self._answer(session, sent, text, pictures, uploads=box["files"]))
 
     def _read(self, session: Session, box: dict[str, Any]) -> tuple[str, list[Image.Image]]:
@@ -244,7 +245,7 @@ class Handlers:
     def _retry(self, session: Session, sent: Sent) -> Turn:
         asked = [message for message in session.chat.conversation if message.role == "user"]
         if not asked:
-            return self._shown(session), gr.update(**IDLE), gr.skip()
+            return self._shown(session), gr.skip()
         return (yield from self._answer(session, sent, asked[-1].text, list(asked[-1].pictures), drop=1, again=True))
 
     def _seen(self, session: Session, conversation: Conversation) -> dict[str, Any]:
@@ -266,7 +267,7 @@ class Handlers:
     def _go_on(self, session: Session, sent: Sent) -> Turn:
         turns = session.chat.conversation.turns
         if not turns or turns[-1].role == "user":
-            return self._shown(session), gr.update(**IDLE), gr.skip()
+            return self._shown(session), gr.skip()
         return (yield from self._answer(session, sent, "", [], on=True))
 
     def _edit(self, session: Session, sent: Sent) -> Turn:
@@ -274,7 +275,7 @@ class Handlers:
         index, words = _edit(sent.event)
         turn = _turn(session.chat.conversation, index)
         if not 0 <= turn < len(asked):
-            return self._shown(session), gr.update(**IDLE), gr.skip()
+            return self._shown(session), gr.skip()
         if not words or len(words) > self._limits.characters:
             raise PromptError(f"A message must have 1 to {self._limits.characters} characters.")
         pictures = list(asked[turn].pictures)
@@ -282,7 +283,7 @@ class Handlers:
 
     def _show(self, session: Session, sent: Sent) -> Turn:
         yield from ()
-        return self._shown(session), gr.update(**IDLE), gr.skip()
+        return self._shown(session), gr.skip()
 
     def _answer(
         self,
@@ -316,18 +317,18 @@ class Handlers:
         try:
             session.stopping.clear()
             if self._sessions.stopped_since(session.key, sent.when):  # while this message waited for its turn
-                return self._shown(session), gr.update(**IDLE), gr.skip()
+                return self._shown(session), gr.skip()
             for _ in range(drop):
                 chat.undo()
             start = chat.conversation
             shown = self._shown(session)
             if on:
-                yield shown, gr.update(**BUSY), gr.skip()
+                yield shown, gr.skip()
                 shown.pop()
             else:
                 shown.append(user_bubble(session.album.parts(pictures), text))
                 asked = start.user(text, pictures)
-                yield [*shown, THINKING], gr.update(**BUSY), self._told(session, sent, asked)
+                yield [*shown, THINKING], self._told(session, sent, asked)
             pictured = bool(pictures or start.pictures)
             try:
                 if on:
@@ -337,7 +338,7 @@ class Handlers:
                 with contextlib.closing(_growing(stream, self._sessions.answering)) as growing:
                     for reply, settled in growing:
                         kept = {"reply": reply} if settled and sent.values[0] is not None else gr.skip()
-                        yield [*shown, reply_bubble(numbered(reply) if pictured else reply)], gr.skip(), kept
+                        yield [*shown, reply_bubble(numbered(reply) if pictured else reply)], kept
             except MiniChatError as error:
                 failure = str(error)
             except Exception as error:
@@ -354,7 +355,7 @@ class Handlers:
             _warn(failure)
         for path in uploads if answered else ():
             self._uploads.release(path, session.visitor)
-        return self._shown(session), gr.update(**IDLE), self._told(session, sent, answered=answered)
+        return self._shown(session), self._told(session, sent, answered=answered)
 
     def _told(self, session: Session, sent: Sent, asked: Conversation | None = None, answered: bool = False) -> Any:
         """The conversation for a browser to keep: what it is, or as a question is `asked`, with its new pictures."""
