@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from minichat.inference.bot import Features, MiniChat
 from minichat.inference.engine import Engine, why_alone
 from minichat.inference.generate import logits_processors, stream
 from minichat.inference.kv_cache import KeyValuePool, KVCache, PrefixTree, shared
-from minichat.inference.request import Prompt, Request
+from minichat.inference.request import Prompt, Request, Sight
 from minichat.inference.sampling import GenerationSettings, ReplyText, Sampler, Stops, noise_generator
 from minichat.prompt.conversation import Conversation
 from tests.interrupted import interrupted_at
@@ -746,3 +746,90 @@ def test_no_more_features_are_kept_than_fit(bot: MiniChat) -> None:
     again, new = features.of(dict(names[1:]))  # 0 is forgotten
     assert new == 1 and torch.equal(again["1"], found["1"])
     assert features.of(dict(names[:1]))[1] == 1
+
+
+# --- new pictures
+
+
+def asking(bot: MiniChat, number: int, **changes: Any) -> Request:
+    """A question about a picture that nobody has encoded yet."""
+    known = prompt_of(bot, ("What is it?", number))
+    prompt = Prompt(known.ids, known.keys, None, [bot.sight(noise_picture(number), "")])
+    return request_of(bot, prompt, **changes)
+
+
+def watched(bot: MiniChat, bad: Sequence[Request] = ()) -> tuple[Engine, list[int]]:
+    """An engine, and how many pictures it encoded each time; those of `bad` requests cannot be."""
+    counts: list[int] = []
+    broken = [sight for request in bad for sight in request.prompt.sights]
+
+    def see(sights: Sequence[Sight]) -> None:
+        if any(sight in broken for sight in sights):
+            raise RuntimeError("boom")
+        counts.append(len(sights))
+        bot.see(sights)
+
+    return Engine(bot.model, kept_bytes=0, see=see), counts
+
+
+def test_new_pictures_that_wait_are_encoded_together(bot: MiniChat) -> None:
+    engine, counts = watched(bot)
+    requests = [asking(bot, number) for number in range(1, 7)]
+    list(engine.run(requests))
+    assert counts == [4, 2]
+    for number, request in enumerate(requests, start=1):
+        prompt = prompt_of(bot, ("What is it?", number))
+        features = request.prompt.seen()
+        assert features is not None and prompt.features is not None
+        assert torch.allclose(features, prompt.features, atol=1e-5)
+        same_unless_near(bot, prompt, request.ids, alone(bot, prompt))
+        assert request.prompt.sights[0].pixels is None  # which nobody needs any more
+    idle(engine)
+
+
+def test_who_is_seen_first_has_words_before_the_next_are_encoded(bot: MiniChat) -> None:
+    engine, counts = watched(bot)
+    requests = [asking(bot, number) for number in range(1, 7)]
+    for request in requests:
+        engine.submit(request)
+    engine.step()
+    assert [len(request.ids) for request in requests] == [1, 1, 1, 1, 0, 0] and counts == [4]
+    engine.step()  # they go on
+    assert [len(request.ids) for request in requests] == [2, 2, 2, 2, 0, 0] and counts == [4]
+    engine.step()
+    assert [len(request.ids) for request in requests] == [2, 2, 2, 2, 1, 1] and counts == [4, 2]
+
+
+def test_a_picture_that_cannot_be_encoded_ends_its_own_reply_alone(bot: MiniChat) -> None:
+    requests = [asking(bot, number) for number in (1, 2, 3)]
+    engine, _ = watched(bot, bad=requests[1:2])
+    assert [str(request.error) for request in engine.run(requests)] == ["None", "boom", "None"]
+    for number in (1, 3):
+        prompt = prompt_of(bot, ("What is it?", number))
+        same_unless_near(bot, prompt, requests[number - 1].ids, alone(bot, prompt))
+    idle(engine)
+
+
+def test_a_picture_that_nobody_wants_any_more_is_not_encoded(bot: MiniChat) -> None:
+    engine, counts = watched(bot)
+    requests = [asking(bot, number) for number in (1, 2)]
+    for request in requests:
+        engine.submit(request)
+    requests[0].close()
+    while not requests[1].over:
+        engine.step()
+    assert counts == [1] and requests[0].prompt.new
+    idle(engine)
+
+
+def test_a_picture_shown_twice_is_encoded_once(bot: MiniChat) -> None:
+    engine, counts = watched(bot)
+    first = asking(bot, 1)
+    list(engine.run([first, request_of(bot, first.prompt)]))
+    assert counts == [1]
+
+
+def test_pictures_without_an_encoder_are_refused(bot: MiniChat) -> None:
+    request = asking(bot, 1)
+    list(Engine(bot.model).run([request]))
+    assert isinstance(request.error, PromptError)

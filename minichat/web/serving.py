@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from minichat.web.guard import Guard
 from minichat.web.talk import data_url
 
 PORT = 7860
+SWITCH = 0.0005  # seconds; the model's thread waits for the server's as long at each operation where both have work
 SWEEP = 5.0  # seconds between two looks for chats and uploads whose time is over
 
 
@@ -86,6 +88,7 @@ def mount(page: Page, app: FastAPI) -> Running:
 
 
 def _running(page: Page, url: str) -> Running:
+    sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
     # Gradio keeps every session's copy of the page's values, the chat among them, long after it was closed.
     kept: dict[str, Any] = page.app.state_holder.session_data
     page.sessions.on_close.append(lambda key: kept.pop(key, None))
