@@ -124,32 +124,21 @@ $(ROAD)/0a_vision/config.json: | $(INSTALLED)
 $(ROAD)/0b_language/config.json: | $(INSTALLED)
 	$(TRAIN) $(STAGES)/0b_language.yaml out=$(@D) $(call smoke,20)
 
-$(ROAD)/0c_language/config.json: $(ROAD)/0b_language/config.json
-	$(TRAIN) $(STAGES)/0c_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0b_language
-
-$(ROAD)/0d_language/config.json: $(ROAD)/0c_language/config.json
-	$(TRAIN) $(STAGES)/0d_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0c_language
-
-$(ROAD)/0e_language/config.json: $(ROAD)/0d_language/config.json
-	$(TRAIN) $(STAGES)/0e_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0d_language
-
-$(ROAD)/0f_language/config.json: $(ROAD)/0e_language/config.json
-	$(TRAIN) $(STAGES)/0f_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0e_language
-
-$(ROAD)/0g_language/config.json: $(ROAD)/0f_language/config.json
-	$(TRAIN) $(STAGES)/0g_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0f_language
-
-$(ROAD)/0h_language/config.json: $(ROAD)/0g_language/config.json
-	$(TRAIN) $(STAGES)/0h_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0g_language
-
-$(ROAD)/0i_language/config.json: $(ROAD)/0h_language/config.json
-	$(TRAIN) $(STAGES)/0i_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0h_language
-
-$(ROAD)/0j_language/config.json: $(ROAD)/0i_language/config.json
-	$(TRAIN) $(STAGES)/0j_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0i_language
-
-$(ROAD)/0k_language/config.json: $(ROAD)/0j_language/config.json
-	$(TRAIN) $(STAGES)/0k_language.yaml out=$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/0j_language
+# A language run, and the one that it goes on from.
+define goes_on
+$(ROAD)/$(1)_language/config.json: $(ROAD)/$(2)_language/config.json
+	$(TRAIN) $(STAGES)/$(1)_language.yaml out=$$(@D) $(call smoke,10) language.initialize_from=$(ROAD)/$(2)_language
+endef
+$(eval $(call goes_on,0c,0b))
+$(eval $(call goes_on,0d,0c))
+$(eval $(call goes_on,0e,0d))
+$(eval $(call goes_on,0f,0e))
+$(eval $(call goes_on,0g,0f))
+$(eval $(call goes_on,0h,0g))
+$(eval $(call goes_on,0i,0h))
+$(eval $(call goes_on,0j,0i))
+$(eval $(call goes_on,0k,0j))
+$(eval $(call goes_on,0l,0k))
 
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)
@@ -164,8 +153,8 @@ $(ROAD)/1b_search/config.json: $(ROAD)/1_qformer/config.json
 $(ROAD)/stage1/config.json: $(ROAD)/1b_search/config.json
 	$(BIN)/minichat export $(ROAD)/1b_search --format minichat --dtype bfloat16 --out $(@D)
 
-$(ROAD)/2_begin/config.json: $(ROAD)/0k_language/config.json $(ROAD)/1_qformer/config.json
-	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0k_language --template minigpt-v2 --merge --out $(@D)
+$(ROAD)/2_begin/config.json: $(ROAD)/0l_language/config.json $(ROAD)/1_qformer/config.json
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0l_language --template minigpt-v2 --merge --out $(@D)
 
 $(ROAD)/2a_word_alignment/config.json: $(ROAD)/2_begin/config.json
 	$(TRAIN) $(STAGES)/2a_word_alignment.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from minichat.data.example import Example, StoredPicture, Turn, Where
@@ -112,6 +112,28 @@ def test_a_language_model_begins_as_the_one_that_it_goes_on_from(
     assert left.keys() == stored.keys()
     assert any(not torch.equal(left[name], stored[name]) for name in left)
     assert (tmp_path / "on" / MODEL_FILE).read_bytes() == (spoken / MODEL_FILE).read_bytes()
+
+
+def test_pieces_that_nothing_used_are_told_apart_before_it_goes_on(spoken: Path, tmp_path: Path) -> None:
+    """Never said, they were pushed until they had one vector; all else stays, and the next start changes nothing."""
+    name, common = "model.embed_tokens.weight", slice(-40, None)
+    stored = load_file(spoken / "model.safetensors")
+    kept = stored[name].clone()
+    stored[name][common] = stored[name][0] * torch.linspace(0.7, 1.3, 40)[:, None]
+    shutil.copytree(spoken, tmp_path / "one")
+    save_file(stored, tmp_path / "one" / "model.safetensors", metadata={"format": "pt"})
+
+    def begun(folder: Path) -> torch.Tensor:
+        stage = Language(config("0b_language", tmp_path, f"language.initialize_from={folder}"), CPU)
+        return stage.model.get_input_embeddings().weight.detach().clone()
+
+    apart = begun(tmp_path / "one")
+    found = torch.nn.functional.normalize(apart[common], dim=1)
+    assert (found @ found.T).triu(1).max() < 0.9
+    assert torch.equal(apart[1:-40], kept[1:-40].float())
+    stored[name] = apart
+    save_file(stored, tmp_path / "one" / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(begun(tmp_path / "one"), apart)
 
 
 @pytest.mark.parametrize("lacking", [MODEL_FILE, "training.json", "model.safetensors"])

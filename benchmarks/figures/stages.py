@@ -28,6 +28,7 @@ _ASKS = {
     "0i": "How many others are like it?",
     "0j": "What do people say?",
     "0k": "And templates, too?",
+    "0l": "And words in other letters?",
     "1": "What do words say of what is seen?",
     "1b": "Where is what someone looks for?",
     "2a": "What does this LLaMA call it?",
@@ -112,19 +113,23 @@ def draw(road: Path = ROAD) -> Any:
     axes = whole(figure)
     for left, text in ((_NUMBER, "stage, and what it reads"), (_PARTS, "what takes part"), (_LOSS, "loss")):
         say(axes, left, 0.26, text, size=LARGE, color=SOFT)
-    for row, stage in enumerate(every):
-        _row(axes, stage, _HEAD + row * _ROW)
+    for row, (before, stage) in enumerate(zip([None, *every], every, strict=False)):
+        _row(axes, stage, _HEAD + row * _ROW, before is not None and before.parts == stage.parts)
     _legend(axes, _HEAD + _ROW * len(every) + 0.18)
     return figure
 
 
-def _row(axes: Any, stage: Stage, top: float) -> None:
+def _row(axes: Any, stage: Stage, top: float, same: bool) -> None:
+    """One stage; the parts of one that is the `same` as the row above are not drawn again."""
     axes.plot([_NUMBER, WIDTH - _NUMBER], [top, top], color=FROZEN, linewidth=0.8)
     say(axes, _NUMBER, top + 0.17, f"{stage.number}  {stage.name}", size=LARGE, weight="bold")
     say(axes, _NUMBER, top + 0.36, _ASKS.get(stage.number, ""), style="italic")
     reads = "\n".join(textwrap.wrap(stage.reads, 50, max_lines=3, placeholder=" …"))
     say(axes, _NUMBER, top + 0.5, reads, size=SMALL, color=SOFT, va="top", linespacing=1.3)
-    _chain(axes, stage, top + _ROW / 2)
+    if same and stage.aside is None:
+        say(axes, _PARTS, top + _ROW / 2, "the same parts", color=SOFT)
+    else:
+        _chain(axes, stage, top + _ROW / 2)
     say(axes, _LOSS, top + 0.36, stage.loss, linespacing=1.3)
     say(axes, _LOSS, top + 0.7, stage.length, size=SMALL, color=SOFT)
 

@@ -213,14 +213,18 @@ class Language(Stage):
         self.render = Renderer(self._processor, max_length=self.longest)
 
     def _init_model(self, sizes: NewLanguage) -> Any:
-        if sizes.initialize_from is not None:
+        model: Any
+        if sizes.initialize_from is None:
+            model = LlamaForCausalLM._from_config(_llama(sizes, self._tokenizer), attn_implementation="eager")
+            prepare = _spread_places
+        else:
             with quiet():
-                return LlamaForCausalLM.from_pretrained(
+                model = LlamaForCausalLM.from_pretrained(
                     sizes.initialize_from, dtype=torch.float32, attn_implementation="eager", local_files_only=True
                 )
-        model: Any = LlamaForCausalLM._from_config(_llama(sizes, self._tokenizer), attn_implementation="eager")
+            prepare = _part_unused
         with torch.no_grad():
-            _spread_places(model.get_input_embeddings().weight, self._words)
+            prepare(model.get_input_embeddings().weight, self._words)
         return model
 
     def collate(self, rows: Sequence[Row]) -> Batch:
@@ -341,3 +345,21 @@ def _spread_places(weight: Tensor, words: Mapping[str, int]) -> None:
         order = torch.randperm(code.shape[1])
         for level in range(LEVELS):
             weight[words[f"<{axis}{level}>"], : code.shape[1]] = code[level, order]
+
+
+_ALIKE = 0.8  # cosine: of rows that differ at all, few come near
+
+
+def _part_unused(weight: Tensor, words: Mapping[str, int]) -> None:
+    """Give each piece that no text has used yet half a vector of its own; `weight` (V, H) changes in place.
+
+    The softmax pushes all that is never said the same way, until it has one vector, `<unk>`'s: no one could tell two
+    such pieces apart, read or written. The half that they share keeps them unsaid until they are learned.
+    """
+    common = weight[0].clone()
+    alike = torch.cosine_similarity(weight, common[None], dim=1) > _ALIKE
+    alike[list(words.values())] = False
+    if alike.sum() > 1:
+        own = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
+        own *= common.norm() / own.norm(dim=1, keepdim=True)
+        weight[alike] = (weight[alike] + own[alike]) / 2
