@@ -117,6 +117,30 @@ def test_replies_are_kept_corrected_edited_and_deleted(size: str, served: Runnin
     page.context.close()
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_a_visitor_chooses_a_model_for_themselves_alone(size: str, browser: Any, tmp_path: Path):
+    owned = Owned(tmp_path / "set", "minichat-tiny", FakeBot, also=("minichat-small",))
+    running = launch(build_app(FakeBot("minichat-tiny"), owned=owned))
+    page, other = open_page(browser, running.url, SIZES[size]), open_page(browser, running.url)
+    seen = watch(page)
+    ask(page, "hello")
+    wait_for_reply(page)
+    page.get_by_label("Model", exact=True).select_option("minichat-small")
+    page.get_by_text("minichat-small answers you now.").wait_for()
+    assert "135 million" in page.locator("#mc-about").inner_text()
+    ask(page, "And now?")
+    wait_for_reply(page)
+    assert {session.chat.bot.name for session in running.page.sessions._open.values()} == {"minichat-small"}
+    page.reload()
+    page.wait_for_function("() => document.querySelector('#mc-chooser select')?.value == 'minichat-small'")
+    other.reload()
+    other.wait_for_function("() => document.querySelector('#mc-chooser select')?.value == 'minichat-tiny'")
+    assert "eight shapes" in other.locator("#mc-about").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
+    assert seen == NOTHING
+    page.context.close(), other.context.close(), running.close()
+
+
 def test_curate_teach_swap_and_the_reply_is_the_corrected_one(
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

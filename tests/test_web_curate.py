@@ -207,7 +207,7 @@ def test_replies_are_kept_over_http_and_by_nobody_else(tmp_path: Path):
         for headers in strangers:
             told = desk(visitor, "state", headers).json()
             assert [told.pop(fact) for fact in ("caption", "system", "boxes")] == ["Describe the picture.", True, True]
-            assert told == {"owner": False, "model": "fake", "knows": ""}
+            assert told == {"owner": False, "model": "fake", "knows": "", "choice": []}
             for act in ("keep", "drop", "list", "edit", "delete", "check", "teach", "stop", "models", "use"):
                 answer = desk(visitor, act, headers, **sent)
                 assert (answer.status_code, answer.json()) == (403, {"detail": NOT_YOURS})
@@ -359,3 +359,30 @@ def test_a_model_that_cannot_be_loaded_changes_nothing(tmp_path: Path, known: No
         assert (state["model"], state["using"], state["loading"]) == ("old", "minichat-tiny", "")
         assert visitor.ask("after").texts[2] == "after"
         visitor.close()
+
+
+def test_a_visitors_choice_of_model_changes_no_one_elses(tmp_path: Path):
+    """Among those that are loaded, also for who is not the owner; the chat goes on by it."""
+    owned = Owned(tmp_path / "set", "one", FakeBot, also=("two", "three"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+        running = launch(build_app(FakeBot("one"), owned=owned))
+    stranger = {"host": "evil.example"}
+    mine, other = Visitor(running.url), Visitor(running.url)
+    sessions = running.page.sessions
+    for visitor in (mine, other):
+        visitor.ask("hello")
+    told = desk(mine, "choose", stranger, name="two").json()
+    assert (told["owner"], told["model"], told["choice"]) == (False, "two", ["one", "two", "three"])
+    assert [desk(each, "state", stranger).json()["model"] for each in (mine, other)] == ["two", "one"]
+    assert sorted(session.chat.bot.name for session in sessions._open.values()) == ["one", "two"]
+    mine.talk = {"messages": []}
+    assert mine.ask("again").talk["model"] == "two"
+    assert len(Visitor(running.url, like=mine).ask("a new page").texts) == 2
+    assert sorted(session.chat.bot.name for session in sessions._open.values()) == ["one", "two", "two"]
+    sessions.swap(FakeBot("four").chat, "four")  # by the owner, for all who chose none
+    assert [desk(each, "state").json()["model"] for each in (mine, other)] == ["two", "four"]
+    refused = desk(other, "choose", name="runs/one")
+    assert (refused.status_code, "no model 'runs/one' to choose" in refused.text) == (400, True)
+    assert desk(mine, "choose", name="four").json()["model"] == "four"
+    mine.close(), other.close(), running.close()

@@ -18,6 +18,7 @@ from minichat.cli.options import (
     DEFAULT_MODEL,
     KEPT,
     SOME_FAILED,
+    Also,
     Beams,
     Device,
     DeviceMap,
@@ -93,10 +94,8 @@ def chat(
     for picture in pictures or []:
         terminal.add_picture(picture)
     if typing:
-        typer.echo(
-            f"{model} is ready. /image FILE shows a picture, and so does a dropped one; /help lists the rest.",
-            err=True,
-        )
+        says = "/image FILE shows a picture, and so does a dropped one; /help lists the rest."
+        typer.echo(f"{model} is ready. {says}", err=True)
     terminal.run()
     if terminal.failures and not typing:
         raise typer.Exit(SOME_FAILED)
@@ -115,12 +114,12 @@ def demo(
     ),
     port: Annotated[int | None, typer.Option("--port", help="Default: 7860, or the next free one.")] = None,
     kept: Kept = KEPT,
+    also: Also = None,
 ) -> None:
     """Chat in a web page."""
     from minichat import web
 
-    has = owned(kept, model, False, device, dtype, quantize, device_map, verify)
-    # The page may change to another model: nothing here holds on to the first.
+    has = owned(kept, also, model, False, device, dtype, quantize, device_map, verify)
     running = web.launch(web.build_app(has.load(model), owned=has), host=host, port=port)
     typer.echo(f"MiniChat is at {running.url}  (Ctrl-C ends it)", err=True)
     running.wait()
@@ -150,6 +149,7 @@ def serve(
     max_tokens: Annotated[int | None, typer.Option(help="The longest reply that may be asked for.")] = None,
     queue: Annotated[int | None, typer.Option(help="Replies that may wait; more are refused at once.")] = None,
     kept: Kept = KEPT,
+    also: Also = None,
 ) -> None:
     """Serve OpenAI's chat completions to other programs."""
     from minichat.serve import app as serving
@@ -159,7 +159,7 @@ def serve(
     limits = protocol.Limits(**given(max_tokens=max_tokens, queue=queue))
     listening = server.listen(host, server.PORT if port is None else port)  # an error comes before the weights
     bot = load_bot(model, device, dtype, quantize, None, verify)
-    has = owned(kept, model, key is not None, device, dtype, quantize, None, verify) if page else False
+    has = owned(kept, also, model, key is not None, device, dtype, quantize, None, verify) if page else False
     served = serving.build_app(
         bot, name=name, key=key, page=has, limits=limits, origins=origins or (), image_hosts=image_hosts or ()
     )

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -247,6 +247,9 @@ KEPT = Path("runs/kept")
 Kept = Annotated[
     Path, typer.Option("--set", metavar="FOLDER", help="Where the page keeps the replies that are to be learnt.")
 ]
+Also = Annotated[
+    list[str] | None, typer.Option("--also", metavar="MODEL", help="Another that a visitor of the page may choose.")
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed samples the same reply.")]
 
 
@@ -264,12 +267,14 @@ def load_bot(
     return load(model, device=device, dtype=dtype, **chosen)
 
 
-def owned(folder: Path, model: str, keyed: bool, *how: Any) -> Owned:
-    """What the page's owner has: the set of kept replies, and other models, loaded as this one is (`load_bot`)."""
+def owned(folder: Path, also: Sequence[str] | None, model: str, keyed: bool, *how: Any) -> Owned:
+    """What the page's owner has: the set of kept replies, and other models, loaded as this one is (`load_bot`).
+
+    Of them `also` at once."""
     from minichat.device.placement import choose
     from minichat.web import Owned
 
-    return Owned(folder, model, lambda name: load_bot(name, *how), partial(choose, *how[:4]), keyed)
+    return Owned(folder, model, lambda name: load_bot(name, *how), partial(choose, *how[:4]), keyed, tuple(also or ()))
 
 
 def given(**settings: Any) -> dict[str, Any]:

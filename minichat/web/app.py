@@ -80,6 +80,8 @@ def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -
         delete_cache=(300, int(limits.session_life) + 300),  # what Gradio itself may store; uploads are `Uploads`' own
     )
     page.sessions, page.limits = Sessions(bot.chat, limits, name=bot.name), limits
+    for other in () if owned is None else map(owned.load, owned.also):
+        page.sessions.also[other.name] = other.chat
     # Gradio serves and reads files below its own folder only.
     page.uploads = Uploads(Path(get_upload_folder()) / f"minichat-{secrets.token_hex(8)}", limits)
     page.waiting = Waiting(page)
@@ -94,8 +96,12 @@ def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -
                 chat, box = _conversation()
             with gr.Column(elem_id="mc-side"):
                 scenes = _scenes()
-                if bot.name in KNOWS:
-                    gr.HTML(KNOWS[bot.name], elem_id="mc-about")
+                gr.HTML(
+                    "<label hidden>Model<select></select></label>",
+                    elem_id="mc-chooser",
+                    padding=False,
+                )
+                gr.HTML(KNOWS.get(bot.name, ""), elem_id="mc-about")
                 controls = _panel(fields)
         _connect(page, listeners, new, chat, box, scenes, controls)
     page.queue(

@@ -92,7 +92,7 @@ class Captions:
                 yield json_line({"place": place, "error": str(error)})
             self._uploads.release(path, visitor)
         try:
-            captioner = Captioner(self._sessions.bot, self._limits.pictures_per_message, settings)
+            captioner = Captioner(self._sessions.bot_of(visitor), self._limits.pictures_per_message, settings)
             for place, one in zip(jobs, captioner.outcomes(jobs.values()), strict=True):
                 yield json_line({"place": place, **_told(one)})
         except MiniChatError as error:

@@ -325,8 +325,14 @@ class Desk:
         except (ValueError, RecursionError):
             raise Refusal(400, "The request is no valid JSON.") from None
         act = asked.get("do") if isinstance(asked, dict) else None
+        if act == "choose" and visitor is not None:
+            try:
+                await run_in_threadpool(self._sessions.choose, visitor, str(asked.get("name")))
+            except MiniChatError as error:
+                raise Refusal(400, str(error)) from None
+            act = "state"
         if act == "state" and not owner:
-            await JSONResponse({"owner": False, **self._model()})(scope, receive, send)
+            await JSONResponse({"owner": False, **self._model(visitor or "")})(scope, receive, send)
             return
         if not owner:
             raise Refusal(403, NOT_YOURS)
@@ -347,28 +353,31 @@ class Desk:
             raise Refusal(400, f"do must be one of {', '.join(acts)}.")
         try:
             answer = await run_in_threadpool(acts[act], asked, visitor or "")
-            answer |= await run_in_threadpool(self._state)
+            answer |= await run_in_threadpool(self._state, visitor or "")
         except MiniChatError as error:
             raise Refusal(400, str(error)) from None
         await JSONResponse(answer)(scope, receive, send)
 
-    def _model(self) -> dict[str, Any]:
-        name, bot = self._sessions.name, self._sessions.bot
+    def _model(self, visitor: str) -> dict[str, Any]:
+        """What a page is told of the model that answers its visitor, and among which they may choose."""
+        (new_chat, name), also = self._sessions.model_of(visitor), self._sessions.also
+        bot = new_chat().bot
         return {
             "model": name,
+            "choice": list(dict.fromkeys((self._sessions.name, *also))) if also else [],
             "knows": self._knows.get(name, ""),
             "caption": bot.caption_prompt,
             "system": bot.takes_system,
             "boxes": self._boxes.get(name, bot.names_boxes),
         }
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, visitor: str) -> dict[str, Any]:
         kept, models = self._owned()
         records = kept.records()
         pictures = len({json.dumps(part, sort_keys=True) for one in records for part in _shown(one)})
         return {
             "owner": True,
-            **self._model(),
+            **self._model(visitor),
             "using": models.name,
             "loading": models.loading,
             "set": str(kept.file),

@@ -369,7 +369,7 @@ class Handlers:
         if answered:
             figures = session.chat.figures
             told["messages"][-1] |= {"cut": session.chat.cut, "figures": figures and asdict(figures)}
-        return {**told, "answered": answered, "model": self._sessions.name}
+        return {**told, "answered": answered, "model": self._sessions.model_of(session.visitor)[1]}
 
     def _shown(self, session: Session) -> list[dict[str, Any]]:
         """The whole conversation as the chat shows it."""

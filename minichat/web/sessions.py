@@ -172,6 +172,10 @@ class Sessions:
     ) -> None:
         self.new_chat = new_chat  # `MiniChat.chat`; another one after `swap`
         self.name = name  # of that model
+        self.also: dict[
+            str, Callable[..., Any]
+        ] = {}  # those of other models, by name, among which a visitor may choose
+        self._chosen: OrderedDict[str, str] = OrderedDict()  # visitor -> the name of one of them
         self._limits = limits
         self._clock = clock
         self._lock = threading.RLock()
@@ -203,7 +207,8 @@ class Sessions:
             session = self._open.get(key)
             if session is None:
                 self._make_room(visitor, address)
-                session = Session(key, visitor, address, self.new_chat(), self.new_chat, self._clock())
+                new_chat, _ = self.model_of(visitor)
+                session = Session(key, visitor, address, new_chat(), new_chat, self._clock())
                 session.notice = self._dropped.pop(key, "")
                 self._open[key] = session
             session.last_used, session.left = self._clock(), None
@@ -225,10 +230,26 @@ class Sessions:
         with self._lock:
             return max(1, sum(session.answering.locked() for session in self._open.values()))
 
-    @property
-    def bot(self) -> Any:
-        """The model that answers now."""
-        return self.new_chat().bot
+    def model_of(self, visitor: str) -> tuple[Callable[..., Any], str]:
+        """What makes chats of the model that answers this visitor now, and the model's name."""
+        name = self._chosen.get(visitor, "")
+        return (self.also[name], name) if name in self.also else (self.new_chat, self.name)
+
+    def bot_of(self, visitor: str) -> Any:
+        """The model that answers this visitor now."""
+        return self.model_of(visitor)[0]().bot
+
+    def choose(self, visitor: str, name: str) -> None:
+        """Let another model answer this visitor alone, or again the one that answers all who chose none.
+
+        Chats go on by it, as after `swap`. Raises `SettingsError` where there is none of that name.
+        """
+        if name != self.name and name not in self.also:
+            raise SettingsError(f"There is no model {name!r} to choose: look at the list again.")
+        with self._lock:
+            _remember(self._chosen, visitor, name, 4 * self._limits.sessions)
+            mine = [session for session in self._open.values() if session.visitor == visitor]
+        self._renew_idle(mine)
 
     def clear(self, session: Session) -> None:
         """Stop what is being answered and start the chat anew."""
@@ -243,25 +264,29 @@ class Sessions:
         Ids that another model wrote are left out: the replies are spelled anew.
         """
         with self._lock:
-            if session.model != self.new_chat:
+            new_chat, _ = self.model_of(session.visitor)
+            if session.model != new_chat:
                 conversation = Conversation(tuple(replace(message, ids=None) for message in conversation))
-            session.chat, session.model = self.new_chat(conversation=conversation), self.new_chat
+            session.chat, session.model = new_chat(conversation=conversation), new_chat
 
     def renew(self, session: Session) -> bool:
         """Go on by the model that answers now; whether it was another before. Only while nothing is being answered."""
-        stale = session.model != self.new_chat
+        stale = session.model != self.model_of(session.visitor)[0]
         if stale:
             self.begin(session, session.chat.conversation)
         return stale
 
     def swap(self, new_chat: Callable[..., Any], name: str) -> None:
-        """Another model, of this name, answers from now on.
+        """Another model, of this name, answers from now on all who chose none.
 
         A reply that is being written ends by the one before, which is let go of then, and else at once.
         """
         with self._lock:
             self.new_chat, self.name = new_chat, name
             chats = list(self._open.values())
+        self._renew_idle(chats)
+
+    def _renew_idle(self, chats: Sequence[Session]) -> None:
         for session in chats:
             if session.answering.acquire(blocking=False):
                 try:

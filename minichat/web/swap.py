@@ -201,7 +201,8 @@ class Owned:
     """What the page's owner has: a folder for the set, and how models are loaded.
 
     `model`: what the running one was loaded by; `load`: a name or folder → a bot, as the running one was loaded;
-    `keyed`: there is a door before the page that asks for a key, so that whoever comes in has shown it.
+    `keyed`: there is a door before the page that asks for a key, so that whoever comes in has shown it; `also`: models,
+    as `load` takes them, that are loaded beside it at the start, for visitors to choose among.
     """
 
     folder: Path
@@ -209,6 +210,7 @@ class Owned:
     load: Callable[[str], Any]
     placement: Callable[[], Placement] = choose
     keyed: bool = False
+    also: tuple[str, ...] = ()
 
 
 class Models:

@@ -31,13 +31,33 @@ async function tell(act, more) {
   }
 }
 
-// The name of the model that answers, and what is to be known of it.
-function named({ model, knows }) {
+// The name of the model that answers, what is to be known of it, and who else could.
+function named({ model, knows, choice }) {
   const shown = ui("#mc-title code");
   if (shown && shown.textContent !== model) shown.textContent = model;
   const about = ui("#mc-about");
-  if (about && knows !== undefined) about.hidden = !knows;
+  if (about && knows !== undefined) {
+    const place = about.querySelector(".prose") ?? about;
+    if (place.dataset.model !== model) Object.assign(place, { innerHTML: knows }).dataset.model = model;
+    about.hidden = !knows;
+  }
+  if (choice) offer(choice, model);
   showSystem();
+}
+
+// Among the models that are loaded each visitor may choose who answers them.
+function offer(names, model) {
+  const label = ui("#mc-chooser label");
+  if (!label) return;
+  const select = label.querySelector("select");
+  select.setAttribute("aria-label", "Model");
+  select.replaceChildren(...names.map((name) => make("option", { value: name, textContent: name, selected: name === model })));
+  select.onchange = async () => {
+    const said = await tell("choose", { name: select.value });
+    if (said) notice(`${said.model} answers you now.`);
+    else select.value = model;
+  };
+  label.hidden = names.length < 2;
 }
 
 async function openDesk() {
