@@ -409,6 +409,7 @@ def test_serve_takes_its_key_from_a_file_or_the_environment(bot, monkeypatch, tm
     assert result.exit_code == 0, result.stderr
     assert re.search(r"mine is served at http://127\.0\.0\.1:\d+/v1 ", result.stderr)
     assert "may use it" in run("serve", "--port", "0", "--host", "0.0.0.0").stderr
+    assert "add --page" in run("serve", "--port", "0", "--also", "minichat-small").stderr
     monkeypatch.setenv("MINICHAT_API_KEY", "from-the-environment")
     run("serve", "--port", "0", "--allow-image-host", "a.example", "--allow-origin", "https://b.example")
     run("serve", "--port", "0", "--api-key-file", tmp_path / "key")

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from minichat.data import formats
-from minichat.errors import DataError, ModelError
+from minichat.errors import DataError, ModelError, SettingsError
 from minichat.images import identity
 from minichat.web import Owned, Running, build_app, launch
 from minichat.web.curate import CHANGED, NOT_YOURS, PICTURES, KeptSet, is_owner
@@ -359,6 +359,11 @@ def test_a_model_that_cannot_be_loaded_changes_nothing(tmp_path: Path, known: No
         assert (state["model"], state["using"], state["loading"]) == ("old", "minichat-tiny", "")
         assert visitor.ask("after").texts[2] == "after"
         visitor.close()
+
+
+def test_models_of_one_name_are_refused(tmp_path: Path):
+    with pytest.raises(SettingsError, match="Two models are called one"):
+        build_app(FakeBot("one"), owned=Owned(tmp_path / "set", "one", FakeBot, also=("one",)))
 
 
 def test_a_visitors_choice_of_model_changes_no_one_elses(tmp_path: Path):

@@ -156,6 +156,8 @@ def serve(
     from minichat.serve import protocol, server
 
     key = _key(key_file)
+    if also and not page:
+        raise SettingsError("--also names models for visitors of the page: add --page, or leave it out.")
     limits = protocol.Limits(**given(max_tokens=max_tokens, queue=queue))
     listening = server.listen(host, server.PORT if port is None else port)  # an error comes before the weights
     bot = load_bot(model, device, dtype, quantize, None, verify)

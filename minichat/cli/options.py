@@ -270,7 +270,8 @@ def load_bot(
 def owned(folder: Path, also: Sequence[str] | None, model: str, keyed: bool, *how: Any) -> Owned:
     """What the page's owner has: the set of kept replies, and other models, loaded as this one is (`load_bot`).
 
-    Of them `also` at once."""
+    Those named in `also` are loaded at once, for visitors to choose among.
+    """
     from minichat.device.placement import choose
     from minichat.web import Owned
 

@@ -15,6 +15,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from minichat import images
+from minichat.errors import SettingsError
 from minichat.toy.world import COLOURS, POLYGONS, RGB, RING_HOLE, Background, Scene, Thing, draw
 from minichat.web.captions import Captions
 from minichat.web.curate import Desk
@@ -81,6 +82,8 @@ def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -
     )
     page.sessions, page.limits = Sessions(bot.chat, limits, name=bot.name), limits
     for other in () if owned is None else map(owned.load, owned.also):
+        if other.name in (bot.name, *page.sessions.also):
+            raise SettingsError(f"Two models are called {other.name}: a visitor could not tell them apart. Rename one.")
         page.sessions.also[other.name] = other.chat
     # Gradio serves and reads files below its own folder only.
     page.uploads = Uploads(Path(get_upload_folder()) / f"minichat-{secrets.token_hex(8)}", limits)

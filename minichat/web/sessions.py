@@ -172,9 +172,7 @@ class Sessions:
     ) -> None:
         self.new_chat = new_chat  # `MiniChat.chat`; another one after `swap`
         self.name = name  # of that model
-        self.also: dict[
-            str, Callable[..., Any]
-        ] = {}  # those of other models, by name, among which a visitor may choose
+        self.also: dict[str, Callable[..., Any]] = {}  # of other models, by name: a visitor may choose among them
         self._chosen: OrderedDict[str, str] = OrderedDict()  # visitor -> the name of one of them
         self._limits = limits
         self._clock = clock
