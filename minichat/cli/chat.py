@@ -120,6 +120,7 @@ def demo(
     from minichat import web
 
     has = owned(kept, also, model, False, device, dtype, quantize, device_map, verify)
+    # The page may change to another model: nothing here holds on to the first.
     running = web.launch(web.build_app(has.load(model), owned=has), host=host, port=port)
     typer.echo(f"MiniChat is at {running.url}  (Ctrl-C ends it)", err=True)
     running.wait()
@@ -137,8 +138,7 @@ def serve(
     name: Annotated[str | None, typer.Option(help="What requests call the model; default: its own name.")] = None,
     page: Annotated[bool, typer.Option("--page", help="The chat page at /, on the same engine.")] = False,
     key_file: Annotated[
-        Path | None,
-        typer.Option("--api-key-file", help="Holds the key; else it is $MINICHAT_API_KEY, or there is none."),
+        Path | None, typer.Option("--api-key-file", help="Holds the key; else $MINICHAT_API_KEY.")
     ] = None,
     origins: Annotated[
         list[str] | None, typer.Option("--allow-origin", help="A web page's origin whose scripts may use this server.")
