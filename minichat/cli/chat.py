@@ -137,9 +137,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Default: 8000.")] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model; default: its own name.")] = None,
     page: Annotated[bool, typer.Option("--page", help="The chat page at /, on the same engine.")] = False,
-    key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", help="Holds the key; else $MINICHAT_API_KEY.")
-    ] = None,
+    key_file: Annotated[Path | None, typer.Option("--api-key-file", help="Else: $MINICHAT_API_KEY, or none.")] = None,
     origins: Annotated[
         list[str] | None, typer.Option("--allow-origin", help="A web page's origin whose scripts may use this server.")
     ] = None,
