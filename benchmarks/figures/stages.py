@@ -113,7 +113,7 @@ def draw(road: Path = ROAD) -> Any:
     axes = whole(figure)
     for left, text in ((_NUMBER, "stage, and what it reads"), (_PARTS, "what takes part"), (_LOSS, "loss")):
         say(axes, left, 0.26, text, size=LARGE, color=SOFT)
-    for row, (before, stage) in enumerate(zip([None, *every], every, strict=False)):
+    for row, (before, stage) in enumerate(zip([None, *every[:-1]], every, strict=True)):
         _row(axes, stage, _HEAD + row * _ROW, before is not None and before.parts == stage.parts)
     _legend(axes, _HEAD + _ROW * len(every) + 0.18)
     return figure

@@ -99,11 +99,7 @@ def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -
                 chat, box = _conversation()
             with gr.Column(elem_id="mc-side"):
                 scenes = _scenes()
-                gr.HTML(
-                    "<label hidden>Model<select></select></label>",
-                    elem_id="mc-chooser",
-                    padding=False,
-                )
+                gr.HTML("<label hidden>Model<select></select></label>", elem_id="mc-chooser", padding=False)
                 gr.HTML(KNOWS.get(bot.name, ""), elem_id="mc-about")
                 controls = _panel(fields)
         _connect(page, listeners, new, chat, box, scenes, controls)

@@ -50,6 +50,9 @@ function offer(names, model) {
   const label = ui("#mc-chooser label");
   if (!label) return;
   const select = label.querySelector("select");
+  const now = JSON.stringify([names, model]);
+  if (select.dataset.shown === now) return; // an open list would close
+  select.dataset.shown = now;
   select.setAttribute("aria-label", "Model");
   select.replaceChildren(...names.map((name) => make("option", { value: name, textContent: name, selected: name === model })));
   select.onchange = async () => {
