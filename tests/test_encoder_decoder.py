@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 from pathlib import Path
@@ -16,6 +17,7 @@ import minichat
 from minichat.errors import ModelError, PromptError
 from minichat.inference.bot import MiniChat
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration, set_trainable
+from minichat.model.minichat import MiniChatEncoderDecoder
 from minichat.prompt.conversation import Conversation
 from minichat.weights.convert import convert
 from minichat.weights.export import export
@@ -318,6 +320,8 @@ def test_other_encoder_decoders() -> None:
     )  # fmt: skip
     given = tiny_config().to_dict() | {"text_config": text, "image_token_index": None}
     model = MiniChatForConditionalGeneration(MiniChatConfig(**given)).eval()
+    assert isinstance(model, MiniChatEncoderDecoder)
+    assert type(copy.deepcopy(model)) is MiniChatEncoderDecoder
     ids = torch.tensor([[50] * 4 + [7, 8, 9]])
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     loss = model(input_ids=ids, pixel_values=pixels, labels=torch.tensor([[5, 6, 2]])).loss

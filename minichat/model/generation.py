@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, GenerationConfig, LogitsProcessor, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from minichat.errors import PromptError
 
@@ -100,6 +107,24 @@ class ReplyPenalty(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         seen = input_ids if self._begin is None else nn.functional.pad(input_ids, (1, 0), value=self._begin)
         return self._penalise(seen, scores)
+
+
+def penalising_replies(settings: dict[str, Any], default: GenerationConfig, begin: int | None) -> dict[str, Any]:
+    """The keywords of `generate`, with a repetition penalty of whole replies alone, as the originals have it.
+
+    transformers 5.23 leaves out as many ids of a row as its prompt has padding; without a prompt's ids before them
+    those are the reply's own, and a row would depend on the batch it is in.
+    """
+    given = settings.get("generation_config")
+    penalty = settings.get("repetition_penalty", (given or default).repetition_penalty)
+    if penalty is None or penalty == 1:
+        return settings
+    processors = [ReplyPenalty(float(penalty), begin), *(settings.get("logits_processor") or ())]
+    settings = {**settings, "repetition_penalty": 1.0, "logits_processor": LogitsProcessorList(processors)}
+    if given is not None:  # keywords beside it are on their way out of transformers
+        settings["generation_config"] = copy.deepcopy(given)
+        settings["generation_config"].repetition_penalty = settings.pop("repetition_penalty")
+    return settings
 
 
 def generate_from_encoder(llm: Any, default: GenerationConfig | None, **kwargs: Any) -> Any:

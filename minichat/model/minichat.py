@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import types
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ from transformers import (
     Blip2QFormerModel,
     Cache,
     GenerationMixin,
-    LogitsProcessorList,
     PreTrainedModel,
 )
 from transformers import initialization as init
@@ -26,7 +24,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from minichat.errors import ImageError, ModelError, PromptError
 from minichat.model.config import BridgeConfig, MiniChatConfig
-from minichat.model.generation import ReplyPenalty, generate_from_encoder, generation_start, remember
+from minichat.model.generation import generate_from_encoder, generation_start, penalising_replies, remember
 from minichat.model.loss import encode_and_decode, only_at, rest_frozen_parts, seen_by, token_loss
 from minichat.model.vision import build_vision, encode_pixels, grid_side, leading_tokens, picture_side
 from minichat.prompt.render import IGNORED
@@ -158,6 +156,11 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["Blip2VisionEmbeddings", "Blip2EncoderLayer", "QFormerBridge"]  # and the parts' own
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = [r"^projection\."]  # a pattern: attention has projections, too
+
+    def __new__(cls, config: MiniChatConfig | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Of the class that the LLM asks for: who opens a model need know this one alone. A copy has no `config`."""
+        plain = cls is not MiniChatForConditionalGeneration or config is None or not config.is_encoder_decoder
+        return super().__new__(cls if plain else MiniChatEncoderDecoder)
 
     def __init__(self, config: MiniChatConfig) -> None:
         super().__init__(config)
@@ -343,7 +346,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _targets(self, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Labels (B, T) without image slots, which no logit stands for, and without what is padding in the prompt."""
         labels = labels.masked_fill(torch.eq(labels, self.config.image_token_index), IGNORED)
-        if self.config.is_encoder_decoder or attention_mask is None or attention_mask.shape != labels.shape:
+        if attention_mask is None or attention_mask.shape != labels.shape:
             return labels
         return labels.masked_fill(torch.eq(attention_mask, 0).to(labels.device), IGNORED)
 
@@ -368,9 +371,6 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> MiniChatOutput:
         """One pass: pictures and ids → embeddings → the LLM → logits, and the loss where there are labels.
 
-        With an encoder–decoder (T5), 1. is what the encoder reads and 3. what the decoder writes: labels are (B, R),
-        logits (B, R, V), R tokens of a reply. `decoder_input_ids`, if not given, are the labels behind a start token.
-
         1. `input_ids` (B, T) with slots and `pixel_values` (I, 3, S, S) or `image_features` (I, n, D), or
            `inputs_embeds` (B, T, H) with the pictures already in place. With pixels an instructed Q-Former needs what
            is asked of each picture, `qformer_input_ids` and `qformer_attention_mask` (I, L).
@@ -386,19 +386,6 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
             labels = self._targets(labels, attention_mask)
         words = _words(qformer_input_ids, qformer_attention_mask)
         inputs_embeds, image_features = self._embed(input_ids, inputs_embeds, pixel_values, image_features, words)
-        if self.config.is_encoder_decoder:
-            kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
-            loss, outputs = encode_and_decode(
-                self.language_model, inputs_embeds, attention_mask, labels, num_items_in_batch, skip_logits, **kwargs
-            )
-            return MiniChatOutput(
-                loss=loss,
-                logits=None if skip_logits else outputs.logits[:, _kept(logits_to_keep)],
-                past_key_values=outputs.past_key_values,
-                hidden_states=outputs.decoder_hidden_states,
-                attentions=outputs.decoder_attentions,
-                image_features=image_features,
-            )
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             # Padding on the left must not move a row's positions.
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
@@ -452,31 +439,18 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         With `past_key_values`, of an earlier `generate` or `forward`, `input_ids` are the whole conversation, or what
         is new in it, with the pictures of what is given; the reply is the same (`minichat.model.minichat`).
 
-        With an encoder–decoder the result is replies alone, a start token first, as with Hugging Face's.
-
-        Raises `PromptError` where slots and pictures, or mask and cache, do not match, and for a cache of an
-        encoder–decoder, which reads each conversation anew.
+        Raises `PromptError` where slots and pictures, or mask and cache, do not match.
         """
         words = _words(qformer_input_ids, qformer_attention_mask)
         inputs_embeds, _ = self._embed(input_ids, inputs_embeds, pixel_values, image_features, words)  # (B, T, H)
         cache = kwargs.get("past_key_values")
-        if self.config.is_encoder_decoder:
-            if cache is not None:
-                raise PromptError(
-                    "An encoder–decoder reads the whole conversation anew: leave past_key_values out, and give all of "
-                    "it as input_ids."
-                )
-            if attention_mask is None:
-                attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-            kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
-            return generate_from_encoder(self.language_model, self.generation_config, **kwargs)
         rows, given, width = inputs_embeds.shape
         start = generation_start(cache, input_ids, (rows, given), attention_mask)
         if start.unread is not None:
             inputs_embeds = torch.cat([self.get_input_embeddings()(start.unread), inputs_embeds], 1)
         if start.before:  # transformers takes embeddings for the whole, and never looks at those that the cache holds
             inputs_embeds = torch.cat([inputs_embeds.new_zeros(rows, start.before, width), inputs_embeds], 1)
-        kwargs = self._penalise_replies(kwargs)
+        kwargs = penalising_replies(kwargs, self.generation_config, self.config.text_config.bos_token_id)
         mask = start.mask.to(inputs_embeds.device)
         result = super().generate(inputs_embeds=inputs_embeds, attention_mask=mask, **kwargs)
         replies = result if isinstance(result, Tensor) else result.sequences  # (B · sequences a row, new tokens)
@@ -492,23 +466,78 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         result.sequences = whole
         return result
 
-    def _penalise_replies(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The same settings, with a repetition penalty of whole replies, as the originals have it (`ReplyPenalty`).
 
-        transformers 5.23 leaves out as many ids of a row as its prompt has padding; without a prompt's ids before them
-        those are the reply's own, and a row would depend on the batch it is in.
+class MiniChatEncoderDecoder(MiniChatForConditionalGeneration):
+    """The same before a T5: the encoder reads pictures and question, the decoder writes a reply of R tokens."""
+
+    def _targets(self, labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Labels (B, R) without image slots. The mask is the prompt's."""
+        return super()._targets(labels, None)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: int | Tensor | None = None,
+        skip_logits: bool = False,
+        **kwargs: Any,
+    ) -> MiniChatOutput:
+        """One pass: what is given as the prompt is read by the encoder; `labels` (B, R) are what the decoder writes.
+
+        Logits are (B, R, V). `decoder_input_ids`, if not given, are the labels behind a start token. All else, and
+        what is raised, as for a decoder alone.
         """
-        given = settings.get("generation_config")
-        penalty = settings.get("repetition_penalty", (given or self.generation_config).repetition_penalty)
-        if penalty is None or penalty == 1:
-            return settings
-        own = ReplyPenalty(float(penalty), self.config.text_config.bos_token_id)
-        processors = [own, *(settings.get("logits_processor") or ())]
-        settings = {**settings, "repetition_penalty": 1.0, "logits_processor": LogitsProcessorList(processors)}
-        if given is not None:  # keywords beside it are on their way out of transformers
-            settings["generation_config"] = copy.deepcopy(given)
-            settings["generation_config"].repetition_penalty = settings.pop("repetition_penalty")
-        return settings
+        if labels is not None:
+            labels = self._targets(labels, None)
+        words = _words(qformer_input_ids, qformer_attention_mask)
+        inputs_embeds, image_features = self._embed(input_ids, inputs_embeds, pixel_values, image_features, words)
+        loss, outputs = encode_and_decode(
+            self.language_model, inputs_embeds, attention_mask, labels, num_items_in_batch, skip_logits, **kwargs
+        )
+        return MiniChatOutput(
+            loss=loss,
+            logits=None if skip_logits else outputs.logits[:, _kept(logits_to_keep)],
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.decoder_hidden_states,
+            attentions=outputs.decoder_attentions,
+            image_features=image_features,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        qformer_input_ids: Tensor | None = None,
+        qformer_attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Replies alone, a start token first, as with Hugging Face's encoder–decoders.
+
+        Raises `PromptError` where slots and pictures do not match, and for a cache: each conversation is read anew.
+        """
+        if kwargs.get("past_key_values") is not None:
+            raise PromptError(
+                "An encoder–decoder reads the whole conversation anew: leave past_key_values out, and give all of "
+                "it as input_ids."
+            )
+        words = _words(qformer_input_ids, qformer_attention_mask)
+        inputs_embeds, _ = self._embed(input_ids, inputs_embeds, pixel_values, image_features, words)  # (B, T, H)
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        kwargs |= {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        return generate_from_encoder(self.language_model, self.generation_config, **kwargs)
 
 
 def _words(ids: Tensor | None, mask: Tensor | None) -> Words | None:
