@@ -15,7 +15,7 @@ import pytest
 
 from minichat.toy.speech.answers import Answer
 from minichat.toy.speech.answers_places import COMPARED
-from minichat.toy.speech.grammar import drawn, parsed, pattern, wordings
+from minichat.toy.speech.grammar import YesNo, drawn, parsed, pattern, widened, wordings
 from minichat.toy.speech.nouns import COLOUR_WORDS, SHAPE_WORDS, Program, Things, Unsayable
 from minichat.toy.speech.propose import SHARES, Proposer
 from minichat.toy.speech.speaker import WORDINGS, Utterance, meaning, speak, topic
@@ -400,6 +400,15 @@ def test_a_template_matches_all_that_it_draws() -> None:
     for wrong in ("(a|b", "a]", "{a b}", "a {b"):
         with pytest.raises(ValueError, match=r"brace|bracket"):
             parsed(wrong)
+
+
+def test_wordings_are_widened_under_the_headings_of_their_lists() -> None:
+    plain = {"exists": YesNo(ask=("is there {a}",), tag="isn't there")}
+    wide = widened(plain, "# a remark\n\n@exists.ask\nhas it got {a}\n@exists.bare\nany {many}\n")
+    assert wide == {"exists": YesNo(ask=("is there {a}", "has it got {a}"), tag="isn't there", bare=("any {many}",))}
+    for wrong in ("@exist.ask\nx", "@exists.tag\nx", "x\n@exists.ask"):
+        with pytest.raises(ValueError, match=r"Line 1 .* no heading"):
+            widened(plain, wrong)
 
 
 def test_comparisons_of_numbers_are_those_of_english() -> None:

@@ -140,79 +140,112 @@ def there_are(things: Things, number: int, *, counted: bool = False) -> str:
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "dot", "disk"),
     "square": ("square", "box", "block"),
-    "triangle": ("triangle", "three-sided shape", "three-cornered shape"),
-    "star": ("star", "five-pointed star"),
-    "heart": ("heart", "love heart"),
-    "ring": ("ring", "donut", "hoop", "doughnut"),
-    "cross": ("cross", "plus sign", "plus", "plus symbol"),
+    "triangle": ("triangle", "three-sided shape", "three-cornered shape", "triangular shape"),
+    "star": ("star", "five-pointed star", "star symbol"),
+    "heart": ("heart", "love heart", "heart symbol"),
+    "ring": ("ring", "donut", "hoop", "doughnut", "annulus"),
+    "cross": ("cross", "plus sign", "plus", "plus symbol", "plus shape"),
     "diamond": ("diamond", "rhombus", "lozenge"),
 }
 COLOUR_WORDS: dict[str, tuple[str, ...]] = {"purple": ("purple", "violet")}
 SIZE_WORDS: dict[str, tuple[str, ...]] = {
-    "large": ("large", "big", "big", "huge"),
-    "small": ("small", "little", "tiny", "small"),
+    "large": ("large", "big", "big", "huge", "giant"),
+    "small": ("small", "little", "tiny", "small", "teeny"),
 }
-HEADS = ("object", "thing", "shape", "item", "figure", "one", "element", "form")
-_HEAD_WEIGHTS = (5, 6, 6, 3, 2, 3, 1, 1)
-PICTURES = ("picture", "image", "pic", "photo", "drawing", "scene", "illustration", "graphic")
-_PICTURE_WEIGHTS = (8, 8, 4, 2, 2, 2, 0.5, 0.5)
+HEADS = ("object", "thing", "shape", "item", "figure", "one", "element", "form", "symbol", "piece")
+_HEAD_WEIGHTS = (5, 6, 6, 3, 2, 3, 1, 1, 0.6, 0.6)
+PICTURES = (
+    "picture", "image", "pic", "photo", "drawing", "scene", "illustration", "graphic", "photograph", "painting",
+    "sketch", "artwork", "snapshot",
+)  # fmt: skip
+_PICTURE_WEIGHTS = (8, 8, 4, 2, 2, 2, 0.5, 0.5, 0.4, 0.4, 0.4, 0.3, 0.3)
 
 _PLACES: dict[str, tuple[str, ...]] = {
     "centre": (
         "in the centre", "in the middle", "at the centre", "right in the middle", "in the very middle", "dead centre",
-        "in the middle of the {pic}", "at the centre of the {pic}", "in the central part",
+        "in the middle of the {pic}", "at the centre of the {pic}", "in the central part", "in the central area",
+        "smack in the middle", "right at the centre", "in the middle part", "in the centre of the {pic}",
     ),
     "": (
         "at the {}", "in the {}", "in the {} corner", "in the {} corner of the {pic}", "in the {} part", "on the {}",
-        "in the {} of the {pic}", "at the {} corner", "up in the {} corner",
+        "in the {} of the {pic}", "at the {} corner", "up in the {} corner", "in the {} area", "in the {} section",
+        "in the {} region", "over in the {} corner", "at the {} of the {pic}", "in the corner at the {}",
     ),
 }  # fmt: skip
 _SIDES: dict[str, tuple[str, ...]] = {
     "across": (
         "in the {} half", "on the {} side", "in the {} half of the {pic}", "on the {} half", "on the {}",
-        "on the {} side of the {pic}", "on the {}-hand side", "to the {} of the middle",
+        "on the {} side of the {pic}", "on the {}-hand side", "to the {} of the middle", "in the {} part",
+        "over on the {}", "in the {}-hand half", "{} of the middle",
     ),
     "down": (
         "in the {} half", "in the {} half of the {pic}", "in the {} part of the {pic}", "in the {} part",
-        "on the {} half",
+        "on the {} half", "in the {} section of the {pic}", "in the {} area",
     ),
 }  # fmt: skip
 DIRECTION_WORDS: dict[str, tuple[str, ...]] = {
-    "left": ("left of", "to the left of", "on the left of", "on the left side of", "further left than"),
-    "right": ("right of", "to the right of", "on the right of", "on the right side of", "further right than"),
+    "left": (
+        "left of",
+        "to the left of",
+        "on the left of",
+        "on the left side of",
+        "on the left-hand side of",
+        "further left than",
+    ),
+    "right": (
+        "right of",
+        "to the right of",
+        "on the right of",
+        "on the right side of",
+        "on the right-hand side of",
+        "further right than",
+    ),
     "above": ("above", "over", "higher than", "higher up than", "further up than"),
     "below": ("below", "under", "beneath", "underneath", "lower than", "further down than"),
 }
 FURTHER: dict[str, tuple[str, ...]] = {
-    "left": ("further left", "more to the left", "farther to the left", "closer to the left edge"),
-    "right": ("further right", "more to the right", "farther to the right", "closer to the right edge"),
-    "above": ("higher", "higher up", "further up", "closer to the top"),
-    "below": ("lower", "lower down", "further down", "closer to the bottom"),
+    "left": (
+        "further left",
+        "more to the left",
+        "farther to the left",
+        "closer to the left edge",
+        "nearer the left edge",
+    ),
+    "right": (
+        "further right",
+        "more to the right",
+        "farther to the right",
+        "closer to the right edge",
+        "nearer the right edge",
+    ),
+    "above": ("higher", "higher up", "further up", "closer to the top", "nearer the top", "farther up"),
+    "below": ("lower", "lower down", "further down", "closer to the bottom", "nearer the bottom", "farther down"),
 }
 # {x}: what is sought, without an article.
 FIRST_WORDS: dict[str, tuple[str, ...]] = {
     "leftmost": (
         "leftmost {x}", "{x} furthest to the left", "{x} furthest left", "left-most {x}", "{x} that is farthest left",
-        "first {x} from the left",
+        "first {x} from the left", "{x} most to the left", "{x} nearest the left edge", "furthest left {x}",
     ),
     "rightmost": (
         "rightmost {x}", "{x} furthest to the right", "{x} furthest right", "right-most {x}",
-        "{x} that is farthest right", "first {x} from the right",
+        "{x} that is farthest right", "first {x} from the right", "{x} most to the right",
+        "{x} nearest the right edge", "furthest right {x}",
     ),
     "topmost": (
         "topmost {x}", "highest {x}", "uppermost {x}", "{x} nearest the top", "top {x}", "{x} closest to the top",
-        "{x} that is highest up",
+        "{x} that is highest up", "{x} furthest up", "first {x} from the top", "{x} nearest to the top edge",
     ),
     "bottommost": (
         "lowest {x}", "bottommost {x}", "{x} nearest the bottom", "bottom {x}", "{x} closest to the bottom",
-        "{x} that is furthest down",
+        "{x} that is furthest down", "lowermost {x}", "{x} lowest down", "first {x} from the bottom",
     ),
     "centre": (
         "{x} closest to the middle", "{x} nearest the centre", "most central {x}", "{x} closest to the centre",
-        "{x} nearest to the middle",
+        "{x} nearest to the middle", "{x} nearest the middle", "centremost {x}", "{x} most in the middle",
     ),
-    "largest": ("largest {x}", "biggest {x}", "largest {x}", "biggest {x}", "{x} that is the biggest"),
-    "smallest": ("smallest {x}", "tiniest {x}", "smallest {x}", "littlest {x}", "{x} that is the smallest"),
+    "largest": ("largest {x}", "biggest {x}", "largest {x}", "biggest {x}", "{x} that is the largest"),
+    "smallest": ("smallest {x}", "tiniest {x}", "smallest {x}", "littlest {x}", "{x} that is the tiniest"),
 }  # fmt: skip
 _CORNER_FIRST = ("{x} closest to the {c} corner", "{x} nearest the {c} corner", "{x} nearest to the {c}")
 

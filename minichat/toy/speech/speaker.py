@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.resources import files
 
 from minichat.toy.speech.grammar import (
     CONFIRM,
@@ -21,6 +22,7 @@ from minichat.toy.speech.grammar import (
     Wording,
     drawn,
     tidy,
+    widened,
 )
 from minichat.toy.speech.nouns import (
     ANYTHING,
@@ -60,56 +62,75 @@ def is_held_out(meaning: str, forms: Iterable[str]) -> bool:
 
 HOW: dict[str, tuple[str, ...]] = {
     "exactly": ("exactly", "precisely", "just", ""),
-    "at least": ("at least", "at least", "no fewer than", "a minimum of"),
-    "at most": ("at most", "at most", "no more than", "a maximum of"),
+    "at least": ("at least", "at least", "no fewer than", "a minimum of", "not fewer than", "no less than"),
+    "at most": ("at most", "at most", "no more than", "a maximum of", "not more than", "up to"),
     "more than": ("more than", "more than", "over"),
     "fewer than": ("fewer than", "less than", "under"),
 }
 HOW_ONE = {"exactly": ("only", "just", "exactly"), "more than": ("more than",)}
 KINDS: dict[str, tuple[str, ...]] = {
-    "plain": ("plain", "plain", "solid", "uniform", "a single colour", "one solid colour", "a plain colour"),
-    "noisy": ("noisy", "noisy", "grainy", "speckled", "textured"),
-    "gradient": (
-        "a gradient",
-        "a gradient",
-        "a colour gradient",
-        "a blend of two colours",
-        "fading from one colour to another",
+    "plain": (
+        "plain", "plain", "solid", "uniform", "a single colour", "one solid colour", "a plain colour", "monochrome",
+        "evenly coloured", "one even colour", "all one colour",
     ),
-}
+    "noisy": ("noisy", "noisy", "grainy", "speckled", "textured", "full of noise", "full of grain"),
+    "gradient": (
+        "a gradient", "a gradient", "a colour gradient", "a blend of two colours", "fading from one colour to another",
+        "changing from one colour to another", "a fade between two colours", "graded", "made of two colours",
+    ),
+}  # fmt: skip
 GROUND_ADJECTIVES = {
-    "plain": ("plain", "solid", "uniform"), "noisy": ("noisy", "grainy", "speckled"), "gradient": ("gradient",
-    "graded"),
+    "plain": ("plain", "solid", "uniform", "monochrome", "single-coloured"),
+    "noisy": ("noisy", "grainy", "speckled", "textured"),
+    "gradient": ("gradient", "graded", "two-coloured", "two-colour", "blended"),
 }  # fmt: skip
 _DOES = {
     "gradient": (
-        "change colour",
-        "fade",
-        "go from one colour to another",
-        "have two colours",
-        "have more than one colour",
+        "change colour", "fade", "go from one colour to another", "have two colours", "have more than one colour",
+        "blend two colours", "shade from one colour into another", "turn from one colour into another",
     ),
-    "noisy": ("have noise", "have grain"),
-}
+    "noisy": ("have noise", "have grain", "have a grain", "have specks", "look speckled"),
+}  # fmt: skip
 _ALONG = {
-    "left": ("from left to right", "left to right", "from the left to the right", "starting from the left"),
-    "right": ("from right to left", "right to left", "starting from the right"),
-    "top": ("from top to bottom", "top to bottom", "from the top down", "starting at the top"),
-    "bottom": ("from bottom to top", "bottom to top", "from the bottom up", "starting at the bottom"),
+    "left": (
+        "from left to right",
+        "left to right",
+        "from the left to the right",
+        "starting from the left",
+        "beginning at the left",
+    ),
+    "right": ("from right to left", "right to left", "starting from the right", "beginning at the right"),
+    "top": (
+        "from top to bottom",
+        "top to bottom",
+        "from the top down",
+        "starting at the top",
+        "from the top downwards",
+    ),
+    "bottom": (
+        "from bottom to top",
+        "bottom to top",
+        "from the bottom up",
+        "starting at the bottom",
+        "from the bottom upwards",
+    ),
 }
 PLACED = {
-    "left": ("on the left", "to the left", "left"), "right": ("on the right", "to the right", "right"),
-    "above": ("above", "on top", "above the other"), "below": ("below", "underneath", "below the other"),
+    "left": ("on the left", "to the left", "left", "on the left side", "left of the other"),
+    "right": ("on the right", "to the right", "right", "on the right side", "right of the other"),
+    "above": ("above", "on top", "above the other", "over the other one"),
+    "below": ("below", "underneath", "below the other", "under the other one"),
 }  # fmt: skip
 ITS_SIDE = {
-    "left": ("to its left", "on its left", "on its left side"), "right": ("to its right", "on its right"),
-    "above": ("above it", "over it"), "below": ("below it", "under it", "beneath it"),
+    "left": ("to its left", "on its left", "on its left side", "to the left of it", "left of it"),
+    "right": ("to its right", "on its right", "on its right side", "to the right of it", "right of it"),
+    "above": ("above it", "over it"), "below": ("below it", "under it", "beneath it", "underneath it"),
 }  # fmt: skip
 _GROUNDS = (
     "the background", "background", "the backdrop", "the background of the {pic}", "its background", "the back",
-    "the bg", "the canvas",
+    "the bg", "the canvas", "the page", "the wallpaper", "the area behind the shapes",
 )  # fmt: skip
-_GROUND_WEIGHTS = (12, 1, 1, 2, 1, 1, 0.7, 0.7)
+_GROUND_WEIGHTS = (12, 1, 1, 2, 1, 1, 0.7, 0.7, 0.3, 0.3, 0.4)
 _COMPARED = {
     "more": ("more",), "fewer": ("fewer", "fewer", "less"), "larger": ("larger", "bigger"),
     "smaller": ("smaller", "smaller", "tinier"),
@@ -277,9 +298,10 @@ _WORDS: dict[str, Callable[[Slots], str]] = {
 # --- A program in a person's words: the core of its meaning, a frame round it, and how it is written.
 
 
-WORDINGS: dict[str, Wording] = {
-    **THING_WORDINGS, **NUMBER_WORDINGS, **PLACE_WORDINGS, **WHOLE_WORDINGS,
-}  # fmt: skip
+WORDINGS: dict[str, Wording] = widened(
+    {**THING_WORDINGS, **NUMBER_WORDINGS, **PLACE_WORDINGS, **WHOLE_WORDINGS},
+    (files("minichat") / "assets" / "wordings.txt").read_text(encoding="utf-8"),
+)
 
 _TOPICS: dict[str, tuple[str, ...]] = {
     "existence": ("exists", "none", "both exist", "either exists", "every", "any", "none are", "both are", "only",
@@ -449,7 +471,7 @@ def _fits(clause: str, manner: str) -> bool:
 
 def _core(key: str, cores: tuple[str, ...], slots: Slots, rng: random.Random) -> str:
     core, _, only = rng.choice(cores).partition("@")
-    if only and slots.program.words[0] not in only.split():
+    if only and not set(only.split()) & set(slots.program.words):
         raise Unsayable
     text = drawn(core, rng)
     things = slots.program.things
