@@ -489,3 +489,32 @@ def test_captions_need_instructions(home: Path, monkeypatch: pytest.MonkeyPatch)
     assert "name one (instructions)" in error_of("filter_cap.json")
     (home / "words.txt").write_text("Say it.")
     assert examples("filter_cap.json", instructions="words.txt")[0].turns[0].text == "Say it."
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "filter_cap.json", "by_picture.json"])
+def test_a_key_that_stands_twice_is_named(name: str, tmp_path: Path) -> None:
+    """JSON's own reader keeps the last of two values, and forgets the first without a word."""
+    twice = '{"image": "a.png", "caption": "One star.", "caption": "Two stars."}'
+    twice = twice.replace("image", "image_id") if name == "filter_cap.json" else twice
+    same = twice.replace("Two stars", "One star")
+    whole = {
+        "x.jsonl": "{}\n",
+        "x.json": "[\n{}]",
+        "filter_cap.json": '{{"annotations": [{}]}}',
+        "by_picture.json": "{}",
+    }[name]
+    if name == "by_picture.json":
+        twice = '{"a.png": "One star.", "b.png": "x", "a.png": "Two stars."}'
+        same = twice.replace("Two stars", "One star")
+    (tmp_path / name).write_text(whole.format(twice))
+    with pytest.raises(DataError, match=r"stands twice in one object, as 'One star\.' and as 'Two stars\.': keep one"):
+        examples(tmp_path / name)
+    (tmp_path / name).write_text(whole.format(same))
+    assert examples(tmp_path / name)[0].replies == ("One star.",)
+
+
+def test_as_many_texts_as_pictures_are_no_one_record(tmp_path: Path) -> None:
+    """A table's columns in one object, as pandas writes them, would be one record of all pictures."""
+    (tmp_path / "x.json").write_text('{"image": ["a.png", "b.png"], "caption": ["One star.", "Two stars."]}')
+    with pytest.raises(DataError, match="2 pictures and as many texts: give each picture and its text a record"):
+        examples(tmp_path / "x.json")

@@ -211,3 +211,39 @@ def test_a_stream_reads_tables_and_lines_too(kind: str, by: Any, count: int, hom
             assert one.pictures[0].read() == rows[int(one.replies[0])]["image"]["bytes"]
     entered = stream.scan(Part(0, count, by), skip=2)
     assert [one.where for one in entered] == [one.where for one in parts[0][2:]]
+
+
+def test_blanks_after_commas_are_no_part_of_fields(home: Path) -> None:
+    rows = 'image, caption\na.png, One star.\nb.png, "Two, no: ""three"" stars."\n'
+    assert [one.replies for one in read(file("x.csv", rows))] == [("One star.",), ('Two, no: "three" stars.',)]
+    (problem, _) = scan(file("x.csv", rows.replace("image, ", "image,").replace("a.png, One", 'a.png, "One"')))
+    assert "x.csv:2: a blank stands before a field's quotation mark" in str(problem)
+
+
+def test_old_macs_line_ends_are_named(home: Path) -> None:
+    (problem,) = scan(file("x.csv", "image,caption\ra.png,One star.\r"))
+    assert "x.csv:1: the lines end with carriage returns alone" in str(problem)
+
+
+def test_a_folder_of_tables_is_whole_and_one_set(home: Path) -> None:
+    """Half a download is no data set, and no test is learned because it lies beside what is to be."""
+    row = [{"image": "../a.png", "caption": "One."}]
+    for name in ("half/train-00000-of-00003", "half/train-00002-of-00003", "two/part-1-of-2", "two/part-2-of-2"):
+        table(f"{name}.parquet", row)
+    with pytest.raises(DataError, match=r"'half' holds 2 of the 3 files .* the first that is missing is number 1"):
+        examples("half")
+    assert len(examples("half/*.parquet")) == len(examples("two")) == 2  # who names them so wants them so
+    for first, second in (("train", "test"), ("en-train-0", "en-val-0"), ("x_train", "x_validation")):
+        table(f"sets/{first}.parquet", row)
+        table(f"sets/{second}.parquet", row)
+        with pytest.raises(DataError, match=r"'sets' holds several sets .*: name its files by a pattern"):
+            examples("sets")
+        with pytest.raises(DataError, match="'sets' holds several sets"):
+            list(Stream([Source("sets")], passes=1).scan())
+        assert len(examples("sets/*train*.parquet")) == 1
+        Path(f"sets/{first}.parquet").unlink()
+        Path(f"sets/{second}.parquet").unlink()
+    table("both/x.parquet", row)
+    table("both/data/y.parquet", row)
+    with pytest.raises(DataError, match="and so does its folder 'data'"):
+        examples("both")

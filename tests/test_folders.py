@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,16 @@ from PIL import Image
 
 from minichat.data.check import check
 from minichat.data.example import Problem
+from minichat.data.formats import examples
 from minichat.data.formats.folder import Skipped, find_pictures, looks_like_picture
 from minichat.errors import DataError, ImageError
 from minichat.images import load
+from minichat.train.data_loader import Source, Stream
+
+
+def paint(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 3)).save(path)
 
 
 def test_a_folder_is_walked_in_order_and_by_ending(tmp_path):
@@ -152,3 +161,58 @@ def test_a_data_folder_names_what_it_does_not_read(tmp_path):
     assert said[0][0] == "a.CR2" and "looks like a picture, but beside 'a.JFIF' it is not read" in said[0][1]
     assert said[1] == ("b.psd", "the picture has no text: write 'b.txt'.")
     assert said[2][0] == "c.txt" and "it is a drawing in SVG, which is not opened" in said[2][1]
+
+
+@pytest.mark.parametrize(
+    ("lists", "said"),
+    [
+        ({"train/metadata.jsonl": "{}"}, "holds 'train/metadata.jsonl': name one of them, or the format 'kinds'"),
+        ({"annotations/captions.json": "{}"}, "holds 'annotations/captions.json': name one of them"),
+    ],
+)
+def test_folders_with_lists_are_no_kinds(tmp_path, lists, said):
+    """ImageFolder's sets, COCO as it is unpacked: else each reply would be the name of a folder."""
+    for name in ("red/1.png", "blue/2.png"):
+        paint(tmp_path / name)
+    assert {one.replies for one in examples(tmp_path)} == {("red",), ("blue",)}
+    for name, content in lists.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=said):
+        examples(tmp_path)
+    assert len(examples(tmp_path, form="kinds")) == 2
+
+
+def test_folders_named_for_sets_are_no_kinds(tmp_path):
+    for name in ("train2017/1.png", "val2017/2.png", "images/test/3.png"):
+        paint(tmp_path / name)
+    with pytest.raises(DataError, match="in no format that is known"):
+        examples(tmp_path)
+    paint(tmp_path / "train2017" / "red" / "4.png")
+    assert len(examples(tmp_path)) == 4  # the folder of one picture says what it shows
+
+
+def test_of_two_data_sets_in_a_folder_none_is_passed_over(tmp_path):
+    def shard(path):
+        with tarfile.open(path, "w") as tar:
+            for name, data in (("._0.png", b"x"), ("0.png", b""), ("._0.txt", b"x"), ("0.txt", b"Red.")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+    shard(tmp_path / "train-0.tar")
+    assert [one.replies for one in examples(tmp_path)] == [("Red.",)]  # what macOS adds is hidden
+    paint(tmp_path / "a.png")
+    with pytest.raises(DataError, match="holds tars and pictures beside them: name the tars"):
+        examples(tmp_path)
+    (tmp_path / "a.png").rename(tmp_path / "metadata")
+    shard(tmp_path / "val-0.tar")
+    for read in (examples, lambda source: list(Stream([Source(source)], passes=1).scan())):
+        with pytest.raises(DataError, match=r"holds several sets \('train', 'val'\): name its files by a pattern"):
+            read(tmp_path)
+    for tar in tmp_path.glob("*.tar"):
+        tar.unlink()
+    for name in ("metadata.csv", "metadata.jsonl"):
+        (tmp_path / name).write_text("file_name,text\n")
+    with pytest.raises(DataError, match=r"holds metadata\.jsonl and metadata\.csv: name one of them"):
+        examples(tmp_path)

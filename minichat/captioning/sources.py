@@ -335,15 +335,12 @@ def _document(path: Path, source: str) -> dict[str, Any] | None:
 
 def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Problem]:
     """The rows of a table as objects, with their lines. Raises `DataError` for a file that is none in UTF-8."""
-    tabs = path.suffix.lower() == ".tsv"
-    quoting: Any = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
     try:
         with open_file(path) as opened:
             lines = (line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(opened))
             first = next(lines, "")
-            delimiter = "\t" if tabs else max(",\t;|", key=first.count)
-            header = next(csv.reader([first], delimiter=delimiter, quoting=quoting), [])
-            table = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+            header, dialect = tables.delimited(first, path.suffix)
+            table = csv.reader(lines, **dialect)
             if len(header) == 1 and header[0].lower().endswith(SUFFIXES):  # a list of paths without a header
                 yield 1, {"image": header[0]}
                 header = ["image"]
@@ -358,7 +355,9 @@ def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Probl
     except UnicodeDecodeError:
         raise DataError(f"{source!r} is not in UTF-8: save it so.") from None
     except csv.Error as error:
-        raise DataError(f"{source!r} is no table that can be read ({error}): look at its quotation marks.") from None
+        raise DataError(
+            f"{source!r} is no table that can be read ({error}): look at its quotation marks and line ends."
+        ) from None
 
 
 def _column(named: str | None, what: str, row: Mapping[str, Any], usual: tuple[str, ...], needed: bool) -> str:

@@ -245,7 +245,9 @@ class StoredPicture:
                 file.seek(0 if member is None else member.start)
                 data = file.read(size)
         except FileNotFoundError:
-            raise DataError(f"the picture {shown(self.name)} is missing: put it there, or correct its path.") from None
+            hint = ", whose folders / divides here" if "\\" in self.name and os.sep == "/" else ""
+            say = f"the picture {shown(self.name)} is missing: put it there, or correct its path{hint}."
+            raise DataError(say) from None
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
             reason = getattr(error, "strerror", None) or "the path is not valid"
             raise DataError(f"the picture {shown(self.name)} cannot be read ({reason}).") from None
@@ -327,13 +329,29 @@ class Example:
 # --- Text files in, with their line numbers: what a reader needs to say where something is wrong.
 
 
-_DECODER = json.JSONDecoder()
 _SPACE = re.compile(r"[ \t\r\n]*")  # JSON's own
 #: How a file in UTF-16 or UTF-32 begins; UTF-32's little end begins as UTF-16's.
 BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 OTHER_UNICODE = "the file is in UTF-16 or UTF-32: save it as UTF-8."
 NOT_UTF8 = "the byte 0x{byte:02x} is not UTF-8: save the file as UTF-8."
+
+
+class _Object:
+    """Makes objects of their pairs, and notes a key that one holds twice: json itself forgets the first value."""
+
+    def __init__(self) -> None:
+        self.twice: str | None = None  # what is wrong
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            for key, value in pairs:
+                if value != made[key]:
+                    values = f"{shown(value)} and as {shown(made[key])}"
+                    self.twice = f"the key {shown(key)} stands twice in one object, as {values}: keep one of them."
+        return made
+
 
 Value = tuple[Where, Any]  # a JSON value and where it begins
 
@@ -371,12 +389,14 @@ def read_text(path: Path, where: Where) -> str | Problem:
 
 def parse(text: str, where: Where) -> Any | Problem:
     """One JSON value, and nothing after it."""
+    made = _Object()
     try:
-        return json.loads(text)
+        value = json.loads(text, object_pairs_hook=made)
     except json.JSONDecodeError as error:
         return Problem(where, _broken(error))
     except (ValueError, RecursionError):  # a number of thousands of digits; brackets thousands deep
         return Problem(where, "this JSON is nested too deeply or holds too long a number: write it again.")
+    return value if made.twice is None else Problem(where, made.twice)
 
 
 def _lines(path: Path, file: str) -> Iterator[Value | Problem]:
@@ -420,15 +440,16 @@ def _items(text: str, place: int, file: str, key: str | None) -> Iterator[Value 
     for number in itertools.count(1):
         line, counted = line + text.count("\n", counted, place), place
         where = Where(file, line, number)
+        made = _Object()
         try:
-            value, place = _DECODER.raw_decode(text, place)
+            value, place = json.JSONDecoder(object_pairs_hook=made).raw_decode(text, place)
         except json.JSONDecodeError as error:
             yield Problem(Where(file, error.lineno, number), _broken(error))
             return
         except (ValueError, RecursionError):
             yield Problem(where, "this JSON is nested too deeply or holds too long a number: write it again.")
             return
-        yield where, value
+        yield (where, value) if made.twice is None else Problem(where, made.twice)
         place = _skip(text, place)
         after = text[place : place + 1]
         place = _skip(text, place + 1)
@@ -449,13 +470,13 @@ def _find(text: str, where: Where, key: str) -> int | Problem:
         return whole
     if not isinstance(whole, dict) or not isinstance(whole.get(key), list):
         return Problem(where, f"the file must hold an object with a list {key!r}.")
-    place = _skip(text, 0)
+    decoder, place = json.JSONDecoder(), _skip(text, 0)
     while True:  # it is valid: the keys and values are passed one by one
-        name, place = _DECODER.raw_decode(text, _skip(text, place + 1))
+        name, place = decoder.raw_decode(text, _skip(text, place + 1))
         place = _skip(text, _skip(text, place) + 1)
         if name == key:
             return place
-        _, place = _DECODER.raw_decode(text, place)
+        _, place = decoder.raw_decode(text, place)
         place = _skip(text, place)
 
 

@@ -20,9 +20,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from minichat.data.dataset import WINDOW, Row, Rows, Shares, padding, plan, shares
 from minichat.data.example import Example, Problem, StoredPicture
-from minichat.data.formats import Options, entries, form_for, options_of, tables_of
+from minichat.data.formats import Options, entries, form_for, options_of, tables_of, tars_of
 from minichat.data.formats.base import Asking, Entry, refusal
-from minichat.data.formats.folder import tars
 from minichat.errors import DataError, MiniChatError, SettingsError
 
 # --- Ctrl-C and SIGTERM wait for the step at hand to end, so that a checkpoint can be written.
@@ -88,7 +87,7 @@ class Source:
         named = [os.fspath(self.shards)] if isinstance(self.shards, str | os.PathLike) else list(self.shards)
         form = form_for(named[0], self.form, options) if named else "webdataset"
         told = options_of(form, options)
-        listed = {"webdataset": tars, "arrow": tables_of}
+        listed = {"webdataset": tars_of, "arrow": tables_of}
         files = [file for name in named for file in (listed[form](name) if form in listed else [name])]
         for file in files:
             if form in listed and not os.path.exists(file):

@@ -30,6 +30,7 @@ from minichat.data.formats.folder import expand, tar_entries, tars
 from minichat.data.formats.pairs import CAPTIONS, KEY, PICTURES, align_samples, coco_entries, is_named, is_vqa
 from minichat.data.formats.tables import PICTURE, QUESTION, Columns
 from minichat.errors import DataError, SettingsError
+from minichat.errors import listing as listing_of
 from minichat.fileio import open_file
 
 # --- Which format a file or folder is in, told from its content.
@@ -60,9 +61,16 @@ def _of_folder(path: Path) -> str | None:
         return "cc_sbu_align"
     if tables.is_saved(path):
         return "arrow"
+    metadata = [name for name in folder.METADATA if (path / name).is_file()]
     if any(path.glob("*.tar")):
+        if metadata or folder.has_pictures(path):
+            raise DataError(
+                f"{str(path)!r} holds tars and pictures beside them: name the tars ('…/*.tar'), or move them."
+            )
         return "webdataset"
-    if any((path / name).is_file() for name in folder.METADATA):
+    if len(metadata) > 1:
+        raise DataError(f"{str(path)!r} holds {' and '.join(metadata)}: name one of them, for only one is read.")
+    if metadata:
         return "pairs"
     if folder.has_pairs(path):
         return "folder"
@@ -320,9 +328,20 @@ def tables_of(source: str) -> list[str]:
     """The files of a table, of a folder of them, or of a pattern. Raises `DataError` where there is none."""
     found: list[str] = []
     for name in expand(source):
-        found += tables.files(Path(name), name) if os.path.isdir(name) else [name]
+        some = tables.files(Path(name), name) if os.path.isdir(name) else [name]
+        if os.path.isdir(name):
+            tables.check_one_set(some, name, tables.ENDING)
+        found += some
     if not found:
         raise DataError(f"There is no table at {source!r}: check the path.")
+    return found
+
+
+def tars_of(source: str) -> list[str]:
+    """The tars of a pattern, or of a folder. Raises `DataError` where there is none, or a folder holds several sets."""
+    found = tars(source)
+    if os.path.isdir(source):
+        tables.check_one_set(found, source, ".tar")
     return found
 
 
@@ -339,7 +358,7 @@ def _kinds(path: Path, shown: str, options: Options) -> Items:
 
 
 def _shards(path: Path, shown: str, options: Options) -> Items:
-    for file in tars(shown):
+    for file in tars_of(shown):
         yield from tar_entries(Path(file), file, options.columns)
 
 
@@ -502,6 +521,8 @@ def _told(shown: str) -> Iterator[None]:
 
 def _within(path: Path) -> str:
     """The files of a folder that may be meant, as a sentence."""
-    endings = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-    names = sorted(file.name for file in path.iterdir() if file.suffix in endings) if path.is_dir() else []
-    return f" It holds {', '.join(map(repr, names))}: name one of them." if names else ""
+    names = folder.lists_below(path) if path.is_dir() else []
+    if not names:
+        return ""
+    kinds = ", or the format 'kinds' for the names of its folders" if folder.has_kinds(path, told=False) else ""
+    return f" It holds {listing_of(names, 6)}: name one of them{kinds}."

@@ -15,7 +15,7 @@ from typing import IO, Any
 from minichat.data.example import Member, Problem, StoredPicture, Turn, Where, decoded, parse, read_text
 from minichat.data.formats import chat, pairs
 from minichat.data.formats.base import Asking, Entry, Shelf, empty, words
-from minichat.data.formats.tables import PICTURE, TEXT, Columns
+from minichat.data.formats.tables import PICTURE, SET, TEXT, Columns
 from minichat.errors import DataError, listing, shown
 from minichat.fileio import open_file
 from minichat.images import HEAD, MAX_BYTES, SPELLED, SUFFIXES, format_of, other_format
@@ -196,6 +196,7 @@ def _stripped(value: Any) -> list[str]:
 
 
 _LOWER = (*TEXTS, NOTES)  # of these the ending's case does not matter
+_LISTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the library datasets: ImageFolder
 
 
@@ -295,10 +296,31 @@ def kind_entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
         yield Problem(Where(os.path.join(shown, os.path.relpath(each.path, folder))), each.error)
 
 
-def has_kinds(folder: Path) -> bool:
-    """Whether pictures lie in two or more folders below it, and none in itself."""
+def has_kinds(folder: Path, told: bool = True) -> bool:
+    """Whether pictures lie in two or more folders below it, none in itself, and no list of them anywhere.
+
+    Folders called `train` and `test` (`val2017`) are sets: they do not say what their pictures show.
+
+    Args:
+        told: False: whether it might, lists or not.
+    """
     parents = {parent for parent, _ in _in_folders(folder, [])}
-    return len(parents) > 1 and folder not in parents
+    if len(parents) < 2 or folder in parents or all(SET.fullmatch(parent.name) for parent in parents):
+        return False
+    return not told or not lists_below(folder)
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether pictures lie in a folder itself."""
+    return any(file.suffix.lower() in SUFFIXES for file in folder.iterdir() if not file.name.startswith("."))
+
+
+def lists_below(folder: Path) -> list[str]:
+    """Files that may list pictures with their texts, as seen from the folder; those in itself come first."""
+    found = (os.path.relpath(parent / name, folder) for parent, names in walk(folder, []) for name in names)
+    return sorted(
+        (path for path in found if path.lower().endswith(_LISTS)), key=lambda path: (path.count(os.sep), path)
+    )
 
 
 def _in_folders(folder: Path, closed: list[Skipped]) -> Iterator[tuple[Path, str]]:
@@ -480,7 +502,8 @@ def _headers(tar: tarfile.TarFile, opened: IO[bytes], path: Path) -> Iterator[tu
         if info.size < 0:
             yield Problem(_NOWHERE, f"the header of {shown(name)} states a negative size: the tar is damaged here.")
             return
-        if info.isdir() or name.startswith("__"):  # WebDataset's own notes are named so
+        # WebDataset's own notes are named with __; hidden files are macOS's (._000.jpg), and no part of a record.
+        if info.isdir() or name.startswith("__") or os.path.basename(name).startswith("."):
             continue
         if not info.isreg() or info.issparse():
             yield Problem(_NOWHERE, f"{shown(name)} is a link or no ordinary file: put the file itself into the tar.")

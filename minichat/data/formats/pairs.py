@@ -66,6 +66,11 @@ def pair_samples(record: object, shelf: Shelf, columns: Columns, asking: Asking,
     pictures = _pictures(read[str(named.picture)], shelf) if shows else []
     if not pictures and not named.marks:
         raise DataError(f"{shown(named.picture)} is an empty list: a pair needs a picture.")
+    if len(texts) > 1 and len(texts) == len(pictures) and not isinstance(read[str(named.picture)][0], StoredPicture):
+        raise DataError(
+            f"the record has {len(texts)} pictures and as many texts: give each picture and its text a record of their "
+            "own, or all pictures one text."
+        )
     shelf.only(read, _known(there, named, held, columns))
     for own, text in asking.chosen(name, texts):
         if named.question is None:

@@ -102,6 +102,7 @@ _NUMBER = re.compile(r"(.*\.[A-Za-z]+)#\d+")
 _NUMBERED_PICTURE = " numbered picture"  # a column without a name, whose names may be so
 _UNQUOTED = " (A TSV has no quotation marks round its fields: name it .csv if this one has.)"
 _HALF = re.compile(r"[\udc80-\udcff]")  # a byte that is no UTF-8
+LONE_RETURNS = "the lines end with carriage returns alone, as on old Macs: save the table with line feeds."
 
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # of the module as a whole: 131,072 unless one says otherwise
 
@@ -118,11 +119,12 @@ def table_rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Prob
         if not first.strip():
             yield Problem(Where(file, 1), "the file is empty: its first line must name the columns.")
             return
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else max(_DELIMITERS, key=first.count)
-        quoted = delimiter != "\t" or path.suffix.lower() == ".csv"
-        quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-        spaced = delimiter == "|"  # "image_name| comment_number| comment", as in Flickr30k's results.csv
-        header = next(csv.reader([first], delimiter=delimiter, quoting=quoting, skipinitialspace=spaced))
+        try:
+            header, dialect = delimited(first, path.suffix)
+        except csv.Error:
+            yield Problem(Where(file, 1), LONE_RETURNS)
+            return
+        quoted = dialect["quoting"] != csv.QUOTE_NONE
         names = _nameless(header) if columns == Columns() else None
         if names is None:
             wrong = _wrong_header(header, Where(file, 1), columns)
@@ -131,8 +133,23 @@ def table_rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Prob
                 return
         else:
             lines = itertools.chain([first], lines)
-        table = csv.reader(lines, delimiter=delimiter, quoting=quoting, skipinitialspace=spaced, strict=quoted)
+        table = csv.reader(lines, **dialect, strict=quoted)
         yield from _rows(table, names or header, file, 1 if names else 2, "" if quoted else _UNQUOTED)
+
+
+def delimited(first: str, ending: str) -> tuple[list[str], dict[str, Any]]:
+    """The fields of a table's first line, and how `csv.reader` is to read the others.
+
+    Raises `csv.Error` for a line that holds carriage returns among its fields.
+    """
+    delimiter = "\t" if ending.lower() == ".tsv" else max(_DELIMITERS, key=first.count)
+    quoted = delimiter != "\t" or ending.lower() == ".csv"
+    dialect: dict[str, Any] = {"delimiter": delimiter, "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
+    fields = next(csv.reader([first], **dialect))
+    # "image_name| comment_number| comment", as in Flickr30k's results.csv; "image, caption", as people type it
+    spaced = quoted and any(field.startswith(" ") for field in fields[1:])
+    dialect["skipinitialspace"] = spaced
+    return next(csv.reader([first], **dialect)) if spaced else fields, dialect
 
 
 def _nameless(first: list[str]) -> list[str] | None:
@@ -184,6 +201,9 @@ def _rows(table: Any, header: list[str], file: str, first: int, hint: str) -> It
         if not row:
             continue
         found = True
+        if not hint and any(field.startswith(' "') for field in row):
+            yield Problem(where, "a blank stands before a field's quotation mark, which then is a word: remove it.")
+            continue
         if len(row) != len(header):
             counts = f"the row has {len(row)} fields and the header {len(header)}"
             yield Problem(where, f"{counts}: give each column one.{hint}")
@@ -236,17 +256,52 @@ def is_folder(folder: Path) -> bool:
 def files(folder: Path, shown: str) -> list[str]:
     """The tables of a folder, in order. Raises `DataError` where it holds several sets, or none."""
     if (folder / SETS).is_file():
-        raise _several(shown, (entry.parent.name for entry in folder.glob(f"*/{STATE}")))
+        raise several_sets(shown, (entry.parent.name for entry in folder.glob(f"*/{STATE}")))
     if (folder / STATE).is_file():
         return [os.path.join(shown, name) for name in _saved(folder / STATE, shown)]
     found = _shards(folder)
     # The hub's own names: train-00000-of-00002.parquet.
     sets = {path.stem.split("-")[0] for path in found if "-of-" in path.stem}
     if len(sets) > 1:
-        raise _several(shown, sets, f"/…/{sorted(sets)[0]}-*{ENDING}")
+        raise several_sets(shown, sets, ENDING)
     if not found:
         raise DataError(f"{shown!r} holds no table: name a Parquet file, or a folder of them.")
+    if found[0].parent == folder and any(folder.glob(f"data/*{ENDING}")):
+        raise DataError(f"{shown!r} holds tables, and so does its folder 'data': name those to read by a pattern.")
+    _check_all_there(found, shown)
     return [os.path.join(shown, os.path.relpath(path, folder)) for path in found]
+
+
+_OF = re.compile(r"(.+)-(\d+)-of-(\d+)")
+
+
+def _check_all_there(found: Iterable[Path], shown: str) -> None:
+    """Raises `DataError` where files are numbered and one of the numbers is missing: a download that did not end."""
+    there: dict[tuple[str, str], set[int]] = {}
+    for path in found:
+        if named := _OF.fullmatch(path.stem):
+            there.setdefault((named[1], named[3]), set()).add(int(named[2]))
+    for (name, count), numbers in there.items():
+        first = 1 if int(count) in numbers else 0  # some count from 1
+        lacks = next((number for number in range(first, first + int(count)) if number not in numbers), None)
+        if lacks is not None:
+            raise DataError(
+                f"{shown!r} holds {len(numbers):,} of the {int(count):,} files {name}-*-of-{count}{ENDING}; the first "
+                f"that is missing is number {lacks}: fetch them, or name those that are to be read by a pattern."
+            )
+
+
+_SETS = "train|training|valid|validation|val|dev|test|testing"
+SET = re.compile(rf"({_SETS})[-_ ]?\d*", re.IGNORECASE)  # train, val2017: what a part of a data set is called
+_SET_WITHIN = re.compile(rf"(?:^|.*[-_.])({_SETS})(?:[-_.\d].*)?", re.IGNORECASE)
+
+
+def check_one_set(files: Iterable[str], shown: str, ending: str) -> None:
+    """Raises `DataError` where the names of a folder's files tell of several sets: no test is to be learned."""
+    named = (_SET_WITHIN.fullmatch(Path(file).stem) for file in files)
+    sets = {found[1].lower() for found in named if found}
+    if len(sets) > 1:
+        raise several_sets(shown, sets, ending)
 
 
 def arrow_rows(path: Path, file: str) -> Iterator[Value | Problem]:
@@ -281,6 +336,9 @@ def _saved(state: Path, shown: str) -> list[str]:
         raise DataError(f"{STATE} in {shown!r} cannot be read: save the data set again.") from None
 
 
-def _several(shown: str, sets: Iterable[str], pattern: str = "") -> DataError:
-    named = f"its files by a pattern, such as {shown}{pattern}" if pattern else "the folder of one"
-    return DataError(f"{shown!r} holds several sets ({listing(sorted(sets))}): name {named}.")
+def several_sets(shown: str, sets: Iterable[str], ending: str = "") -> DataError:
+    """The error that asks for one of several sets: for its files by their `ending`, or else for its folder."""
+    names = sorted(sets)
+    one = "train" if "train" in names else names[0]
+    named = f"its files by a pattern, such as {shown}/…/*{one}*{ending}" if ending else "the folder of one"
+    return DataError(f"{shown!r} holds several sets ({listing(names)}): name {named}.")
