@@ -407,7 +407,7 @@ def test_wordings_are_widened_under_the_headings_of_their_lists() -> None:
     wide = widened(plain, "# a remark\n\n@exists.ask\nhas it got {a}\n@exists.bare\nany {many}\n")
     assert wide == {"exists": YesNo(ask=("is there {a}", "has it got {a}"), tag="isn't there", bare=("any {many}",))}
     for wrong in ("@exist.ask\nx", "@exists.tag\nx", "x\n@exists.ask"):
-        with pytest.raises(ValueError, match=r"Line 1 .* no heading"):
+        with pytest.raises(ValueError, match="heading"):
             widened(plain, wrong)
 
 

@@ -141,22 +141,35 @@ class YesNo:
 Wording = Wh | YesNo
 
 
-def widened(wordings: Mapping[str, Wording], text: str) -> dict[str, Wording]:
-    """The wordings with those that `text` adds: under a heading "@meaning.list" each line is one; "#" begins a remark.
+def headed(text: str) -> dict[str, tuple[str, ...]]:
+    """The lines under each heading "@heading"; empty lines, and those that begin with "#", are left out.
 
-    Raises `ValueError` for a heading that names no list, and for a line before the first heading.
+    Raises `ValueError` for a line before the first heading.
+    """
+    found: dict[str, list[str]] = {}
+    under: list[str] | None = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("@"):
+            under = found.setdefault(line[1:], [])
+        elif line and not line.startswith("#"):
+            if under is None:
+                raise ValueError(f"Line {number}, {line!r}, is under no heading: begin with a line such as @heading.")
+            under.append(line)
+    return {heading: tuple(lines) for heading, lines in found.items()}
+
+
+def widened(wordings: Mapping[str, Wording], text: str) -> dict[str, Wording]:
+    """The wordings with those that `text` adds under headings "@meaning.list".
+
+    Raises `ValueError` for a heading that names no list of them.
     """
     found = dict(wordings)
-    key = part = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line or line.startswith("#"):
-            continue
-        if line.startswith("@"):
-            key, _, part = line[1:].rpartition(".")
-        if not isinstance(getattr(found.get(key), part, None), tuple):
-            raise ValueError(f"Line {number} of the wordings, {line!r}, is under no heading that names a list of them.")
-        if not line.startswith("@"):
-            found[key] = replace(found[key], **{part: (*getattr(found[key], part), line)})  # type: ignore[arg-type]
+    for heading, lines in headed(text).items():
+        key, _, part = heading.rpartition(".")
+        had = getattr(found.get(key), part, None)
+        if not isinstance(had, tuple):
+            raise ValueError(f"The heading @{heading} names no list of wordings.")
+        found[key] = replace(found[key], **{part: had + lines})  # type: ignore[arg-type]
     return found
 
 
