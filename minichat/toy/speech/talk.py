@@ -23,75 +23,147 @@ PRONOUNS = ("it", "it", "it", "it", "that one", "that", "this one", "that thing"
 OTHERS = ("the other one", "the other one", "the other", "the other thing", "the other object", "the remaining one")
 AND = (
     "and {x}?", "what about {x}?", "how about {x}?", "and what about {x}?", "{x}?", "and {x}",
-    "same (question|) for {x}[?]", "ok, and {x}?", "now {x}[?]", "and for {x}?", "what of {x}?",
+    "same (question|) for {x}[?]", "ok, and {x}?", "now {x}[?]", "and for {x}?", "what of {x}?", "then {x}?",
+    "and how about {x}?", "and {x} then?", "do the same for {x}.", "the same for {x}, please.", "as for {x}?",
+    "or {x}?", "and as to {x}?", "also for {x}?", "next: {x}.", "now the same for {x}.", "and if i ask about {x}?",
+    "what about {x} then?", "i ask the same about {x}.", "and in the case of {x}?", "same thing for {x}?",
+    "and the same about {x}?", "so what about {x}?",
 )  # fmt: skip
 ITS = (
     "and its {w}?", "its {w}?", "what about its {w}?", "and the {w}?", "and what's its {w}?", "the {w}?",
-    "what's its {w}?", "and the {w} [of it]?", "how about the {w}?", "{w}?", "also its {w}",
+    "what's its {w}?", "and the {w} [of it]?", "how about the {w}?", "{w}?", "also its {w}", "and its {w} then?",
+    "what is the {w} of it?", "tell me its {w}.", "what about the {w}?", "what {w}?", "which {w}?", "and what {w}?",
+    "what {w} does it have?", "now its {w}.", "how about its {w}?", "name its {w}.", "do you know its {w}?",
+    "can you tell its {w}?", "{w}, please", "and what is the {w}?", "the {w} too, please", "its {w}, please.",
+    "and as to its {w}?", "what would its {w} be?", "give me its {w} as well.", "i need its {w}, too.",
 )  # fmt: skip
 SURE = (
     "are you sure[ (about that|of that|)]?", "really?", "sure?", "is that (right|so|true|correct)?", "you sure?",
     "are you certain?", "(seriously|for real)?", "are you absolutely sure?",
     "can you (double-check|check again|look again)?", "look again.", "are you (positive|sure) about it?",
     "(double-check|check again|check that)[, please].", "hm, really?", "is it[ really]?",
+    "are you (really|quite|very) sure?", "(quite|totally|100 percent) sure?", "is (it|that) a fact?", "truly?",
+    "honestly?", "oh[,] really?", "no doubt?", "can that be?", "are you sure that is (right|true)?",
+    "do you (really|truly|honestly) (think|believe) so?", "do you mean (it|that)?",
+    "can you (be sure|swear to it|look closer)?", "please (check|look) again.", "look closer.",
+    "(take|have) another look[, please].", "would you bet on (it|that)?",
+    "(look|check) (once more|one more time)[, please].", "is this your final answer?", "is that really so?",
 )  # fmt: skip
 AGAIN = (
     "(what|pardon|sorry|huh|come again|excuse me)?", "(say|repeat) that[ again][, please].",
     "can you (repeat|say) that[ again]?", "i didn't (catch|get) that.", "what did you say?", "once more, please.",
+    "sorry, what?", "what was that?", "could you (repeat|say) that[ again|, please]?", "say again?",
+    "i missed (that|it).", "one more time[, please].", "again, please.",
+    "(please repeat|repeat)[ (that|it|your answer)].", "what did you just say?", "i did not hear you.", "eh?",
+    "tell me again.", "how was that again?", "what was the answer again?", "i wasn't listening, what did you say?",
+    "can you say it once more?",
 )  # fmt: skip
 MEANT = (
     "i meant {x}.", "no, {x}.", "sorry, i meant {x}.", "no, i mean {x}", "not that one, {x}.",
     "i was asking about {x}.", "i mean {x}", "oops, {x}", "no no, {x}", "wrong one, i mean {x}",
+    "i was talking about {x}.", "actually[,] i meant {x}.", "i wanted {x}.", "rather {x}.", "make that {x}.",
+    "let me correct myself: {x}.", "i should have said {x}.", "my mistake, {x}.", "wait, {x}.", "not that, {x}.",
+    "correction: {x}.", "i was thinking of {x}.", "hm, i meant {x}.", "i had {x} in mind.", "no, not that: {x}.",
+    "i mixed that up, i mean {x}.", "change that to {x}.",
 )  # fmt: skip
 CLAIM = (
     "no, it is {w}.", "no, it's {w}.", "but it is {w}.", "i think it's {w}.", "it's {w}, isn't it?", "isn't it {w}?",
     "no it's {w}", "you're wrong, it's {w}.", "it looks {w} to me.", "that's wrong, it is {w}.",
-    "are you sure it isn't {w}?", "not {w}?", "so it's {w}?",
+    "are you sure it isn't {w}?", "not {w}?", "so it's {w}?", "i'd say it is {w}.", "i believe it is {w}.",
+    "surely it's {w}.", "to me it is {w}.", "it must be {w}.", "it should be {w}.", "look, it's {w}.",
+    "could it be {w}?", "isn't that {w}?", "wouldn't you say it's {w}?", "my friend says it is {w}.",
+    "i see it as {w}.", "that is {w}, no?", "but isn't it {w}?", "no, surely {w}.", "i'm sure it is {w}.",
+    "you mean it's {w}?", "and not {w}?", "it is {w}, i think.",
 )  # fmt: skip
 CLAIM_NUMBER = (
     "no, there are {n}.", "i (count|see) {n}.", "but there are {n}.", "aren't there {n}?", "isn't it {n}?",
-    "are you sure it isn't {n}?", "i think there are {n}.", "so {n}?", "not {n}?",
+    "are you sure it isn't {n}?", "i think there are {n}.", "so {n}?", "not {n}?", "i'd say {n}.",
+    "i believe there are {n}.", "it must be {n}.", "surely there are {n}.", "could it be {n}?", "shouldn't it be {n}?",
+    "wouldn't you say {n}?", "i get {n}.", "my count is {n}.", "i (find|found) {n}.", "are there not {n}?", "no, {n}.",
+    "you mean {n}?", "i counted {n}.", "are you sure there aren't {n}?", "it looks like {n} to me.",
 )  # fmt: skip
 OF_TWO = {
-    "leftmost": ("the left one", "the one on the left", "the left-hand one", "the leftmost"),
-    "rightmost": ("the right one", "the one on the right", "the right-hand one", "the rightmost"),
-    "topmost": ("the upper one", "the top one", "the higher one", "the one at the top"),
-    "bottommost": ("the lower one", "the bottom one", "the one at the bottom", "the one below"),
-    "largest": ("the big one", "the large one", "the bigger one", "the larger one"),
-    "smallest": ("the small one", "the little one", "the smaller one", "the tiny one"),
-}
+    "leftmost": (
+        "the left one", "the one on the left", "the left-hand one", "the leftmost", "the one to the left",
+        "the one further left", "the first one from the left",
+    ),
+    "rightmost": (
+        "the right one", "the one on the right", "the right-hand one", "the rightmost", "the one to the right",
+        "the one further right", "the first one from the right",
+    ),
+    "topmost": (
+        "the upper one", "the top one", "the higher one", "the one at the top", "the one further up", "the topmost one",
+        "the one that is higher",
+    ),
+    "bottommost": (
+        "the lower one", "the bottom one", "the one at the bottom", "the one below", "the one further down",
+        "the lowest one", "the one that is lower",
+    ),
+    "largest": (
+        "the big one", "the large one", "the bigger one", "the larger one", "the huge one", "the biggest one",
+        "the largest one", "the one that is bigger",
+    ),
+    "smallest": (
+        "the small one", "the little one", "the smaller one", "the tiny one", "the smallest one", "the tiniest one",
+        "the teeny one", "the one that is smaller",
+    ),
+}  # fmt: skip
 WHICH_ONES = (
     "which (ones|one)?", "what are they?", "(name|list) them.", "which ones are they?", "what exactly?", "such as?",
-    "which?", "can you name them?", "tell me which.", "and which are they?",
+    "which?", "can you name them?", "tell me which.", "and which are they?", "which ones exactly?",
+    "list them, please.", "can you list them?", "tell me what they are.", "what are those?", "name each of them.",
+    "like what?", "namely?", "point them out.", "show me which.", "do you know which?", "and those are?",
+    "and they are?", "what are they exactly?", "tell me each of them.", "give me their names.", "could you name them?",
+    "which (things|objects|ones) are that?",
 )  # fmt: skip
 HOW_MANY = (
-    "how many?",
-    "how many (of them|are there|is that)?",
-    "and how many?",
-    "how many is that in total?",
-    "the number?",
-)
+    "how many?", "how many (of them|are there|is that)?", "and how many?", "how many is that in total?", "the number?",
+    "how many do you see?", "how many in (all|total)?", "what number?", "count them[, please].", "can you count them?",
+    "how many were there?", "tell me how many.", "and the number?", "what's the count?", "how many of those?",
+    "how many altogether?", "and how many is that?",
+)  # fmt: skip
 THEY = {
     "colour": (
-        "what colour are they?",
-        "and their colours?",
-        "which colours?",
-        "their colours?",
-        "what colours are those?",
+        "what colour are they?", "and their colours?", "which colours?", "their colours?", "what colours are those?",
+        "what colour does each have?", "(tell me|name) their colours.", "which colours do they have?",
+        "what are their colours?", "and what colour are they?", "in what colours are they?",
+        "what colours do they have?", "how are they coloured?", "their colours, please.",
     ),
-    "shape": ("what shapes are they?", "and their shapes?", "which shapes are those?", "what are their shapes?"),
-    "size": ("how big are they?", "are they large or small?", "and their sizes?", "what size are they?"),
-    "place": ("where are they?", "and where are they?", "where are those?", "where do you see them?"),
-}
+    "shape": (
+        "what shapes are they?", "and their shapes?", "which shapes are those?", "what are their shapes?",
+        "what shape are they?", "which shapes are they?", "(tell me|name) their shapes.", "what shapes do they have?",
+        "and what shape are they?", "how are they shaped?", "what kinds of shape are they?",
+    ),
+    "size": (
+        "how big are they?", "are they large or small?", "and their sizes?", "what size are they?",
+        "how large are they?", "tell me their sizes.", "are they small or large?", "what are their sizes?",
+        "are they big or little?", "and how big are they?", "what sizes do they have?",
+    ),
+    "place": (
+        "where are they?", "and where are they?", "where are those?", "where do you see them?",
+        "tell me where they are.", "where can i find them?", "their places?", "where in the picture are they?",
+        "where do they lie?", "what are their positions?", "locate them.", "where did they put them?",
+        "and their positions?",
+    ),
+}  # fmt: skip
 LONGER = (
     "(more|more detail|more details)[, please].", "in more detail.",
     "can you (say more|be more precise|go into detail)?", "tell me more.", "(longer|a longer one)[, please].",
-    "elaborate.", "(what|anything) else?", "say more about it.", "be more specific.",
+    "elaborate.", "(what|anything) else?", "say more about it.", "be more specific.", "go on.", "say more.",
+    "give me more [details].", "could you describe (it|that) in detail?", "expand on that.",
+    "i want (more|more details|to know more).", "with more words.", "now in detail.", "that's too short.", "too short.",
+    "make it longer.", "can you (add details|elaborate|expand on that|tell me more)?", "a (bit|little) more[, please].",
+    "describe (it|everything) (fully|in full|in detail).", "be more detailed.", "and in detail?", "more, please.",
+    "what more can you say?", "i'd like a longer description.", "be (more thorough|more exact|less brief).",
 )  # fmt: skip
 SHORTER = (
     "(shorter|a shorter one)[, please].", "in one sentence.", "in short?",
     "can you (say|put) it (shorter|briefly|in one sentence)?", "too long.", "make it shorter.", "briefly.",
-    "sum it up.", "in fewer words.",
+    "sum it up.", "in fewer words.", "shorten (it|that).", "can you shorten (it|that)?", "keep it (short|brief).",
+    "that's too long.", "the short version[, please].", "cut it down.", "fewer words[, please].", "just the gist.",
+    "in a nutshell.", "summarise (it|that).", "in brief.", "one line[, please].", "can you be brief?", "condense it.",
+    "now briefly.", "that was long, shorter please.", "make it (brief|snappier|one sentence).",
+    "only one sentence, please.", "could you sum that up?", "be brief.",
 )  # fmt: skip
 ABOUT_IT = (
     "query", "verify", "beside", "what beside", "nearest", "alike", "choose", "tell", "is bigger", "anything beside",
