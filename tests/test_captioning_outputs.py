@@ -288,3 +288,24 @@ def test_formats_that_are_not_known_or_have_no_name(bot, home):
     run("photos", "--format", "nonsense", code=2)
     printed = run("photos/1.png", "--format", "csv")
     assert printed.stdout == "image,caption,finish,error\nphotos/1.png,It is red 1.,,\n"
+
+
+def test_a_picture_with_two_ids_is_refused(bot, home):
+    """Else the results would lack one of them."""
+    (home / "l.jsonl").write_text("".join(f'{{"image": "photos/1.png", "image_id": {n}}}\n' for n in (7, 8)))
+    stderr = run("l.jsonl", "--out", "c.json", code=1).stderr
+    assert "'photos/1.png' would be 'image_id 7' and 'image_id 8' in the output: name it once" in stderr
+    run("l.jsonl", "l.jsonl", "--out", "c.jsonl")
+
+
+def test_a_page_replaces_nothing_but_a_page(bot, home):
+    """What is wrong with it is said before anything is captioned."""
+    picture = next((home / "photos").glob("*.png"))
+    before = picture.read_bytes()
+    wrong = {picture: "is no page of captions", "photos": "cannot be written", "no/x": "check the folder"}
+    for page, why in (wrong | {"c.jsonl": "--html and --out are both"}).items():
+        assert why in run("photos", "--html", page, "--out", "c.jsonl", code=1).stderr
+    assert bot.count == 0
+    assert picture.read_bytes() == before
+    for _ in range(2):
+        run("photos", "--html", "page.html", "--out", "c.jsonl", code=3)

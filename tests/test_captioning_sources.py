@@ -210,3 +210,28 @@ def test_many_pictures_take_no_more_memory_than_few(home):
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, check=True)
     few, many = map(int, done.stdout.split())
     assert many - few < 18_000 * 20
+
+
+def test_a_source_without_a_picture_is_said_to_be_one(bot, home):
+    """A row, a list, or tars beside pictures: nothing is passed over in silence."""
+    (home / "a.csv").write_text("image\n")
+    (home / "b.csv").write_text("")
+    (home / "c.json").write_text('{"images": [], "annotations": []}')
+    for name in ("a.csv", "b.csv", "c.json"):
+        assert f"{name}" in run(name, code=3).stderr
+    (home / "d.jsonl").write_text('{"images": []}\n{"images": ["photos/1.png"]}\n')
+    found = run("d.jsonl", code=3)
+    assert "d.jsonl:1: the list of pictures is empty" in found.stderr
+    assert len(found.stdout.splitlines()) == 1
+    (home / "photos" / "x.tar").write_bytes(b"")
+    found = run("photos", code=3)
+    assert "its tars are not read ('x.tar'): name them, too" in found.stderr
+    assert len(found.stdout.splitlines()) == 3
+    (home / "photos" / "x.tar").unlink()
+    for _ in range(2):  # the tars of the output itself are no source
+        run("photos", "--format", "webdataset", "--out", "photos/own.tar")
+
+
+def test_blanks_after_a_list_s_commas_are_no_part_of_paths(bot, home):
+    (home / "a.csv").write_text('note, image\nx, photos/1.png\ny, "photos/sub/2.png"\n')
+    assert captions("a.csv") == said(1, 2)

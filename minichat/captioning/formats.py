@@ -20,7 +20,7 @@ from minichat.captioning.journal import Journal, Planned, Result, Shape
 from minichat.captioning.outputs import Output, remove_unfinished, replacing
 from minichat.captioning.sources import stored
 from minichat.errors import DataError, MiniChatError, shown
-from minichat.fileio import json_line
+from minichat.fileio import json_line, open_file
 
 # --- Outputs other than lines: Parquet and COCO's results, which are written whole, texts beside pictures, and tars.
 
@@ -392,6 +392,29 @@ img { display: block; width: 100%; height: 200px; object-fit: contain; backgroun
 small { color: #666 } p { margin: .4rem 0 0; white-space: pre-wrap } b { color: #b60; font-weight: normal }
 </style>
 """
+
+
+_TITLE = b"<title>Captions</title>"
+
+
+def check_page(path: Path, out: Path | None) -> None:
+    """Raises `DataError`, before anything is captioned, where a page cannot be written, or would replace another file.
+
+    An earlier page gives way.
+    """
+    if out is not None and os.path.abspath(path) == os.path.abspath(out):
+        raise DataError(f"--html and --out are both {str(path)!r}: name another page.")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{str(path)!r} cannot be written (No such file or directory): check the folder.")
+    if not path.exists():
+        return
+    try:
+        with open_file(path) as file:
+            known = _TITLE in file.read(len(_HEAD))
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be written ({error.strerror}): name another page.") from None
+    if not known:
+        raise DataError(f"{str(path)!r} exists already and is no page of captions: name another (--html).")
 
 
 def write_page(journal: Journal, output: Output, path: Path) -> int:

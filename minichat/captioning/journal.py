@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minichat.data.example import Problem, Where, read_text
-from minichat.errors import DataError, PromptError, SettingsError
+from minichat.errors import DataError, PromptError, SettingsError, shown
 
 # --- Words in and out: prompts with a picture's own words in them, and what becomes of a caption before it is written.
 
@@ -152,7 +152,7 @@ CREATE TABLE IF NOT EXISTS results (
 );
 CREATE INDEX IF NOT EXISTS by_content ON results (content);
 CREATE INDEX IF NOT EXISTS by_shard ON results (shard);
-CREATE TEMP TABLE taken (key BLOB PRIMARY KEY, place BLOB NOT NULL) WITHOUT ROWID;
+CREATE TEMP TABLE taken (key BLOB PRIMARY KEY, place BLOB NOT NULL UNIQUE) WITHOUT ROWID;
 CREATE TEMP TABLE plan (
     number INTEGER PRIMARY KEY,
     place BLOB NOT NULL UNIQUE, picture TEXT NOT NULL, bytes BLOB, stamp TEXT NOT NULL, before BLOB, id TEXT
@@ -303,10 +303,17 @@ class Journal:
             )
 
     def take(self, key: str, place: str) -> str | None:
-        """Note what a planned picture is called in the output; another picture's place where that is called so, too."""
-        self._db.execute("INSERT OR IGNORE INTO taken VALUES (?, ?)", (_blob(key), _blob(place)))
-        (other,) = self._db.execute("SELECT place FROM taken WHERE key = ?", (_blob(key),)).fetchone()
-        return None if _text(other) == place else _text(other)
+        """Note what a planned picture is called in the output; what is wrong where it cannot be called so."""
+        held = _blob(key), _blob(place)
+        self._db.execute("INSERT OR IGNORE INTO taken VALUES (?, ?)", held)
+        for other_key, other in self._db.execute("SELECT * FROM taken WHERE key = ? OR place = ?", held):
+            if other != held[1]:
+                return f"{shown(_text(other))} and {shown(place)} would both be {shown(key)} in the output: name one."
+            if other_key != held[0]:
+                return (
+                    f"{shown(place)} would be {shown(_text(other_key))} and {shown(key)} in the output: name it once."
+                )
+        return None
 
     def believe(self) -> None:
         """What was taken over from an output without a record is true of the files as they are now."""

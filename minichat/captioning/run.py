@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Union
 
 from minichat.captioning.captioner import Captioner, Facts, Job, Outcome, fit_of
 from minichat.captioning.cluster import Shared, Workers
-from minichat.captioning.formats import Beside, Coco, Parquet, Shards
+from minichat.captioning.formats import Beside, Coco, Parquet, Shards, check_page
 from minichat.captioning.journal import Journal, Planned, Result, Shape, filled, needs_caption
 from minichat.captioning.outputs import Csv, JsonLines, Output, format_of
 from minichat.captioning.sources import MISSING, OPENERS, STDIN, Seen, Sources, ahead
@@ -53,8 +53,15 @@ def open_output(
     prompts: tuple[str | None, ...],
     shape: Shape,
     shard_size: int = 1000,
+    page: Path | None = None,
 ) -> Chosen:
-    """The output that is asked for; nothing is made yet. Raises `DataError` for what does not go together."""
+    """The output that is asked for; nothing is made yet. Raises `DataError` for what does not go together.
+
+    Args:
+        page: where a page to look through is to be written at the end.
+    """
+    if page is not None:
+        check_page(page, out)
     known = format_of(out, form)
     if shape.boxes and known != "jsonl":
         raise DataError(
@@ -261,11 +268,9 @@ class Run:
                 self.progress.left_out += 1
                 continue
             key = self.output.key(picture)
-            other = None if key is None else self.journal.take(key, picture.place)
-            if other is not None:
-                raise DataError(
-                    f"{shown(other)} and {shown(picture.place)} would both be {shown(key)} in the output: name one."
-                )
+            wrong = None if key is None else self.journal.take(key, picture.place)
+            if wrong is not None:
+                raise DataError(wrong)
             batch.append(picture)
             if len(batch) >= _AT_ONCE:
                 self.journal.plan(batch)

@@ -123,6 +123,13 @@ class Sources:
             if not found:
                 raise DataError(each.error)
             leave_out(each)
+        # Beside the output they may be its own.
+        own = self.home is not None and os.path.realpath(folder) == os.path.realpath(self.home)
+        if not own and (there := sorted(folder.glob("*.tar"))):
+            names = listing((tar.name for tar in there), 3)
+            leave_out(
+                Skipped(folder, f"Pictures lie in {source!r}, so its tars are not read ({names}): name them, too.")
+            )
 
     def _file(self, path: Path, before: str | None = None, key: str | None = None) -> Planned:
         if before is None and self.texts:
@@ -154,7 +161,7 @@ class Sources:
             items: Iterable[tuple[int, Any] | Problem] = _csv(path, source)
         else:
             if path.suffix.lower() == ".json" and (document := _document(path, source)) is not None:
-                yield from self._coco(path, source, document)
+                yield from self._coco(path, source, document, leave_out)
                 return
             found = records(path, source)
             items = (one if isinstance(one, Problem) else (one[0].record or one[0].line, one[1]) for one in found)
@@ -179,6 +186,8 @@ class Sources:
             return
         key = next((str(row[name]) for name in _IDS if isinstance(row.get(name), str | int)), None)
         values = value if isinstance(value, list) else [value]
+        if not values:
+            leave_out(Skipped(path, f"{source}:{line}: the list of pictures is empty: the row has none."))
         for number, one in enumerate(values):
             own = f"{_seen_from(source, self.home)}#{line}" + (f".{number}" if len(values) > 1 else "")
             try:
@@ -195,7 +204,7 @@ class Sources:
             else:
                 yield Planned(own, _placed(picture), f"{changed} {line}", before, key)
 
-    def _coco(self, path: Path, source: str, document: dict[str, Any]) -> Iterator[Planned]:
+    def _coco(self, path: Path, source: str, document: dict[str, Any], leave_out: LeaveOut) -> Iterator[Planned]:
         """The images of COCO's annotations, with their ids."""
         texts: dict[Any, str] = {}
         for note in document.get(NOTES) or []:
@@ -204,6 +213,8 @@ class Sources:
         part = path.stem.rpartition("_")[2]
         homes = [home / name for home in (path.parent, path.parent.parent) for name in ("", "images", part)]
         homes += [home / "images" / part for home in (path.parent, path.parent.parent)]
+        if not document[IMAGES]:
+            leave_out(Skipped(path, f"{source}: {IMAGES!r} is empty: there is no picture in it."))
         for number, image in enumerate(document[IMAGES], start=1):
             name, key = (image.get("file_name"), image.get("id")) if isinstance(image, dict) else (None, None)
             if not isinstance(name, str) or isinstance(key, bool) or not isinstance(key, int | str):
@@ -341,15 +352,19 @@ def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Probl
             first = next(lines, "")
             header, dialect = tables.delimited(first, path.suffix)
             table = csv.reader(lines, **dialect)
+            empty_list = True
             if len(header) == 1 and header[0].lower().endswith(SUFFIXES):  # a list of paths without a header
                 yield 1, {"image": header[0]}
-                header = ["image"]
+                header, empty_list = ["image"], False
             for row in table:
+                empty_list = False
                 if len(row) == len(header):
                     yield table.line_num + 1, dict(zip(header, row, strict=True))
                 elif row:
                     text = f"the row has {len(row)} fields and the header {len(header)}: give each column one."
                     yield Problem(Where(source, table.line_num + 1), text)
+            if empty_list:
+                yield Problem(Where(source, 1), "the list is empty: there is no row in it.")
     except OSError as error:
         raise DataError(f"{source!r} cannot be read ({error.strerror}): check it.") from None
     except UnicodeDecodeError:

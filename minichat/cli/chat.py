@@ -320,6 +320,7 @@ def caption(
             boxes=boxes,
         ),
         shard_size=shard_size,
+        page=html,
     )
     usual = Existing.keep if chosen.output.beside else Existing.overwrite
     asked = Asked(chosen.output.prompts, settings, (existing or usual).value, absolute)
@@ -546,5 +547,4 @@ def _tell_what_is_kept(run: Run) -> None:
 def _write_page(run: Run, path: Path) -> None:
     from minichat.captioning.formats import write_page
 
-    count = write_page(run.journal, run.output, path)
-    typer.echo(f"A page of {count:,} captions is at {path}.", err=True)
+    typer.echo(f"A page of {write_page(run.journal, run.output, path):,} captions is at {path}.", err=True)
