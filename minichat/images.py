@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from PIL import Image, ImageChops, features
 from PIL.JpegImagePlugin import JpegImageFile
@@ -250,7 +250,7 @@ def _sample() -> Image.Image:
 # frame or page, on a white background. The format is told from the content, never from the name.
 
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
+Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image
 
 MAX_PIXELS = 64_000_000  # of one picture, as its header states them
 MAX_BYTES = 64 * 1024 * 1024  # of one encoded picture
@@ -284,8 +284,8 @@ def load(
     """Open `source` as a new, upright, 8-bit RGB picture.
 
     Args:
-        source: a path, the bytes of a file in one of the formats `READ`, or a PIL image (its
-            current frame). HEIC needs the package pillow-heif.
+        source: a path, the bytes of a file in one of the formats `READ`, such a file opened in binary mode, or a PIL
+            image (its current frame). HEIC needs the package pillow-heif.
         max_pixels: largest width × height; the header is checked before anything is decoded.
         name: the file's that the bytes are of, for errors.
         fit: make it as small as `fit.small` does, without a copy of full size where the file needs none.
@@ -295,16 +295,17 @@ def load(
     """
     if isinstance(source, Image.Image):
         return _finish(source, "The picture", max_pixels, fit)
+    reads = None if isinstance(source, str | os.PathLike) else getattr(source, "read", None)
+    source = source if reads is None else reads(MAX_BYTES + 1)
     if isinstance(source, bytes | bytearray | memoryview):
         called, data = "The picture" if name is None else _shown_name(name), bytes(source)
         if len(data) > MAX_BYTES:
             raise _too_many_bytes(called)
-    elif isinstance(source, str | os.PathLike):
+    elif isinstance(source, str | os.PathLike) and reads is None:
         called, data = _shown_name(source), read(source)
     else:
-        raise ImageError(
-            f"A picture must be a path, bytes or a PIL image, not {type(source).__name__}: convert it first."
-        )
+        what = "a file opened for text" if reads is not None else type(source).__name__
+        raise ImageError(f"A picture must be a path, bytes, a binary file or a PIL image, not {what}.")
     _check_size(webp_size(data), called, max_pixels)
     return _finish(_open(data, called), called, max_pixels, fit)
 
@@ -394,7 +395,8 @@ def read(source: str | os.PathLike[str]) -> bytes:
     """A picture's file; of one that is no picture its beginning alone. Raises `ImageError` as `load` does."""
     name = _shown_name(source)
     text = os.fspath(source)
-    if isinstance(text, str) and text.startswith(("http://", "https://")):
+    if isinstance(text, str) and text.startswith(("http://", "https://", "file://", "data:")):
+        name = "The picture" if text.startswith("data:") else name
         raise ImageError(f"{name} is an address, and addresses are not fetched: save the picture and give its path.")
     try:
         # Asked before opening: to open a named pipe would wait for ever.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import itertools
 import re
 import threading
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers.generation import SuppressTokensLogitsProcessor
 
-from minichat.errors import ContextError, ImageError, PromptError, SettingsError
+import minichat
+from minichat.errors import ContextError, ImageError, ModelError, PromptError, SettingsError
 from minichat.inference.bot import MiniChat
-from minichat.inference.sampling import Stops
+from minichat.inference.generate import logits_processors
+from minichat.inference.sampling import GenerationSettings, Stops
 from minichat.inference.session import ChatSession, as_published, fit, without_oldest
 from minichat.prompt.conversation import Conversation, Picture, Text
 from minichat.prompt.template import TEMPLATES
@@ -685,7 +689,38 @@ def test_captions_take_what_images_take(bot: MiniChat, tmp_path: Any) -> None:
     one = bot.caption([picture], max_new_tokens=5)
     assert bot.caption([tmp_path / "a.png", str(tmp_path / "a.png"), data], max_new_tokens=5) == one * 3
     assert bot.caption(picture, max_new_tokens=5) == one  # type: ignore[arg-type]
+    with open(tmp_path / "a.png", "rb") as file:
+        assert bot.caption(file, max_new_tokens=5) == one  # type: ignore[arg-type]
+    assert bot.caption([io.BytesIO(data)], max_new_tokens=5) == one
     assert bot.caption([]) == []
+
+
+def test_no_caption_is_of_nothing(bot: MiniChat) -> None:
+    """A missing value in a table is None: what a model says without a picture describes none."""
+    picture = noise_picture(1)
+    for images, number in ((None, 1), ([None], 1), ([picture, None], 2), ([picture, []], 2), ([[]], 1)):
+        with pytest.raises(ImageError, match=f"Caption {number} has no picture"):
+            bot.caption(images)  # type: ignore[arg-type]
+
+
+def test_arguments_of_other_types_are_named(bot: MiniChat) -> None:
+    for prompt in (5, b"x"):
+        with pytest.raises(PromptError, match="it must be a text, or one for each caption"):
+            bot.caption([noise_picture(1)], prompt)  # type: ignore[arg-type]
+    for said in ([{"role": "user", "content": "x"}], "x"):
+        with pytest.raises(PromptError, match="make it with minichat"):
+            bot.chat(conversation=said)  # type: ignore[arg-type]
+    for name in (None, b"minichat-tiny"):
+        with pytest.raises(ModelError, match="it must be a name, a folder or a hub id"):
+            minichat.load(name)  # type: ignore[arg-type]
+
+
+def test_suppressed_ids_are_no_cause_for_a_warning() -> None:
+    """transformers warns where a processor of ours has the type of one that it makes itself."""
+    never = logits_processors(GenerationSettings(), 1, torch.device("cpu"), [3])
+    assert [type(one) for one in never] != [SuppressTokensLogitsProcessor]
+    scores = never(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 5))
+    assert scores.isinf().nonzero().tolist() == [[0, 3]]
 
 
 def test_captions_say_what_is_wrong(bot: MiniChat) -> None:

@@ -95,7 +95,7 @@ def test_loading_needs_no_torch():
 
 @pytest.mark.parametrize("source", [None, 3, 1.5, object(), ["a.png"], ("a.png",), {"path": "a.png"}])
 def test_other_types_are_refused(source):
-    with pytest.raises(ImageError, match="path, bytes or a PIL image"):
+    with pytest.raises(ImageError, match="path, bytes, a binary file or a PIL image"):
         images.load(source)
 
 
@@ -449,9 +449,19 @@ def test_errors_are_one_sentence_with_the_name_and_without_the_folder(case, tmp_
     assert caught.value.__cause__ is None and (context in (None, handled) or caught.value.__suppress_context__)
 
 
-def test_an_address_is_not_fetched():
+@pytest.mark.parametrize("scheme", ["https://example.org/", "file:///", "data:image/png;base64,"])
+def test_an_address_is_not_fetched(scheme):
     with pytest.raises(ImageError, match="addresses are not fetched"):
-        images.load("https://example.org/cat.png")
+        images.load(scheme + "cat.png")
+
+
+def test_an_open_file_is_the_picture_that_it_holds(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(picture(), "PNG"))
+    with open(path, "rb") as file:
+        assert same(images.load(file), images.load(path))
+    with open(path, encoding="latin-1") as file, pytest.raises(ImageError, match="not a file opened for text"):
+        images.load(file)
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):

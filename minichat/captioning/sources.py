@@ -125,8 +125,8 @@ class Sources:
             leave_out(each)
         # Beside the output they may be its own.
         own = self.home is not None and os.path.realpath(folder) == os.path.realpath(self.home)
-        if not own and (there := sorted(folder.glob("*.tar"))):
-            names = listing((tar.name for tar in there), 3)
+        if not own and (tars := sorted(folder.glob("*.tar"))):
+            names = listing((tar.name for tar in tars), 3)
             leave_out(
                 Skipped(folder, f"Pictures lie in {source!r}, so its tars are not read ({names}): name them, too.")
             )

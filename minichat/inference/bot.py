@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from minichat.device.placement import entry_device
-from minichat.errors import PromptError, SettingsError
+from minichat.errors import ImageError, PromptError, SettingsError, shown
 from minichat.images import Source, identity
 from minichat.inference.engine import Engine
 from minichat.inference.generate import generate_rows
@@ -187,14 +187,19 @@ class MiniChat:
             settings: as for `GenerationSettings`.
 
         Raises:
-            ImageError: for the first picture that cannot be opened.
+            ImageError: for the first picture that cannot be opened, and a caption without one.
             SettingsError: for a setting out of range.
             ContextError: if a prompt is too long for the model.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or not 1 <= batch_size <= 4096:
             raise SettingsError(f"batch_size is {batch_size!r}; it must be a whole number from 1 to 4096.")
         rows = [sources(row) for row in sources(images)]
+        empty = next((number for number, row in enumerate(rows, start=1) if not row), None)
+        if images is None or empty is not None:
+            raise ImageError(f"Caption {empty or 1} has no picture: leave it out, or give one.")
         prompt = self.caption_prompt if prompt is None else prompt
+        if not isinstance(prompt, str | Iterable) or isinstance(prompt, bytes):
+            raise PromptError(f"prompt is {shown(prompt)}: it must be a text, or one for each caption.")
         prompts = [prompt] * len(rows) if isinstance(prompt, str) else list(prompt)
         if len(prompts) != len(rows):
             raise PromptError(f"There are {len(prompts)} prompts for {len(rows)} captions: give one, or one for each.")

@@ -63,6 +63,10 @@ class _GumbelNoise(LogitsProcessor):
         return scores - noise.log()
 
 
+class _Never(SuppressTokensLogitsProcessor):
+    """Of a type of its own: of two of one type, its own and this one, transformers warns."""
+
+
 def logits_processors(
     settings: GenerationSettings,
     rows: int,
@@ -80,7 +84,7 @@ def logits_processors(
     """
     processors = LogitsProcessorList()
     if never:
-        processors.append(SuppressTokensLogitsProcessor(list(never), device=device))
+        processors.append(_Never(list(never), device=device))
     if settings.repetition_penalty != 1:
         processors.append(ReplyPenalty(float(settings.repetition_penalty), begin))
     if settings.temperature > 0:

@@ -200,6 +200,8 @@ def load(
             before a known model is fetched.
         SettingsError: for a device, dtype, quantization or map that does not exist here or does not fit.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise ModelError(f"name is {name!r}: it must be a name, a folder or a hub id.")
     placement = choose(device, dtype, quantize, device_map)
     name = default_model() if name == AUTO else name
     _check_room(os.fspath(name), placement)

@@ -171,6 +171,9 @@ class ChatSession:
     ) -> None:
         if history not in ("ids", "text"):
             raise SettingsError(f"history is {history!r}; it must be 'ids' or 'text'.")
+        if conversation is not None and not isinstance(conversation, Conversation):
+            kind = type(conversation).__name__
+            raise PromptError(f"conversation is a {kind}: make it with minichat.Conversation.from_messages(messages).")
         self.bot = bot
         self.history = history
         self._stops = bot.stops if history == "ids" else bot.stops.as_published(bot.processor.content_tokenizer)
@@ -517,7 +520,7 @@ def sources(images: Any) -> list[Any]:
     """One picture or several → a list."""
     if images is None:
         return []
-    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read"):
         return [images]
     return list(images)
 
