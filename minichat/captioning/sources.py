@@ -126,9 +126,9 @@ class Sources:
         # Beside the output they may be its own.
         own = self.home is not None and os.path.realpath(folder) == os.path.realpath(self.home)
         if not own and (tars := sorted(folder.glob("*.tar"))):
-            names = listing((tar.name for tar in tars), 3)
+            called = listing((tar.name for tar in tars), 3)
             leave_out(
-                Skipped(folder, f"Pictures lie in {source!r}, so its tars are not read ({names}): name them, too.")
+                Skipped(folder, f"Pictures lie in {source!r}, so its tars are not read ({called}): name them, too.")
             )
 
     def _file(self, path: Path, before: str | None = None, key: str | None = None) -> Planned:
