@@ -17,6 +17,7 @@ from transformers.generation import SuppressTokensLogitsProcessor
 
 import minichat
 from minichat.errors import ContextError, ImageError, ModelError, PromptError, SettingsError
+from minichat.inference import session
 from minichat.inference.bot import MiniChat
 from minichat.inference.generate import logits_processors
 from minichat.inference.sampling import GenerationSettings, Stops
@@ -693,6 +694,16 @@ def test_captions_take_what_images_take(bot: MiniChat, tmp_path: Any) -> None:
         assert bot.caption(file, max_new_tokens=5) == one  # type: ignore[arg-type]
     assert bot.caption([io.BytesIO(data)], max_new_tokens=5) == one
     assert bot.caption([]) == []
+
+
+def test_a_program_may_end_within_a_reply(bot: MiniChat) -> None:
+    """Whoever holds its iterator then sees no error of a module that is gone."""
+    chat = bot.chat(max_new_tokens=5)
+    begun = chat.stream("What is it?")
+    first = next(begun)
+    session._end_open()
+    assert list(begun) == []
+    assert [message.text for message in chat.conversation] == ["What is it?", first]
 
 
 def test_no_caption_is_of_nothing(bot: MiniChat) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 import threading
@@ -9,6 +10,7 @@ import time
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -151,6 +153,17 @@ class Bot(Protocol):
     def see(self, sights: Sequence[Sight]) -> None: ...
 
     def state(self) -> tuple[Any, ...]: ...
+
+
+_OPEN: weakref.WeakSet[Generator[str]] = weakref.WeakSet()  # replies that are asked for, until they are dropped
+
+
+@atexit.register
+def _end_open() -> None:
+    """End what is still being written when the program ends: a moment later, the modules that it needs are gone."""
+    for reply in list(_OPEN):
+        with suppress(ValueError):  # another thread is inside
+            reply.close()
 
 
 class ChatSession:
@@ -355,6 +368,7 @@ class ChatSession:
         )
         # Weak, so that a caller who drops the iterator ends the reply.
         self._running = weakref.ref(reply)
+        _OPEN.add(reply)
         return reply
 
     def _reply(
