@@ -77,13 +77,13 @@ class FakeSession:
         self.figures: Figures | None = None
 
     def stream(
-        self, text: str, images: Any = None, *, cancel: threading.Event | None = None, **settings: Any
+        self, text: str, images: Any = None, *, cancel: threading.Event | None = None, pace: Any = None, **settings: Any
     ) -> Iterator[str]:
         asked = self.conversation.user(text, images or ())
         self.bot.settings.append(settings)
         return self._reply(asked, cancel or threading.Event())
 
-    def stream_on(self, *, cancel: threading.Event | None = None, **settings: Any) -> Iterator[str]:
+    def stream_on(self, *, cancel: threading.Event | None = None, pace: Any = None, **settings: Any) -> Iterator[str]:
         *before, begun = self.conversation.messages
         self.bot.settings.append(settings)
         return self._reply(Conversation(tuple(before)), cancel or threading.Event(), begun.text)

@@ -6,6 +6,7 @@ import itertools
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minichat.errors import PromptError
-from minichat.inference.bot import Features, MiniChat
+from minichat.inference.bot import MiniChat, Sights
 from minichat.inference.engine import Engine, why_alone
 from minichat.inference.generate import logits_processors, stream
 from minichat.inference.kv_cache import KeyValuePool, KVCache, PrefixTree, shared
@@ -516,6 +517,34 @@ def test_memory_that_runs_out_is_taken_from_what_is_kept(bot: MiniChat) -> None:
     assert (request.error, len(request.ids)) == (None, 1)
 
 
+def test_who_wants_pieces_seldom_leaves_the_steps_to_others(bot: MiniChat) -> None:
+    """The first piece comes at once, and threads change when something is handed out, not at each step."""
+    engine = Engine(bot.model, kept_bytes=0)
+    prompts = [prompt_of(bot, ("What is it?", 0)), prompt_of(bot, ("Hi", 0))] * 2
+    requests = [request_of(bot, prompt, max_new_tokens=40) for prompt in prompts]
+    stepping: list[int] = []
+    step, together_now = engine.step, threading.Barrier(len(requests))
+
+    def watched_step() -> None:
+        stepping.append(threading.get_ident())
+        step()
+
+    def pieces(request: Request) -> list[str]:
+        request.pace = lambda: 1e9
+        together_now.wait(60)
+        return list(engine.stream(request))
+
+    engine.step = watched_step  # type: ignore
+    with ThreadPoolExecutor(len(requests)) as pool:
+        found = list(pool.map(pieces, requests))
+    for request, prompt, came in zip(requests, prompts, found, strict=True):
+        same_unless_near(bot, prompt, request.ids, alone(bot, prompt, max_new_tokens=40))
+        assert len(came) <= 2 and "".join(came) == request.reply.text
+    turns = sum(one != other for one, other in itertools.pairwise(stepping))
+    assert turns < 2 * len(requests) < len(stepping)
+    idle(engine)
+
+
 def test_ctrl_c_in_a_step_leaves_the_others_whole(bot: MiniChat) -> None:
     prompts = prompts_of(bot)[:3]
     engine = Engine(bot.model, kept_bytes=2**20)
@@ -717,11 +746,9 @@ def test_stops_end_a_row(bot: MiniChat) -> None:
 def test_a_picture_seen_before_is_not_encoded_again(bot: MiniChat, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until a weight changes; a run over a folder keeps none."""
     encoded: list[int] = []
-    encode = bot.encode
-    monkeypatch.setattr(
-        bot, "encode", lambda pictures, asked=None: encoded.append(len(pictures)) or encode(pictures, asked)
-    )
-    monkeypatch.setattr(bot, "features", Features(bot))
+    see = bot.see
+    monkeypatch.setattr(bot, "see", lambda sights: encoded.append(len(sights)) or see(sights))
+    monkeypatch.setattr(bot, "sights", Sights(bot))
     shown = [noise_picture(n) for n in (70, 71, 70)]
     first = bot.caption(shown, max_new_tokens=4)
     assert bot.caption([*shown, noise_picture(72)], max_new_tokens=4)[:3] == first
@@ -737,15 +764,33 @@ def test_a_picture_seen_before_is_not_encoded_again(bot: MiniChat, monkeypatch: 
     assert encoded[4:] == [1]
 
 
-def test_no_more_features_are_kept_than_fit(bot: MiniChat) -> None:
-    size = bot.encode([noise_picture(0)]).nbytes
-    features = Features(bot, limit=2 * size)
+def test_no_more_pictures_are_kept_than_fit(bot: MiniChat) -> None:
     names = [(f"{n}", (noise_picture(n), "")) for n in range(4)]
-    found, new = features.of(dict(names[:3]))
-    assert (len(found), new) == (3, 3)
-    again, new = features.of(dict(names[1:]))  # 0 is forgotten
-    assert new == 1 and torch.equal(again["1"], found["1"])
-    assert features.of(dict(names[:1]))[1] == 1
+    size = bot.sight(noise_picture(0), "").nbytes
+    sights = Sights(bot, limit=2 * size)
+    found = sights.of(dict(names[:3]))
+    assert len(found) == 3 and all(sight.features is None for sight in found.values())
+    bot.look([found["1"]])
+    again = sights.of(dict(names[1:]))  # 0 is forgotten
+    assert again["1"] is found["1"] and found["1"].features is not None
+    assert torch.equal(found["1"].features, bot.encode([noise_picture(1)])[0])
+    assert sights.of(dict(names[:1]))["0"] is not found["0"]
+
+
+def test_a_picture_that_many_threads_show_is_encoded_once(bot: MiniChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    see = bot.see
+    monkeypatch.setattr(bot, "see", lambda sights: encoded.append(len(sights)) or see(sights))
+    sights = Sights(bot)
+
+    def show(_: int) -> Sight:
+        (sight,) = sights.of({"one": (noise_picture(74), "")}).values()
+        bot.look([sight])
+        return sight
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(show, range(8)))) == 1
+    assert encoded == [1]
 
 
 # --- new pictures

@@ -79,7 +79,7 @@ def nothing_left(bot: MiniChat, app: FastAPI, url: str) -> Iterator[None]:
     def held() -> dict[str, int]:
         assert until(lambda: not any(busy().values())), busy()
         bot.engine.kept.clear()
-        completions._preparer.bot.features._kept.clear()
+        completions._preparer.bot.sights._kept.clear()
         return {"tensors": tensor_bytes(), "files": process.num_fds(), "threads": threading.active_count()}
 
     async def warm(raw: Raw) -> None:

@@ -72,37 +72,34 @@ class Adapters(Protocol):
         ...
 
 
-class Features:
-    """The features of the pictures that were used last, at most `limit` bytes of them. For any thread."""
+class Sights:
+    """The pictures that were shown last, each once, at most `limit` bytes of them. For any thread."""
 
     def __init__(self, bot: MiniChat, limit: int = 256 * 2**20) -> None:
         self._bot, self._limit = bot, limit
-        self._lock = threading.Lock()  # encoding is one at a time anyhow, and so each picture is encoded once
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, Sight] = OrderedDict()
         self._state: Any = None
 
-    def of(
-        self, pictures: Mapping[str, tuple[Image.Image, str]], *, keep: bool = True
-    ) -> tuple[dict[str, Tensor], int]:
-        """Of each picture with its question, by the name of what the LLM is shown of it; and how many were encoded.
+    def of(self, pictures: Mapping[str, tuple[Image.Image, str]], *, keep: bool = True) -> dict[str, Sight]:
+        """Each picture with its question, by the name of what the LLM is shown of it (`MiniChat.seen_as`).
 
-        Features (n, D) are as `MiniChat.encode` gives them. `keep`: for whoever asks about the same pictures again.
+        Those that are new are still to be encoded. `keep`: for whoever asks about the same pictures again.
         """
+        state = self._bot.state()
         with self._lock:
-            if (state := self._bot.state()) != self._state:  # other weights or preprocessing
+            if state != self._state:  # other weights or preprocessing
                 self._kept.clear()
                 self._state = state
             found = {name: self._kept[name] for name in pictures if name in self._kept}
-            new = [name for name in pictures if name not in found]
-            if new:
-                shown, asked = zip(*(pictures[name] for name in new), strict=True)
-                found |= zip(new, self._bot.encode(shown, asked), strict=True)
-            for name, features in found.items() if keep else ():
-                self._kept[name] = features.clone() if name in new else features  # not a view of all
+        sights = {name: found.get(name) or self._bot.sight(*shown) for name, shown in pictures.items()}
+        with self._lock:
+            for name in sights if keep and state == self._state else ():
+                sights[name] = self._kept.setdefault(name, sights[name])  # another thread may have been the first
                 self._kept.move_to_end(name)
-            while sum(features.nbytes for features in self._kept.values()) > self._limit:
+            while sum(sight.nbytes for sight in self._kept.values()) > self._limit:
                 self._kept.popitem(last=False)
-            return found, len(new)
+        return sights
 
 
 class MiniChat:
@@ -114,7 +111,7 @@ class MiniChat:
         self.processor = processor
         self.name = name
         self.step_lock = StepLock()  # one step of one reply at a time
-        self.features = Features(self)
+        self.sights = Sights(self)
         self.stops = _stops(model, processor)
         #: None where it was not loaded from a folder, or without what an adapter adds.
         self.adapters: Adapters | None = None
@@ -276,7 +273,7 @@ class MiniChat:
     ) -> Iterator[Request]:
         """What asks for a reply to each conversation. Their pictures are encoded together, equal ones once.
 
-        `keep`: as for `Features.of`.
+        `keep`: as for `Sights.of`.
         """
         rendered = [self.captioner.render(c, add_generation_prompt=True) for c in conversations]
         for conversation, prompt, chosen in zip(conversations, rendered, settings, strict=True):
@@ -285,11 +282,12 @@ class MiniChat:
             [(self.seen_as(p, prompt.question), p, prompt.question) for p in prompt.pictures] for prompt in rendered
         ]
         pictures = {name: (picture, question) for row in named for name, picture, question in row}
-        features, _ = self.features.of(pictures, keep=keep)
+        sights = self.sights.of(pictures, keep=keep)
+        self.look(list(sights.values()))
         for prompt, row, chosen in zip(rendered, named, settings, strict=True):
             names = [name for name, *_ in row]
-            seen = torch.stack([features[name] for name in names]) if row else None  # (I, n, D)
-            asked = Prompt(prompt.ids, prompt_keys(prompt.ids, names, self.model.config), seen)
+            keys = prompt_keys(prompt.ids, names, self.model.config)
+            asked = Prompt(prompt.ids, keys, None, [sights[name] for name in names])
             yield Request(asked, chosen, self.processor.content_tokenizer, self.stops)
 
     def _answer_all(
@@ -390,7 +388,15 @@ class MiniChat:
 
     def sight(self, picture: Image.Image, question: str) -> Sight:
         """A picture as the encoder takes it, still to be encoded (`see`)."""
-        return Sight(question, self._pixels([picture])[0])
+        return Sight(question if self.processor.instructed else "", self._pixels([picture])[0])
+
+    def look(self, sights: Sequence[Sight]) -> None:
+        """Encode those of these pictures that are still to be encoded, a few at a time."""
+        while any(sight.features is None for sight in sights):
+            with self.step_lock:
+                # Looked at inside, since another thread may have been shown one of them, too.
+                if new := [sight for sight in sights if sight.features is None]:
+                    self.see(new[:_PICTURES_AT_ONCE])
 
     def see(self, sights: Sequence[Sight]) -> None:
         """Encode these pictures, each still to be encoded, all at once. Only who holds the step lock may call it."""

@@ -3,9 +3,9 @@
 New pictures that wait are encoded together before a step, as many as fit into one batch. Whose they are has first words
 before the next batch's turn comes.
 
-Whoever waits for a reply does the work: under the step lock one of the callers does a step for all of them, and the
-others find their tokens when it is their turn. So there is no thread to start or to end, one caller alone is as
-lazy as the iterator that it reads, and nothing runs when nobody waits.
+Whoever waits for a reply does the work: the first of the callers does the steps for all of them, under the step lock,
+and the others sleep until what they wait for is there. So there is no thread to start or to end, one caller alone is
+as lazy as the iterator that it reads, and nothing runs when nobody waits.
 
 Shapes: B rows, T tokens, L columns of the pool, I pictures, n image tokens of a picture, H the LLM's width,
 V the vocabulary.
@@ -14,6 +14,7 @@ V the vocabulary.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from minichat.device.memory import free_memory, out_of_memory
 from minichat.device.placement import entry_device, look
 from minichat.errors import PromptError
 from minichat.inference.kv_cache import KeyValuePool, PrefixTree, States, one_query, one_row, poolable, shared
-from minichat.inference.request import Request, Scores, Sight, StepLock, beginning, unsaid
+from minichat.inference.request import Line, Request, Scores, Sight, StepLock, Ticket, beginning, unsaid
 from minichat.inference.sampling import Sampler, noise_generator
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Engine:
         self._reading: list[Request] = []  # whose prompts are being read; their rows follow those of …
         self._running: list[Request] = []  # … whose replies are being written; the row is the place in this list
         self._gone: deque[object] = deque()  # owners to be forgotten
+        self._callers = Line[_Place]()  # those who wait for what is written; the first does the steps
         self._owing = False  # the step before has read only
         self._sampler: tuple[list[Request], Sampler] | None = None
         self._state_of, self._state = state, None
@@ -117,9 +119,11 @@ class Engine:
         self.submit(request)
         try:
             while True:
-                while piece := request.take():
-                    yield piece
-                if request.over or request.dropped:
+                if text := "".join(iter(request.take, "")):
+                    yield text
+                    if request.pace is not None:
+                        request.due = time.monotonic() + request.pace()
+                if (request.over and not request.ready) or request.dropped:
                     break
                 self._advance(request)
             if request.error is not None:
@@ -192,13 +196,24 @@ class Engine:
                 self._let_go()
 
     def _advance(self, request: Request, whole: bool = False) -> None:
-        """Do a step, unless another caller has brought this request something meanwhile, or its end if that is asked.
+        """Wait until this request has something that is due, or until its end if that is asked.
 
-        The step lock is fair, so that whoever waits gets a look before the next step.
+        The first of those who wait does the steps; the others sleep until a step has brought them what they wait for.
+        So threads take turns when there is something to be handed out, and not at each step.
         """
-        with self.step_lock:
-            if not (request.over or request.dropped or (request.ready and not whole)):
-                self.step()
+        self._callers.leave()
+        try:
+            place = _Place(request, whole)
+            self._callers.join(place)
+            while not place.served:
+                if not self._callers.is_first(place):
+                    place.wait()
+                    continue
+                with self.step_lock:
+                    if not place.served:
+                        self.step()
+        finally:
+            self._callers.leave()
 
     # --- a step
 
@@ -213,6 +228,10 @@ class Engine:
         except BaseException:  # Ctrl-C, at any line: whoever goes on begins from what is certain, prompts and ids
             self._begin_anew()
             raise
+        finally:
+            for place in self._callers:
+                if place.served:
+                    place.open()
 
     def _step(self) -> None:
         self._let_go()
@@ -482,6 +501,22 @@ class Engine:
             self._all.remove(request)
         for request in self._all:
             request.row, request.length, request.unread = -1, 0, None
+
+
+class _Place(Ticket):
+    """The place of a caller who waits for a request."""
+
+    def __init__(self, request: Request, whole: bool) -> None:
+        super().__init__()
+        self._request, self._whole = request, whole
+
+    @property
+    def served(self) -> bool:
+        """Whether what the caller waits for is there: something that is due, or the end."""
+        request = self._request
+        if request.over or request.dropped:
+            return True
+        return request.ready and not self._whole and time.monotonic() >= request.due
 
 
 def _unread(request: Request) -> int:

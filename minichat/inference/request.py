@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,11 @@ class Sight:
     pixels: Tensor | None = None  # (3, S, S)
     patches: Tensor | None = None  # (1 + P, W), where another question makes other features of them
     features: Tensor | None = None  # (n, D)
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, in bytes."""
+        return sum(each.nbytes for each in (self.pixels, self.patches, self.features) if each is not None)
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ class Request:
         common: int = 0,
         likeliest: int | None = None,
         begun: Sequence[int] = (),
+        pace: Callable[[], float] | None = None,
     ) -> None:
         """Ask for a reply to `prompt`. It comes into being when the request is given to an engine.
 
@@ -160,10 +166,12 @@ class Request:
             common: so many of the prompt's first tokens are nobody's own, and stay when the conversation is over.
             likeliest: keep with each id how likely it was, and which so many ids were the likeliest; None: do not.
             begun: ids that the reply begins with, which were written before. Their text is the first piece.
+            pace: how many seconds after a piece the next is wanted at the earliest; None: as soon as it is there.
         """
         self.owner, self.common, self.likeliest = owner, common, likeliest
         self.scores: list[Scores] = []  # of all `ids`, where they are asked for
-        self.prompt, self.settings, self.cancelled = prompt, settings, cancelled
+        self.prompt, self.settings, self.cancelled, self.pace = prompt, settings, cancelled, pace
+        self.due = 0.0  # when the next piece is wanted, on the clock `time.monotonic`
         self.over = False  # no other token will come
         self.error: Exception | None = None  # … because of this
         self.known = 0  # so many of the prompt's tokens had been read before, and were copied
@@ -263,13 +271,56 @@ class Request:
 _LOOK_AGAIN = 1.0  # seconds after which one who waits looks by himself: Ctrl-C may have taken the call to him
 
 
-class _Ticket:
-    """A place in the queue; whose gate is opened looks whether it is the first."""
+class Ticket:
+    """A place in a line, of the thread that makes it."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
-        self.gate = threading.Lock()
-        self.gate.acquire()
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def wait(self) -> None:
+        """Sleep until the gate is opened, or for a moment."""
+        self._gate.acquire(timeout=_LOOK_AGAIN)
+
+    def open(self) -> None:
+        """Let the one who waits look whether it is his turn."""
+        with suppress(RuntimeError):  # it is open already
+            self._gate.release()
+
+
+_T = TypeVar("_T", bound=Ticket)
+
+
+class Line(Generic[_T]):
+    """Tickets in the order of coming. Wherever Ctrl-C breaks in, there is one first: each change is one atomic call.
+
+    A ticket that Ctrl-C left behind is taken out when its thread leaves again.
+    """
+
+    def __init__(self) -> None:
+        self._tickets: deque[_T] = deque()
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def __iter__(self) -> Iterator[_T]:
+        return iter(list(self._tickets))
+
+    def join(self, ticket: _T) -> None:
+        self._tickets.append(ticket)
+
+    def is_first(self, ticket: _T) -> bool:
+        return self._tickets[0] is ticket
+
+    def leave(self) -> None:
+        """Take this thread's ticket out, if it has one, and let the one who is first then look."""
+        me = threading.get_ident()
+        for ticket in self:
+            if ticket.thread == me:
+                self._tickets.remove(ticket)
+        for first in list(self._tickets)[:1]:
+            first.open()
 
 
 class StepLock:
@@ -277,34 +328,31 @@ class StepLock:
 
     A plain lock lets the thread that just left in again before the others have woken up: one reply would then be
     written to its end while the others wait.
-
-    The first in the queue is inside, so there are never two, wherever Ctrl-C breaks in: each change of the queue is one
-    atomic call. A place that Ctrl-C left behind is given back when its thread comes again.
     """
 
     def __init__(self) -> None:
-        self._queue: deque[_Ticket] = deque()
+        self._queue = Line[Ticket]()  # the first is inside
 
     def __enter__(self) -> None:
         try:
-            self._leave()
-            ticket = _Ticket()
-            self._queue.append(ticket)
-            while self._queue[0] is not ticket:
-                ticket.gate.acquire(timeout=_LOOK_AGAIN)
+            self._queue.leave()
+            ticket = Ticket()
+            self._queue.join(ticket)
+            while not self._queue.is_first(ticket):
+                ticket.wait()
         except BaseException:  # Ctrl-C while waiting
-            self._leave()
+            self._queue.leave()
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._leave()
+        self._queue.leave()
 
     @property
     def taken(self) -> bool:
         """Whether a thread is inside, or about to be."""
-        return bool(self._queue)
+        return len(self._queue) > 0
 
     def let_others_pass(self) -> None:
         """Called by the thread inside: admit everyone who waits now, then go on.
@@ -312,15 +360,5 @@ class StepLock:
         Where Ctrl-C ends the wait, the thread is no longer inside, and to leave once more changes nothing.
         """
         if len(self._queue) > 1:
-            self._leave()
+            self._queue.leave()
             self.__enter__()
-
-    def _leave(self) -> None:
-        """Give this thread's place back, if it has one, and call the one who is first then."""
-        me = threading.get_ident()
-        for ticket in list(self._queue):
-            if ticket.thread == me:
-                self._queue.remove(ticket)
-        for first in list(self._queue)[:1]:
-            with suppress(RuntimeError):  # it has been called already
-                first.gate.release()

@@ -21,7 +21,7 @@ from torch import Tensor
 from minichat.device.memory import out_of_memory
 from minichat.errors import ContextError, PromptError, SettingsError
 from minichat.images import Source, identity
-from minichat.inference.engine import PICTURES, Engine
+from minichat.inference.engine import Engine
 from minichat.inference.generate import generate_rows, stream
 from minichat.inference.kv_cache import KVCache, shared
 from minichat.inference.request import Figures, Prompt, Request, Sight, StepLock, check_context, prompt_keys
@@ -146,11 +146,9 @@ class Bot(Protocol):
 
     def encode_patches(self, pictures: Sequence[Image.Image]) -> Tensor: ...
 
-    def read_patches(self, patches: Tensor, questions: Sequence[str]) -> Tensor: ...
-
     def sight(self, picture: Image.Image, question: str) -> Sight: ...
 
-    def see(self, sights: Sequence[Sight]) -> None: ...
+    def look(self, sights: Sequence[Sight]) -> None: ...
 
     def state(self) -> tuple[Any, ...]: ...
 
@@ -247,6 +245,7 @@ class ChatSession:
         images: Source | Sequence[Source] | None = None,
         *,
         cancel: threading.Event | None = None,
+        pace: Callable[[], float] | None = None,
         **settings: Any,
     ) -> Iterator[str]:
         """Ask, and yield the reply piece by piece; all pieces joined are the reply. The work is done while iterating.
@@ -255,6 +254,7 @@ class ChatSession:
             text: the question.
             images: one picture or several, as `minichat.images.load` takes them.
             cancel: set it to stop the reply within a step.
+            pace: how many seconds after a piece the next is wanted at the earliest. None: as soon as it is there.
             settings: fields of `GenerationSettings`, for this reply alone.
 
         Raises:
@@ -264,7 +264,7 @@ class ChatSession:
         chosen = self._defaults.updated(**settings)
         question = _question(text, sources(images))
         self._interrupt()
-        return self._start(Conversation((*self._conversation.messages, question)), chosen, cancel)
+        return self._start(Conversation((*self._conversation.messages, question)), chosen, cancel, pace=pace)
 
     def regenerate(self, *, cancel: threading.Event | None = None, **settings: Any) -> str:
         """Answer the last question anew and return the reply."""
@@ -283,7 +283,9 @@ class ChatSession:
         """Go on with the last reply and return all of it. `max_new_tokens` is how many may be added."""
         return "".join(self.stream_on(cancel=cancel, **settings))
 
-    def stream_on(self, *, cancel: threading.Event | None = None, **settings: Any) -> Iterator[str]:
+    def stream_on(
+        self, *, cancel: threading.Event | None = None, pace: Callable[[], float] | None = None, **settings: Any
+    ) -> Iterator[str]:
         """`go_on`, piece by piece: the first is what the reply has been so far, as far as nothing can change it.
 
         It goes on from the ids that were generated, so that greedily it becomes what a larger `max_new_tokens` would
@@ -299,7 +301,7 @@ class ChatSession:
         if not self._conversation.turns or self._conversation.turns[-1].role != "assistant":
             raise PromptError("There is no reply to go on with: ask something first.")
         *before, begun = self._conversation.messages
-        return self._start(Conversation(tuple(before)), chosen, cancel, begun)
+        return self._start(Conversation(tuple(before)), chosen, cancel, begun, pace)
 
     def edit(
         self,
@@ -361,10 +363,11 @@ class ChatSession:
         settings: GenerationSettings,
         cancel: threading.Event | None,
         begun: Message | None = None,
+        pace: Callable[[], float] | None = None,
     ) -> Iterator[str]:
         self._superseded = superseded = threading.Event()
         reply = self._reply(
-            conversation, settings, lambda: superseded.is_set() or (cancel is not None and cancel.is_set()), begun
+            conversation, settings, lambda: superseded.is_set() or (cancel is not None and cancel.is_set()), begun, pace
         )
         # Weak, so that a caller who drops the iterator ends the reply.
         self._running = weakref.ref(reply)
@@ -377,6 +380,7 @@ class ChatSession:
         settings: GenerationSettings,
         cancelled: Callable[[], bool],
         begun: Message | None = None,
+        pace: Callable[[], float] | None = None,
     ) -> Generator[str]:
         """Answer the conversation's last question, by going on with `begun` where it is given, and keep the answer."""
         asked = time.monotonic()
@@ -397,13 +401,15 @@ class ChatSession:
                 settings = self._longer(conversation, settings, len(ids))
             prompt, forgotten = self._prompt(conversation, settings)
             if settings.num_beams > 1 or self.bot.engine.alone is not None:
-                self._see(prompt)
+                self.bot.look(prompt.new)
             if settings.num_beams > 1:
                 yield from self._search(prompt, settings, reply, cancelled)
             elif self.bot.engine.alone is None:
                 tokenizer = self.bot.processor.content_tokenizer
                 common = shared(prompt.ids, self.bot.beginning)
-                request = Request(prompt, settings, tokenizer, self._stops, cancelled, self._owner, common, begun=ids)
+                request = Request(
+                    prompt, settings, tokenizer, self._stops, cancelled, self._owner, common, begun=ids, pace=pace
+                )
                 yield from self.bot.engine.stream(request)
                 reply = request.reply
             else:
@@ -521,13 +527,6 @@ class ChatSession:
         shown = [_Shown(p, name, sights[name]) for p, name in zip(pictures, identities, strict=True)]
         self._pictures = {id(one.picture): one for one in shown}
         return shown
-
-    def _see(self, prompt: Prompt) -> None:
-        """Encode what is new, where the engine does not."""
-        new = prompt.new
-        with self.bot.step_lock:
-            for start in range(0, len(new), PICTURES):
-                self.bot.see(new[start : start + PICTURES])
 
 
 def sources(images: Any) -> list[Any]:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 import minichat.images as images
 from minichat.errors import ImageError, MiniChatError, PromptError
 from minichat.inference.bot import MiniChat
@@ -143,7 +141,7 @@ def _checked(param: str, text: Any) -> str:
         raise _bad(param, str(error)) from None
 
 
-# --- What is remembered of earlier requests: of replies the ids. (Of pictures the bot keeps the features.)
+# --- What is remembered of earlier requests: of replies the ids. (Of pictures the bot keeps the features: `Sights`.)
 
 
 class Replies:
@@ -209,7 +207,7 @@ class Preparer:
         return asked, read_messages(asked.messages, self.limits)
 
     def prepare(self, asked: Asked, said: list[Said], cancelled: Callable[[], bool]) -> Prepared | None:
-        """Open and encode the pictures, and render the prompt; None: nobody wants it any more.
+        """Open the pictures, which the engine encodes, and render the prompt; None: nobody wants it any more.
 
         Raises `ApiError`, also for what the model refuses.
         """
@@ -246,19 +244,18 @@ class Preparer:
         rendered = bot.processor.render(conversation, add_generation_prompt=True)
         most = self._most(asked, len(rendered.ids))
         self._check_room(asked, len(rendered.ids), most)
-        seen, names = None, identities
-        if identities:
-            if cancelled():
-                return None
-            question = rendered.question
-            if bot.processor.instructed:  # its Q-Former reads the question, too
-                names = [bot.seen_as(picture, question) for picture in conversation.pictures]
-            pictures = {n: (picture, question) for n, picture in zip(names, conversation.pictures, strict=True)}
-            features, new = self.bot.features.of(pictures)
-            self.metrics.pictures_encoded.inc(new)
-            self.metrics.pictures_known.inc(len(pictures) - new)
-            seen = torch.stack([features[each] for each in names])  # (I, n, D)
-        prompt = Prompt(rendered.ids, prompt_keys(rendered.ids, names, bot.model.config), seen)
+        names, question = identities, rendered.question
+        if cancelled():
+            return None
+        if bot.processor.instructed:  # its Q-Former reads the question, too
+            names = [bot.seen_as(picture, question) for picture in conversation.pictures]
+        pictures = {n: (picture, question) for n, picture in zip(names, conversation.pictures, strict=True)}
+        sights = bot.sights.of(pictures) if pictures else {}
+        prompt = Prompt(
+            rendered.ids, prompt_keys(rendered.ids, names, bot.model.config), None, [sights[name] for name in names]
+        )
+        self.metrics.pictures_encoded.inc(len(prompt.new))
+        self.metrics.pictures_known.inc(len(pictures) - len(prompt.new))
         stops = Stops((*bot.stops.strings, *asked.stop), bot.stops.sequences, bot.stops.strings_end)
         requests = [
             Request(

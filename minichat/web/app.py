@@ -45,6 +45,10 @@ PRESETS = {
 }
 DIRECT = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # of a listener that waits for nobody
 
+LOOK = (
+    0.005  # seconds between two looks of Gradio for a question; its own are so many that an idle page warms a machine
+)
+
 WELCOME = """<div class="mc-welcome"><h2>Ask about a picture</h2>
 <p>Add one with the clip, paste it, or drop it in the box below – or pick a scene.</p></div>"""
 
@@ -106,6 +110,7 @@ def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -
     page.queue(
         max_size=limits.queue, default_concurrency_limit=limits.concurrent, api_open=False, status_update_rate="auto"
     )
+    page._queue.sleep_when_free = LOOK
     return page
 
 
@@ -235,6 +240,7 @@ def _connect(
     answer = {
         "outputs": [chat, talk],
         "preprocess": False,
+        "postprocess": False,
         "show_progress": "hidden",
         "concurrency_id": "answer",
         "api_visibility": "private",

@@ -143,6 +143,7 @@ class Guard:
         inputs: how many values each listener of the page takes, by the listener's number.
         desk: answers what is asked at `DESK`, with the visitor, or None for one who has no cookie.
         captions: answers what is asked at `CAPTIONS`.
+        prepare: called with the key of each page that opens, so that its first question finds everything ready.
     """
 
     def __init__(
@@ -155,8 +156,10 @@ class Guard:
         limits: Limits,
         desk: Callable[[Scope, Receive, Send, str | None], Awaitable[None]],
         captions: Callable[[Scope, Receive, Send, str], Awaitable[None]],
+        prepare: Callable[[str], object],
     ) -> None:
         self._app = app
+        self._prepare = prepare
         self._desk = desk
         self._captions = captions
         self._sessions = sessions
@@ -240,6 +243,7 @@ class Guard:
         self._sessions.enter(key)
         self._uploads.enter(visitor)
         try:
+            await run_in_threadpool(self._prepare, key)
             await self._app(scope, receive, send)
         finally:
             self._uploads.leave(visitor)

@@ -21,7 +21,7 @@ from minichat.prompt.boxes import numbered
 from minichat.prompt.conversation import Conversation
 from minichat.web.guard import COOKIE, SENT, Sent, Waiting, address_of
 from minichat.web.sessions import GONE, Field, Limits, Session, Sessions, Uploads, read
-from minichat.web.talk import Talk, escape, reply_bubble, unescape, user_bubble
+from minichat.web.talk import Talk, bubble, escape, reply_bubble, unescape, user_bubble
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ AGAIN = 0.7  # the temperature of another reply, where the likeliest words are a
 KEEP = 1.0  # seconds after which a browser keeps what has come of it
 IDLE = {"submit_btn": True, "stop_btn": False}
 BUSY = {"submit_btn": False, "stop_btn": True}  # the browser shows this itself: Gradio makes a component anew for that
-THINKING = {
-    "role": "assistant",
-    "content": [
+THINKING = bubble(
+    "assistant",
+    [
         {
             "type": "component",
             "component": "html",
@@ -43,7 +43,7 @@ THINKING = {
             "props": {},
         }
     ],
-}
+)
 FAILED, NOTE = "That did not work", "Please note"  # above the sentences
 HALF = "The text holds half of a surrogate pair, which is no character: take it out."
 LOST = "Something went wrong while answering: try again, or start a new chat."
@@ -332,10 +332,10 @@ class Handlers:
             pictured = bool(pictures or start.pictures)
             try:
                 if on:
-                    stream = chat.stream_on(cancel=session.stopping, **chosen)
+                    stream = chat.stream_on(cancel=session.stopping, pace=self._pace, **chosen)
                 else:
-                    stream = chat.stream(text, pictures or None, cancel=session.stopping, **chosen)
-                with contextlib.closing(_growing(stream, self._sessions.answering)) as growing:
+                    stream = chat.stream(text, pictures or None, cancel=session.stopping, pace=self._pace, **chosen)
+                with contextlib.closing(_growing(stream, self._pace)) as growing:
                     for reply, settled in growing:
                         kept = {"reply": reply} if settled and sent.values[0] is not None else gr.skip()
                         yield [*shown, reply_bubble(numbered(reply) if pictured else reply)], kept
@@ -356,6 +356,10 @@ class Handlers:
         for path in uploads if answered else ():
             self._uploads.release(path, session.visitor)
         return self._shown(session), self._told(session, sent, answered=answered)
+
+    def _pace(self) -> float:
+        """Seconds between two updates of a reply. All that grow share the pace: each update is work for the server."""
+        return PACE * self._sessions.answering()
 
     def _told(self, session: Session, sent: Sent, asked: Conversation | None = None, answered: bool = False) -> Any:
         """The conversation for a browser to keep: what it is, or as a question is `asked`, with its new pictures."""
@@ -480,17 +484,14 @@ def _sent(request: gr.Request) -> Sent:
     return sent
 
 
-def _growing(stream: Iterator[str], answering: Callable[[], int]) -> Generator[tuple[str, bool]]:
-    """The reply as it grows, at a pace for the eye, and whether to keep it now. Closing this closes the stream.
-
-    `answering`: how many replies grow now. All of them share the pace: each update is work for the server.
-    """
+def _growing(stream: Iterator[str], pace: Callable[[], float]) -> Generator[tuple[str, bool]]:
+    """The reply as it grows, at this pace, and whether to keep it now. Closing this closes the stream."""
     reply, last, kept = "", 0.0, time.monotonic()
     with contextlib.closing(stream):  # type: ignore[type-var]
         for piece in stream:
             reply += piece
             now = time.monotonic()
-            if now - last >= PACE * answering():
+            if now - last >= pace():  # pieces of a model that writes replies one by one come as they are written
                 settled = now - kept >= KEEP
                 last, kept = now, now if settled else kept
                 yield reply, settled

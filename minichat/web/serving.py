@@ -107,6 +107,9 @@ def _options(page: Page) -> dict[str, Any]:
         limits=limits,
         desk=page.desk,
         captions=page.captions,
+        # Gradio makes a session's copy of all settings of all components when it first asks for it, which takes longer
+        # than all else that it does for a question.
+        prepare=lambda key: page.app.state_holder[key],
     )
     return {
         "show_error": False,

@@ -68,16 +68,21 @@ def text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": escape(text)}
 
 
+def bubble(role: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """A message as Gradio's chat takes it, whole, so that Gradio need not look through the chat at each update."""
+    return {"role": role, "metadata": None, "content": parts, "options": None}
+
+
 def user_bubble(pictures: Iterable[dict[str, Any]], text: str) -> dict[str, Any]:
     """A person's message: its pictures (`picture_part`), then its words."""
-    return {"role": "user", "content": [*pictures, text_part(text)]}
+    return bubble("user", [*pictures, text_part(text)])
 
 
 def reply_bubble(text: str, picture: dict[str, Any] | None = None) -> dict[str, Any]:
     """The model's message. Boxes that it names are drawn over `picture` (`picture_part`), numbered as in the text."""
     found = boxes.parse(text) if picture else []
     if picture is None or not found:
-        return {"role": "assistant", "content": [text_part(text)]}
+        return bubble("assistant", [text_part(text)])
     drawn = "".join(
         f'<span class="mc-where" style="left:{100 * box.left:g}%;top:{100 * box.top:g}%;'
         f'width:{100 * (box.right - box.left):g}%;height:{100 * (box.bottom - box.top):g}%"><b>{number}</b></span>'
@@ -86,7 +91,7 @@ def reply_bubble(text: str, picture: dict[str, Any] | None = None) -> dict[str, 
     # One part, since each has buttons of its own.
     words = f'<div class="message-content">{html.escape(boxes.numbered(text))}</div>'
     value = f'{words}<div class="mc-boxed">{picture["value"]}{drawn}</div>'
-    return {"role": "assistant", "content": [{**picture, "value": value}]}
+    return bubble("assistant", [{**picture, "value": value}])
 
 
 # --- A conversation as a browser keeps it, and sends it with every request.
