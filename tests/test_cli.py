@@ -507,3 +507,11 @@ def test_settings_out_of_range_are_one_line(model, folder):
             assert result.exit_code == 1
             assert result.stderr.splitlines()[-1].startswith(f"minichat: {name} is ")
             assert result.stdout == ""
+
+
+def test_a_file_of_answers_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
+    for name, why in (("nowhere", "No such file"), (".", "Is a directory"), ("latin", "no UTF-8")):
+        result = run("evaluate", "questions", "--data", "q.jsonl", "--candidates", tmp_path / name)
+        assert result.exit_code == 1
+        assert "The answers" in result.stderr and why in result.stderr

@@ -96,6 +96,14 @@ def test_own_captions_are_scored(shots):
 # --- questions
 
 
+def test_a_prompt_without_the_question_is_refused(shots):
+    path = write(shots / "q.jsonl", {"image": "a.png", "question": "What?", "answer": "a star"})
+    for task in ("questions", "pairs"):
+        with pytest.raises(SettingsError, match="where in it the"):
+            Plan((task,), prompt="Briefly:").own(task, Files((path,)))
+        assert Plan((task,), prompt="").own(task, Files((path,)))
+
+
 def vqa(tmp_path: Path, **changes: Any) -> tuple[Path, Path]:
     question = {"image_id": 42, "question": "What colour?", "question_id": 420, **changes}
     answers = [{"answer": "red", "answer_confidence": "yes", "answer_id": i} for i in range(1, 11)]

@@ -364,3 +364,14 @@ def test_without_hashes_there_is_nothing_to_verify(hashed: Path) -> None:
     for name in ("minichat-tiny", hashed / "plain"):
         with pytest.raises(ModelError, match=r"records no hashes .* --verify"):
             load(name, device="cpu", verify=True)
+
+
+def test_a_folder_named_by_a_dot_has_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By it errors, replies and `minichat serve` call the model."""
+    (tmp_path / "mine" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "mine")
+    assert find(".").name == find("./").name == "mine"
+    monkeypatch.chdir(tmp_path / "mine" / "below")
+    assert find("..").name == "mine"
+    with pytest.raises(ModelError, match=r"The folder 'mine' has no config\.json"):
+        load("..")

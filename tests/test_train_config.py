@@ -173,7 +173,7 @@ def test_conflicts_name_both(overrides: list[str], said: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("seed: 1\nseed: 2", r"train\.yaml:\d+ is no YAML \(the key 'seed' is there twice\)"),
+        ("seed: 1\nseed: 2", r"train\.yaml:2 is no YAML \(the key 'seed' is there twice\)"),
         ("a: [1", r"train\.yaml:\d+ is no YAML"),
         ("just words", r"train\.yaml is no configuration"),
         ("- a list", r"train\.yaml is no configuration"),

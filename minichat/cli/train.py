@@ -235,8 +235,12 @@ def _answers(path: Path) -> list[str]:
     from minichat.errors import DataError
     from minichat.fileio import open_file
 
-    with open_file(path) as file:
-        lines = [line.decode("utf-8", "replace").strip() for line in file]
+    try:
+        with open_file(path) as file:
+            lines = [line.decode("utf-8-sig").strip() for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "no UTF-8"
+        raise DataError(f"The answers {str(path)!r} cannot be read ({why}): name another file.") from None
     if not any(lines):
         raise DataError(f"{path.name} holds no answers: write one in each line.")
     return list(dict.fromkeys(filter(None, lines)))

@@ -379,11 +379,13 @@ class Plan:
     def own(self, task: str, files: Files, caption: str = Template.caption) -> Exam:
         """The exam of a chat's task on a user's files. `caption`: what asks for one where the plan does not say.
 
-        Raises `DataError`, and `SettingsError` for stories.
+        Raises `DataError`, and `SettingsError` for stories, and for a prompt that leaves out the questions.
         """
         if task == "captions":
             return OwnCaptions(files.captions(), caption if self.prompt is None else self.prompt)
         if task in ("questions", "pairs"):
+            if self.prompt and "{question}" not in self.prompt:
+                raise SettingsError(f"prompt is {self.prompt!r}: say where in it the {{question}} is to stand.")
             return OwnQuestions(files.questions(), self.prompt, self.candidates)
         if task == "hallucination":
             return Polls(files.polls())

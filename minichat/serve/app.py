@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from minichat.errors import ModelError
+from minichat.errors import ModelError, SettingsError, shown
 from minichat.inference.bot import MiniChat
 from minichat.serve.completions import Completions, about_to_end, respond
 from minichat.serve.image_hosts import ImageHosts
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from minichat.web import Owned
 
 Answer = Callable[[Request], Response]
+
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")  # as browsers send it: nothing after host and port
 
 
 def build_app(
@@ -57,8 +60,11 @@ def build_app(
 
     Raises:
         ModelError: for a model whose replies cannot be written together.
-        SettingsError: for what is no host's name.
+        SettingsError: for what is no host's name, or no origin.
     """
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise SettingsError(f"{shown(origin)} is no page's origin: write it as in https://example.org, no more.")
     if bot.engine.alone:
         raise ModelError(f"The model {bot.name!r} cannot be served: {bot.engine.alone}.")
     name, metrics = name or bot.name, Metrics()

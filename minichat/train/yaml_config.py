@@ -45,8 +45,9 @@ class _Reader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is there twice", node.start_mark)
+        if twice := next((key for key, _ in reversed(node.value) if keys.count(key.value) > 1), None):
+            what = f"the key {twice.value!r} is there twice"
+            raise yaml.constructor.ConstructorError(None, None, what, twice.start_mark)
         return super().construct_mapping(node, deep)
 
 

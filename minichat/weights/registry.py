@@ -304,6 +304,8 @@ def find(name: str | os.PathLike[str]) -> Path:
     text = WHOLE[text].repository.id if text in WHOLE else text
     folder = Path(text).expanduser()
     if text and folder.is_dir():
+        if folder.name in ("", os.pardir):  # "." and ".." are no names to be called by
+            folder = Path(os.path.abspath(folder))
         return taken_in(text, folder) if _is_whole(folder) else folder
     if folder.is_file():
         raise ModelError(f"{text!r} is a file: give the folder that holds config.json and the weights.")
