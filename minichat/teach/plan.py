@@ -38,7 +38,7 @@ FEATURES = ".features"  # what the frozen parts see, while it is needed
 # --- How to train, chosen by the size of the LLM and of what is to be learnt.
 
 
-SMALL = 100e6  # parameters: so small an LLM trains in full, a larger one beside LoRA's matrices
+SMALL = 100e6  # parameters: so small an LLM trains in full, and its bridge; a larger one beside LoRA's matrices
 LARGE = 1e9  # one as large takes its time for an answer, and has little room for many rows
 BATCH = 16
 _SEEN = 1200  # pictures in all, at which few are learnt …
@@ -63,11 +63,11 @@ class Plan:
         passes = max(_PASSES[0], min(_PASSES[1], _SEEN // max(1, taught)))
         small, large = parameters <= SMALL, parameters > LARGE
         return cls(
-            trainable=("projection", "language_model") if small else ("projection",),
+            trainable=("bridge", "projection", "language_model") if small else ("projection",),
             lora=None if small else LoraConfig(),
             lr=5e-4 if parameters <= SMALL / 5 else 2e-4,
             passes=passes,
-            known=max(200, passes * taught // 2) if small else max(100, passes * taught // 4),
+            known=max(200, passes * taught) if small else max(100, passes * taught // 4),
             scenes=FEW_SCENES if large else SCENES,
             rows=BATCH // 8 if large else BATCH,
         )
@@ -87,7 +87,7 @@ class Plan:
             data=DataConfig(
                 train=tuple(Source(str(folder / name)) for name in (TAUGHT, KNOWN) if (folder / name).is_file()),
                 validation=(Source(str(folder / VALIDATION)),),
-                feature_cache=str(out / FEATURES),
+                feature_cache=None if "bridge" in self.trainable else str(out / FEATURES),
             ),
             optimizer=OptimizerConfig(lr=self.lr, min_lr=self.lr / 20, warmup_steps=min(10, steps // 5)),
             run=RunConfig(

@@ -102,6 +102,7 @@ def teach(
     outcome = train(plan.config(model, out, device, steps), say=_progress_alone(say))
     if outcome.signal is not None:
         return Taught(out, signal=outcome.signal)
+    shutil.rmtree(out / FEATURES, ignore_errors=True)  # they are of the bridge as it was
     after = _measure(_stage(str(out), device), shown, plan, out)
     shutil.rmtree(out / FEATURES, ignore_errors=True)
     learnt, said = conclusion(material.kinds, shown, before, after)
@@ -141,7 +142,7 @@ def _intention(material: Material, plan: Plan, taught: int, held: int, model: st
             f"{material.unasked:,} of them ask nothing. They are learnt under {len(QUESTIONS) - 1} questions, such as "
             f"“{QUESTIONS[1]}” and “{QUESTIONS[2]}”, and under none."
         )
-    parts = "Its projection and its LLM" if plan.lora is None else "Its projection and an adapter (LoRA) of its LLM"
+    parts = "Its bridge, its projection and its LLM" if plan.lora is None else "Its projection and an adapter (LoRA) of its LLM"
     lines += [
         f"{model} learns from {taught:,} of them, each seen {plan.passes} times, its picture a little moved. {parts} "
         "train. Beside them it learns again what it knew.",
