@@ -63,8 +63,8 @@ class Asked:
     tokens: int
 
 
-def ask(visitor: Visitor, text: str, picture: Image.Image | None = None) -> Asked:
-    files = [] if picture is None else [visitor.upload(png(picture))]
+def ask(visitor: Visitor, text: str, files: list[str]) -> Asked:
+    """`files`: pictures that were uploaded."""
     visitor.talk = visitor.talk or {"messages": []}
     began = time.perf_counter()
     visitor.send(text, files, DEFAULTS).raise_for_status()
@@ -82,27 +82,32 @@ def ask(visitor: Visitor, text: str, picture: Image.Image | None = None) -> Aske
     )
 
 
-def together(visitors: Sequence[Visitor], pictures: Sequence[Image.Image]) -> tuple[float, float]:
-    """Tokens a second of all, and the median wait for first words; each has just opened the page."""
+def together(visitors: Sequence[Visitor], pictures: Sequence[Image.Image], typing: float) -> tuple[float, float]:
+    """Tokens a second of all, and the median wait for first words; each has just opened the page.
+
+    `typing`: seconds between the upload of the picture and the question about it.
+    """
     with ExitStack() as open_pages:
         for visitor in visitors:
             visitor.talk = None
             visitor.session = f"{random.getrandbits(48):x}"
             page = open_pages.enter_context(visitor.http.stream("GET", f"{API}/heartbeat/{visitor.session}"))
             next(page.iter_lines())
-        began = time.perf_counter()
         with ThreadPoolExecutor(len(visitors)) as pool:
-            asked = list(pool.map(lambda pair: ask(pair[0], LONG, pair[1]), zip(visitors, pictures, strict=True)))
-        spent = time.perf_counter() - began
+            files = list(pool.map(lambda pair: pair[0].upload(png(pair[1])), zip(visitors, pictures, strict=True)))
+            time.sleep(typing)
+            began = time.perf_counter()
+            asked = list(pool.map(lambda pair: ask(pair[0], LONG, [pair[1]]), zip(visitors, files, strict=True)))
+            spent = time.perf_counter() - began
     return sum(one.tokens for one in asked) / spent, median(one.first for one in asked)
 
 
-def replies(url: str, repeats: int, rng: random.Random) -> str:
+def replies(url: str, repeats: int, typing: float, rng: random.Random) -> str:
     visitors = [Visitor(url) for _ in range(TOGETHER)]
     found: dict[int, list[tuple[float, float]]] = {1: [], TOGETHER: []}
     for turn in range(repeats + 1):
         for count in found:
-            one = together(visitors[:count], [draw(random_scene(rng), 256) for _ in range(count)])
+            one = together(visitors[:count], [draw(random_scene(rng), 256) for _ in range(count)], typing)
             if turn:  # the first warms up
                 found[count].append(one)
     rows = {count: [median(part) for part in zip(*some, strict=True)] for count, some in found.items()}
@@ -123,7 +128,8 @@ def apart(url: str, model: str, rng: random.Random) -> str:
 
     def turn(number: int, place: int) -> None:
         words = f"{SHORT[number]} ({place})"
-        heard[place].append(ask(visitors[place], words, None if number else scenes[place]).words)
+        files = [] if number else [visitors[place].upload(png(scenes[place]))]
+        heard[place].append(ask(visitors[place], words, files).words)
 
     for number in range(len(SHORT)):
         order = rng.sample(range(SESSIONS), SESSIONS)
@@ -165,10 +171,11 @@ def main() -> None:
     parser.add_argument("--model", default="minichat-tiny")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--port", type=int, default=7957)
+    parser.add_argument("--typing", type=float, default=2.0, help="seconds from a picture to the question about it")
     options = parser.parse_args()
     rng = random.Random(1)
     with served(options.model, options.port) as url:
-        print(replies(url, options.repeats, rng), flush=True)
+        print(replies(url, options.repeats, options.typing, rng), flush=True)
         print(paint(url, options.repeats), flush=True)
         print(apart(url, options.model, rng), flush=True)
 

@@ -18,7 +18,7 @@ Line = str | Exception | list["str | Exception"]
 
 
 class FakeBot:
-    """Stands in for `MiniChat`: `name`, `context` and `chat()`.
+    """Stands in for `MiniChat`: `name`, `context`, `chat()` and `look_ahead()`.
 
     `enqueue` sets what the next replies are: a text, an error, or a list of words in which an error may stand. A text
     that ends in “…” is cut. Without
@@ -55,6 +55,9 @@ class FakeBot:
             threading.Event().wait(self.pause)
             said.append(Caption(str(line), "length" if str(line).endswith("…") else "stop"))
         return said
+
+    def look_ahead(self, picture: Any) -> None:
+        """Nothing: it never looks."""
 
     def looked(self, conversation: Conversation) -> Looked:
         """Of two queries the first sees the corner at the top left; the reply's last word owes all to the other."""

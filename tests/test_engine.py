@@ -771,10 +771,14 @@ def test_no_more_pictures_are_kept_than_fit(bot: MiniChat) -> None:
     found = sights.of(dict(names[:3]))
     assert len(found) == 3 and all(sight.features is None for sight in found.values())
     bot.look([found["1"]])
-    again = sights.of(dict(names[1:]))  # 0 is forgotten
-    assert again["1"] is found["1"] and found["1"].features is not None
-    assert torch.equal(found["1"].features, bot.encode([noise_picture(1)])[0])
-    assert sights.of(dict(names[:1]))["0"] is not found["0"]
+    features = found["1"].features
+    assert features is not None and torch.equal(features, bot.encode([noise_picture(1)])[0])
+    assert sights.of(dict(names), keep=False)["0"] is found["0"]  # as long as somebody has it
+    del found
+    again = sights.of(dict(names[1:]))
+    assert again["1"].features is features
+    del again
+    assert list(sights._used) == ["2", "3"]
 
 
 def test_a_picture_that_many_threads_show_is_encoded_once(bot: MiniChat, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -799,7 +803,7 @@ def test_a_picture_that_many_threads_show_is_encoded_once(bot: MiniChat, monkeyp
 def asking(bot: MiniChat, number: int, **changes: Any) -> Request:
     """A question about a picture that nobody has encoded yet."""
     known = prompt_of(bot, ("What is it?", number))
-    prompt = Prompt(known.ids, known.keys, None, [bot.sight(noise_picture(number), "")])
+    prompt = Prompt(known.ids, known.keys, None, [bot.new_sight(noise_picture(number), "")])
     return request_of(bot, prompt, **changes)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
 from minichat.inference.bot import MiniChat
+from minichat.inference.request import Sight
 from minichat.serve.app import COOKIE, build_app
 from minichat.web import Owned
 from minichat.web.guard import DESK
-from tests.serving import Client, on_a_socket
-from tests.tiny import tiny_bot
+from tests.serving import Client, on_a_socket, until
+from tests.tiny import noise_picture, tiny_bot
 from tests.web_visitor import DEFAULTS, Visitor, png
 
 SETTINGS = [*DEFAULTS[:2], 12, *DEFAULTS[3:]]  # short replies
@@ -51,6 +52,32 @@ def test_page_and_programs_share_one_engine(bot: MiniChat) -> None:
         asyncio.run_coroutine_threadsafe(app.state.completions.end(10), app.state.completions.stepper.loop).result()
         assert visitor.send("Still there?").status_code == 503
         visitor.close()
+
+
+def test_a_picture_is_encoded_while_its_question_is_typed(bot: MiniChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    see = bot.see
+
+    def counted(sights: Sequence[Sight]) -> None:
+        see(sights)
+        encoded.append(len(sights))
+
+    monkeypatch.setattr(bot, "see", counted)
+    monkeypatch.setattr(bot.engine, "_see", counted)
+    with on_a_socket(build_app(bot, page=True)) as url:
+        visitor, other = Visitor(url), Visitor(url)
+        file = visitor.upload(png("green"))
+        assert until(lambda: encoded == [1])
+        said = visitor.ask("What is it?", [file], SETTINGS).texts
+        assert encoded == [1]
+        assert other.ask("What is it?", [other.upload(png("green"))], SETTINGS).texts == said
+        assert encoded == [1]  # as long as somebody has an equal one
+        visitor.upload(b"no picture"), visitor.upload(b"words", "a.txt")  # nobody asks about them
+        assert other.ask("And now?", settings=SETTINGS).texts[-1]
+        with bot.step_lock:  # somebody is being answered
+            assert bot.look_ahead(noise_picture(80)) is None
+        visitor.close(), other.close()
+    assert bot.look_ahead(noise_picture(80)) is not None and encoded == [1, 1]
 
 
 def test_with_a_key_the_page_asks_for_it(bot: MiniChat, tmp_path: Path) -> None:

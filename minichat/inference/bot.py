@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from weakref import WeakValueDictionary
 
 import torch
 from PIL import Image
@@ -73,11 +74,13 @@ class Adapters(Protocol):
 
 
 class Sights:
-    """The pictures that were shown last, each once, at most `limit` bytes of them. For any thread."""
+    """Pictures as the model is shown them. Equal ones that are in use at a time are one. For any thread."""
 
     def __init__(self, bot: MiniChat, limit: int = 256 * 2**20) -> None:
+        """`limit`: so many bytes are kept of pictures that nobody uses any more, the last ones."""
         self._bot, self._limit = bot, limit
         self._lock = threading.Lock()
+        self._used: WeakValueDictionary[str, Sight] = WeakValueDictionary()
         self._kept: OrderedDict[str, Sight] = OrderedDict()
         self._state: Any = None
 
@@ -90,13 +93,16 @@ class Sights:
         with self._lock:
             if state != self._state:  # other weights or preprocessing
                 self._kept.clear()
+                self._used.clear()
                 self._state = state
-            found = {name: self._kept[name] for name in pictures if name in self._kept}
-        sights = {name: found.get(name) or self._bot.sight(*shown) for name, shown in pictures.items()}
+            found = {name: self._used.get(name) for name in pictures}
+        sights = {name: found[name] or self._bot.new_sight(*shown) for name, shown in pictures.items()}
         with self._lock:
-            for name in sights if keep and state == self._state else ():
-                sights[name] = self._kept.setdefault(name, sights[name])  # another thread may have been the first
-                self._kept.move_to_end(name)
+            for name in sights if state == self._state else ():
+                sights[name] = self._used.setdefault(name, sights[name])  # another thread may have been the first
+                if keep:
+                    self._kept[name] = sights[name]
+                    self._kept.move_to_end(name)
             while sum(sight.nbytes for sight in self._kept.values()) > self._limit:
                 self._kept.popitem(last=False)
         return sights
@@ -387,8 +393,25 @@ class MiniChat:
             return self.model.read_patches(patches, words)
 
     def sight(self, picture: Image.Image, question: str) -> Sight:
+        """A picture as the encoder takes it; that of an equal one, where somebody has one."""
+        name = self.seen_as(picture, question)
+        return self.sights.of({name: (picture, question)}, keep=False)[name]
+
+    def new_sight(self, picture: Image.Image, question: str) -> Sight:
         """A picture as the encoder takes it, still to be encoded (`see`)."""
         return Sight(question if self.processor.instructed else "", self._pixels([picture])[0])
+
+    def look_ahead(self, picture: Image.Image) -> Sight | None:
+        """Encode a picture whose question is being typed: as long as somebody has what is returned, nobody does again.
+
+        None: not now, since replies are being written, or the question is needed for it.
+        """
+        engine = self.engine
+        if self.processor.instructed or engine.waiting or engine.written_now or self.step_lock.taken:
+            return None
+        sight = self.sight(picture, "")
+        self.look([sight])
+        return sight
 
     def look(self, sights: Sequence[Sight]) -> None:
         """Encode those of these pictures that are still to be encoded, a few at a time."""

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,14 @@ class Page(gr.Blocks):
     limits: Limits
     desk: Desk
     captions: Captions
+    look_ahead: Callable[[str, str], None]
 
 
 def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -> Page:  # noqa: B008 (frozen)
     """The chat page of a loaded model; `minichat.web.launch` serves it.
 
     Args:
-        bot: a `MiniChat`, of which `name`, `context` and `chat()` are used.
+        bot: a `MiniChat`, of which `name`, `context`, `chat()` and `look_ahead()` are used.
         limits: what the page may cost its host.
         owned: the set of kept replies, and how other models are loaded; None: nobody teaches on this page.
     """
@@ -95,6 +97,7 @@ def build_app(bot: Any, limits: Limits = Limits(), owned: Owned | None = None) -
     page.desk = Desk(owned, bot, page.sessions, page.uploads, limits, KNOWS, BOXES)
     page.captions = Captions(page.sessions, page.uploads, fields, limits)
     listeners = Handlers(page.sessions, page.uploads, page.waiting, fields, limits)
+    page.look_ahead = listeners.look_ahead
     with page:
         new = _head(bot.name)
         with gr.Row(elem_id="mc-body"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import ipaddress
 import json
@@ -144,6 +145,7 @@ class Guard:
         desk: answers what is asked at `DESK`, with the visitor, or None for one who has no cookie.
         captions: answers what is asked at `CAPTIONS`.
         prepare: called with the key of each page that opens, so that its first question finds everything ready.
+        look_ahead: called with each file that was uploaded and its visitor, one at a time, when they have the answer.
     """
 
     def __init__(
@@ -157,9 +159,11 @@ class Guard:
         desk: Callable[[Scope, Receive, Send, str | None], Awaitable[None]],
         captions: Callable[[Scope, Receive, Send, str], Awaitable[None]],
         prepare: Callable[[str], object],
+        look_ahead: Callable[[str, str], None],
     ) -> None:
         self._app = app
         self._prepare = prepare
+        self._look_ahead, self._looking = look_ahead, asyncio.Lock()
         self._desk = desk
         self._captions = captions
         self._sessions = sessions
@@ -336,6 +340,9 @@ class Guard:
             self._uploading[visitor] -= length
             self._uploading += Counter()
         await JSONResponse(paths)(scope, receive, send)
+        for path in paths:
+            async with self._looking:
+                await run_in_threadpool(self._look_ahead, path, visitor)
 
 
 async def whole(receive: Receive, most: int, too_long: str = "The request is too long.") -> bytes:

@@ -153,6 +153,16 @@ class Handlers:
             self._sessions.clear(session)
         return [], gr.update(**IDLE), gr.skip()
 
+    def look_ahead(self, path: str, visitor: str) -> None:
+        """Let the model look at an uploaded picture while its question is being typed, if it has nothing else to do."""
+        if path.lower().endswith(TEXT):
+            return
+        try:
+            picture = self._uploads.open(path, visitor)
+            self._uploads.hold(path, self._sessions.bot_of(visitor).look_ahead(picture))
+        except Exception as error:  # which whoever asks about the picture is told
+            log.info("An uploaded picture was not looked at ahead: %s", error)
+
     # --- one after another
 
     def _alone(self, request: gr.Request, act: Callable[[Session, Sent], Turn]) -> Iterator[Update]:

@@ -110,6 +110,7 @@ def _options(page: Page) -> dict[str, Any]:
         # Gradio makes a session's copy of all settings of all components when it first asks for it, which takes longer
         # than all else that it does for a question.
         prepare=lambda key: page.app.state_holder[key],
+        look_ahead=page.look_ahead,
     )
     return {
         "show_error": False,

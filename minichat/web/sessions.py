@@ -396,6 +396,7 @@ class _File:
     address: str
     size: int
     since: float
+    made: list[Any] = field(default_factory=list)
 
 
 class Uploads:
@@ -473,6 +474,11 @@ class Uploads:
         picture.thumbnail((self._limits.picture_side, self._limits.picture_side), Image.Resampling.BICUBIC)
         return picture
 
+    def hold(self, path: str, made: Any) -> None:
+        """Keep what was made of a file as long as the file."""
+        if file := self._files.get(path):
+            file.made.append(made)
+
     def release(self, path: str, visitor: str) -> None:
         """This visitor needs the file no more: it is deleted from disk."""
         with self._lock:
@@ -499,11 +505,7 @@ class Uploads:
         """Delete what has been waiting for longer than a session's life, and what pages that are gone did not send."""
         now = self._clock()
         with self._lock:
-            gone = {
-                visitor: left
-                for visitor, left in self._left.items()
-                if left < now - UPLOAD_GRACE and visitor not in self._pages
-            }
+            gone = {v: left for v, left in self._left.items() if left < now - UPLOAD_GRACE and v not in self._pages}
             stale = [
                 (path, file.visitor)
                 for path, file in self._files.items()
