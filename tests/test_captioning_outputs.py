@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -309,3 +310,14 @@ def test_a_page_replaces_nothing_but_a_page(bot, home):
     assert picture.read_bytes() == before
     for _ in range(2):
         run("photos", "--html", "page.html", "--out", "c.jsonl", code=3)
+
+
+def test_texts_beside_pictures_are_made_anew_as_it_is_said(bot, home):
+    """They have no other --out."""
+    run("photos", "--format", "txt", code=3)
+    refused = run("photos", "--format", "txt", "--max-new-tokens", "5", code=1).stderr
+    record = re.search(r"remove its record, '(.+)', and say --existing overwrite", refused)[1]
+    Path(record).unlink()
+    bot.asked.clear()
+    run("photos", "--format", "txt", "--max-new-tokens", "5", "--existing", "overwrite", code=3)
+    assert bot.count == 4

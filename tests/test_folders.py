@@ -192,6 +192,14 @@ def test_folders_named_for_sets_are_no_kinds(tmp_path):
     assert len(examples(tmp_path)) == 4  # the folder of one picture says what it shows
 
 
+def test_lines_of_texts_end_alike(tmp_path):
+    paint(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"A star.\r\nIt is red.\r\n")
+    assert examples(tmp_path)[0].replies == ("A star.\nIt is red.",)
+    (tmp_path / "a.json").write_text(r'{"caption": "A star.\r\nIt is red."}')  # as img2dataset writes it, twice
+    assert examples(tmp_path)[0].replies == ("A star.\nIt is red.",)
+
+
 def test_of_two_data_sets_in_a_folder_none_is_passed_over(tmp_path):
     def shard(path):
         with tarfile.open(path, "w") as tar:

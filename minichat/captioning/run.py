@@ -161,7 +161,7 @@ class Run:
         self.output, self.asked = output, asked
         self.own_prompt: str | None = None  # where the run was begun with another than the bot's own of today
         self.progress = Progress()
-        self._dry = dry
+        self._dry, self._record = dry, journal
         if not dry:
             output.check(journal is None or not journal.exists())
         try:
@@ -201,7 +201,8 @@ class Run:
         if before is None or before == now:
             return
         for what, old, new in _differences(before, now):
-            raise DataError(f"{self._name()} was begun with {what} {old}, and now it is {new}: {_WAY_OUT}")
+            begun = f"{self._name()} was begun with {what} {old}, and now it is {new}"
+            raise DataError(f"{begun}: give the same again, or {self._anew()}.")
 
     def check_model(self, requested: str, name: str, bot: Writer) -> None:
         """Note the model, or refuse another than the run was begun with. Raises `DataError`."""
@@ -214,13 +215,13 @@ class Run:
         elif before["dtype"] != dtype:
             raise DataError(
                 f"{self._name()} was begun in {before['dtype']}, and the model is now in {dtype}: say --dtype "
-                f"{before['dtype']}, or name another --out."
+                f"{before['dtype']}, or {self._anew()}."
             )
         elif before["weights"] != weights:
             other = "" if before["name"] == name else f", {before['name']!r}, and now it is {name!r}"
             raise DataError(
-                f"{self._name()} was begun with other weights{other}: give --model {before['name']} as it was, or name "
-                "another --out."
+                f"{self._name()} was begun with other weights{other}: give --model {before['name']} as it was, or "
+                f"{self._anew()}."
             )
 
         if self.journal.fact("prompt") != facts.prompt:
@@ -234,6 +235,12 @@ class Run:
 
     def _name(self) -> str:
         return repr(str(self.output.path)) if self.output.path is not None else "This run"
+
+    def _anew(self) -> str:
+        """How to begin another run, in words. Texts beside pictures have no other place."""
+        if self.output.path is not None or self._record is None:
+            return "name another --out"
+        return f"remove its record, {str(self._record)!r}, and say --existing overwrite"
 
     def _seed(self) -> int | None:
         """What the pictures' own seeds follow from, where replies are sampled."""
@@ -429,7 +436,6 @@ def _seed_of(seed: int, content: str | None) -> int:
 
 
 _NAMES = {"prompts": "the prompt", "existing": "existing captions", "absolute": "absolute paths"}
-_WAY_OUT = "give the same again, or name another --out."
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterable[tuple[str, str, str]]:

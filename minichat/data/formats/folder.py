@@ -185,9 +185,14 @@ def samples(
     yield from pairs.pair_samples({**rest, "images": pictures}, shelf, columns, asking, name)
 
 
+def _lines(text: str) -> str:
+    """A text file's words, its lines ended as everywhere else: a carriage return would be learned."""
+    return text.replace("\r\n", "\n").strip()
+
+
 def _stripped(value: Any) -> list[str]:
     """The texts of a value, as a file of them is read."""
-    return [text.strip() for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+    return [_lines(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
 # --- A folder of pictures with texts beside them: `a.png` and `a.txt` or `a.caption`, also in folders below it.
@@ -240,7 +245,7 @@ def _samples(
     folder: Path, stem: str, files: dict[str, str], read: dict[str, str], shelf: Shelf, asking: Asking
 ) -> Iterator[list[Turn]]:
     pictures = _pictures(files)
-    texts = [words(read[ending].strip(), "the text") for ending in TEXTS if ending in read]
+    texts = [words(_lines(read[ending]), "the text") for ending in TEXTS if ending in read]
     if not texts:
         raise DataError(f"the picture has no text: write {stem + TEXTS[0]!r}.")
     if len(pictures) != 1:
@@ -365,7 +370,7 @@ class _Record:
             if f".{ending}".endswith(SUFFIXES):
                 pictures.append(StoredPicture(f"{self.key}.{ending}", member))
             elif is_text(ending):
-                texts.append(words(self._decoded(member).strip(), f"the text of {shown(self.key)}"))
+                texts.append(words(_lines(self._decoded(member)), f"the text of {shown(self.key)}"))
             elif f".{ending}" == NOTES:
                 notes = self._notes(member)
             elif not is_silent(ending):
