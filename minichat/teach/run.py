@@ -142,7 +142,11 @@ def _intention(material: Material, plan: Plan, taught: int, held: int, model: st
             f"{material.unasked:,} of them ask nothing. They are learnt under {len(QUESTIONS) - 1} questions, such as "
             f"“{QUESTIONS[1]}” and “{QUESTIONS[2]}”, and under none."
         )
-    parts = "Its bridge, its projection and its LLM" if plan.lora is None else "Its projection and an adapter (LoRA) of its LLM"
+    parts = (
+        "Its bridge, its projection and its LLM"
+        if plan.lora is None
+        else "Its projection and an adapter (LoRA) of its LLM"
+    )
     lines += [
         f"{model} learns from {taught:,} of them, each seen {plan.passes} times, its picture a little moved. {parts} "
         "train. Beside them it learns again what it knew.",
