@@ -38,6 +38,11 @@ class DataError(MiniChatError):
     """A record of a data set is malformed; the message names file and line."""
 
 
+#: How a file begins that Git leaves in the place of a large one that was not fetched.
+POINTER = b"version https://git-lfs"
+UNFETCHED = "is a Git LFS pointer, not the file itself: run `git lfs pull` where it is from"
+
+
 def some(names: Iterable[str]) -> str:
     """The first three names, and how many more there are."""
     listed = sorted(names)

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 from PIL import Image, ImageChops, features
 from PIL.JpegImagePlugin import JpegImageFile
 
-from minichat.errors import ImageError
+from minichat.errors import POINTER, UNFETCHED, ImageError
 
 if TYPE_CHECKING:
     import torch
@@ -422,6 +422,8 @@ def _open(data: bytes, name: str) -> Image.Image:
     """Read the header, nothing more."""
     if not data:
         raise ImageError(f"{name} is empty: save or download it again.")
+    if data.startswith(POINTER):
+        raise ImageError(f"{name} {UNFETCHED}.")
     kind = format_of(data)
     other = "a camera's raw file" if kind == "TIFF" and is_raw(data) else other_format(data)
     if other is not None:

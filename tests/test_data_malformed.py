@@ -518,3 +518,13 @@ def test_as_many_texts_as_pictures_are_no_one_record(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"image": ["a.png", "b.png"], "caption": ["One star.", "Two stars."]}')
     with pytest.raises(DataError, match="2 pictures and as many texts: give each picture and its text a record"):
         examples(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet", "x.tar", "a.png"])
+def test_what_git_did_not_fetch_is_named(name: str, tmp_path: Path) -> None:
+    """A data set that was cloned without Git LFS."""
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:46\nsize 12345\n")
+    (tmp_path / "y.jsonl").write_text('{"image": "a.png", "caption": "One star."}')
+    with pytest.raises(DataError, match="is a Git LFS pointer, not the file itself: run `git lfs pull`"):
+        for example in examples(tmp_path / ("y.jsonl" if name == "a.png" else name)):
+            example.conversation()

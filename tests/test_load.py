@@ -375,3 +375,11 @@ def test_a_folder_named_by_a_dot_has_its_own_name(tmp_path: Path, monkeypatch: p
     assert find("..").name == "mine"
     with pytest.raises(ModelError, match=r"The folder 'mine' has no config\.json"):
         load("..")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_what_git_did_not_fetch_is_named(name: str, tmp_path: Path) -> None:
+    shutil.copytree(find("minichat-tiny"), tmp_path / "cloned")
+    (tmp_path / "cloned" / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:46\nsize 9\n")
+    with pytest.raises(ModelError, match=f"{name} in 'cloned' is a Git LFS pointer, .*: run `git lfs pull`"):
+        load(tmp_path / "cloned")

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from minichat.device.memory import check_fits
 from minichat.device.placement import Placement, choose, outline, suit_cpu
-from minichat.errors import MiniChatError, ModelError, SettingsError, sentence, some
+from minichat.errors import UNFETCHED, MiniChatError, ModelError, SettingsError, sentence, some
 from minichat.inference.bot import MiniChat
 from minichat.model import MiniChatConfig, MiniChatForConditionalGeneration
 from minichat.model.vision import picture_side
@@ -25,6 +25,7 @@ from minichat.weights.hub import (
     adapters_of,
     check_header,
     has_trained,
+    is_pointer,
     is_projection,
     quiet,
     read_json,
@@ -340,6 +341,9 @@ def _check_files(folder: Path) -> dict[str, str] | None:
 def _load_processor(folder: Path) -> MiniChatProcessor:
     from minichat.prompt.processor import MiniChatProcessor
 
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (folder / name).is_file() and is_pointer(folder / name):
+            raise ModelError(f"{name} in {folder.name!r} {UNFETCHED}.")
     try:
         with quiet():
             return MiniChatProcessor.from_pretrained(folder, local_files_only=True)

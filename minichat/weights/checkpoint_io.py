@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from minichat.errors import ModelError, sentence
+from minichat.errors import POINTER, UNFETCHED, ModelError, sentence
 from minichat.fileio import open_to_others, write_json
 from minichat.weights.hub import WEIGHTS
 
@@ -250,8 +250,8 @@ def refuse_downloads(name: str, head: bytes) -> None:
         raise ModelError(f"{name} is empty: download it again.")
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise ModelError(f"{name} is a web page, not weights: download the file itself, logged in where that is asked.")
-    if start.startswith(b"version https://git-lfs"):
-        raise ModelError(f"{name} is a Git LFS pointer, not weights: run `git lfs pull` where it is from.")
+    if start.startswith(POINTER):
+        raise ModelError(f"{name} {UNFETCHED}.")
 
 
 def _safetensors(path: Path) -> Checkpoint:

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from minichat.errors import ModelError, sentence
+from minichat.errors import POINTER, UNFETCHED, ModelError, sentence
 
 # --- Where things are kept on this machine, and how they are told to a person.
 
@@ -372,11 +372,19 @@ def weight_map(folder: Path, index: str) -> dict[str, str]:
     return files
 
 
+def is_pointer(file: Path) -> bool:
+    """Whether Git left this in the place of a large file. Raises `OSError`."""
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
+
+
 def check_header(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
     """A file's tensors: name → shape. Raises `ModelError`, naming it, unless it is a whole safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        if is_pointer(folder / name):
+            raise ModelError(f"{name} in {folder.name!r} {UNFETCHED}.")
         with safe_open(folder / name, framework="pt") as file:
             return {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
     except FileNotFoundError:

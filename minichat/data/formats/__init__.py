@@ -29,7 +29,7 @@ from minichat.data.formats.base import ALIGNMENT, Asking, Entry, Shelf, is_docum
 from minichat.data.formats.folder import expand, tar_entries, tars
 from minichat.data.formats.pairs import CAPTIONS, KEY, PICTURES, align_samples, coco_entries, is_named, is_vqa
 from minichat.data.formats.tables import PICTURE, QUESTION, Columns
-from minichat.errors import DataError, SettingsError
+from minichat.errors import POINTER, UNFETCHED, DataError, SettingsError
 from minichat.errors import listing as listing_of
 from minichat.fileio import open_file
 
@@ -82,6 +82,8 @@ def _of_folder(path: Path) -> str | None:
 def _of_file(path: Path, shown: str) -> str | None:
     with open_file(path) as file:
         head = file.read(512)
+    if head.startswith(POINTER):
+        raise DataError(f"{shown!r} {UNFETCHED}.")
     if head[257:262] == _TAR or path.suffix.lower() == ".tar":
         return "webdataset"
     if is_table(path):

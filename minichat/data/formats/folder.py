@@ -16,7 +16,7 @@ from minichat.data.example import Member, Problem, StoredPicture, Turn, Where, d
 from minichat.data.formats import chat, pairs
 from minichat.data.formats.base import Asking, Entry, Shelf, empty, words
 from minichat.data.formats.tables import PICTURE, SET, TEXT, Columns
-from minichat.errors import DataError, listing, shown
+from minichat.errors import POINTER, UNFETCHED, DataError, listing, shown
 from minichat.fileio import open_file
 from minichat.images import HEAD, MAX_BYTES, SPELLED, SUFFIXES, format_of, other_format
 
@@ -485,7 +485,9 @@ def members(path: Path, file: str) -> Iterator[tuple[str, Member] | Problem]:
     """The files of a tar by their headers, and what is damaged."""
     try:
         with open_file(path) as opened:
-            start = opened.read(6)
+            start = opened.read(len(POINTER))
+            if start == POINTER:
+                raise DataError(f"{file} {UNFETCHED}.")
             if start.startswith(_PACKED):
                 raise DataError(f"{file}: the tar is compressed, so that nothing in it can be found: unpack it.")
             opened.seek(0)
