@@ -797,6 +797,30 @@ def test_a_picture_that_many_threads_show_is_encoded_once(bot: MiniChat, monkeyp
     assert encoded == [1]
 
 
+def test_what_was_read_ahead_is_not_read_again_and_goes_with_who_has_it(bot: MiniChat) -> None:
+    picture = noise_picture(81)
+
+    def asked() -> tuple[str, int]:
+        with counting(bot) as counts:
+            return bot.chat(max_new_tokens=6).ask("What is it?", [picture]), counts["tokens"]
+
+    said, read = asked()
+    assert asked() == (said, read)
+    ahead = bot.look_ahead(picture)
+    assert ahead is not None
+    again, less = asked()
+    assert again == said and less <= read - bot.model.config.num_image_tokens
+    del ahead
+    assert asked() == (said, read)
+    busy = request_of(bot, prompt_of(bot, ("Hi", 0)))
+    bot.engine.submit(busy)
+    assert bot.look_ahead(picture) is None  # somebody waits
+    busy.close()
+    list(bot.engine.run([]))
+    bot.engine.forget(None)
+    assert not bot.engine.waiting
+
+
 # --- new pictures
 
 

@@ -6,11 +6,11 @@ import functools
 import itertools
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
-from weakref import WeakValueDictionary
 
 import torch
 from PIL import Image
@@ -80,7 +80,7 @@ class Sights:
         """`limit`: so many bytes are kept of pictures that nobody uses any more, the last ones."""
         self._bot, self._limit = bot, limit
         self._lock = threading.Lock()
-        self._used: WeakValueDictionary[str, Sight] = WeakValueDictionary()
+        self._used: weakref.WeakValueDictionary[str, Sight] = weakref.WeakValueDictionary()
         self._kept: OrderedDict[str, Sight] = OrderedDict()
         self._state: Any = None
 
@@ -401,17 +401,31 @@ class MiniChat:
         """A picture as the encoder takes it, still to be encoded (`see`)."""
         return Sight(question if self.processor.instructed else "", self._pixels([picture])[0])
 
-    def look_ahead(self, picture: Image.Image) -> Sight | None:
-        """Encode a picture whose question is being typed: as long as somebody has what is returned, nobody does again.
+    def look_ahead(self, picture: Image.Image) -> Request | None:
+        """Encode and read a picture whose question is being typed, as if a chat began with it.
 
-        None: not now, since replies are being written, or the question is needed for it.
+        As long as somebody has what is returned, that is known. None: not now, since replies are being written, or the
+        question is needed for it.
         """
         engine = self.engine
         if self.processor.instructed or engine.waiting or engine.written_now or self.step_lock.taken:
             return None
-        sight = self.sight(picture, "")
-        self.look([sight])
-        return sight
+        one, other = (
+            self.processor.render(Conversation().user(text, [picture]), add_generation_prompt=True).ids
+            for text in ("a", "I")
+        )
+        ids = one[: shared(one, other)]
+        keys = prompt_keys(ids, [self.seen_as(picture, "")], self.model.config)
+        prompt = Prompt(ids, keys, None, [self.sight(picture, "")])
+        request = Request(prompt, GenerationSettings(max_new_tokens=1), self.processor.content_tokenizer, self.stops)
+        if engine.alone or ids.count(self.model.config.image_token_index) != self.model.config.num_image_tokens:
+            self.look(prompt.sights)  # no more: it is read anew with its question
+            return request
+        request.owner, request.common = object(), shared(ids, self.beginning)
+        weakref.finalize(request, engine.forget, request.owner).atexit = False
+        for _ in engine.run([request]):
+            pass
+        return request
 
     def look(self, sights: Sequence[Sight]) -> None:
         """Encode those of these pictures that are still to be encoded, a few at a time."""
