@@ -166,15 +166,23 @@ def test_a_data_folder_names_what_it_does_not_read(tmp_path):
 @pytest.mark.parametrize(
     ("lists", "said"),
     [
-        ({"train/metadata.jsonl": "{}"}, "holds 'train/metadata.jsonl': name one of them, or the format 'kinds'"),
-        ({"annotations/captions.json": "{}"}, "holds 'annotations/captions.json': name one of them"),
+        (
+            {"train/metadata.jsonl": '{"file_name": "1.png", "text": "Red."}'},
+            "holds 'train/metadata.jsonl': name one of them, or the format 'kinds'",
+        ),
+        ({"annotations/x.json": '{"images": [], "annotations": []}'}, "holds 'annotations/x.json': name one of them"),
+        ({"red/1.json": '{"caption": "Red."}'}, "holds 'red/1.json': name one of them"),
+        ({"red.csv": ""}, "holds 'red.csv': name one of them"),
     ],
 )
 def test_folders_with_lists_are_no_kinds(tmp_path, lists, said):
     """ImageFolder's sets, COCO as it is unpacked: else each reply would be the name of a folder."""
     for name in ("red/1.png", "blue/2.png"):
         paint(tmp_path / name)
+    for name in ("classes.json", "red/1.png.json"):  # what says nothing of what a picture shows
+        (tmp_path / name).write_text('{"0": "red"}' if name == "classes.json" else '{"title": "1.png"}')
     assert {one.replies for one in examples(tmp_path)} == {("red",), ("blue",)}
+    (tmp_path / "classes.json").unlink()
     for name, content in lists.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)

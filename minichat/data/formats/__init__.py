@@ -28,7 +28,7 @@ from minichat.data.formats import chat, folder, pairs, tables
 from minichat.data.formats.base import ALIGNMENT, Asking, Entry, Shelf, is_document, read_instructions, refusal
 from minichat.data.formats.folder import expand, tar_entries, tars
 from minichat.data.formats.pairs import CAPTIONS, KEY, PICTURES, align_samples, coco_entries, is_named, is_vqa
-from minichat.data.formats.tables import PICTURE, QUESTION, Columns
+from minichat.data.formats.tables import PICTURE, QUESTION, TEXT, Columns
 from minichat.errors import POINTER, UNFETCHED, DataError, SettingsError
 from minichat.errors import listing as listing_of
 from minichat.fileio import open_file
@@ -76,7 +76,23 @@ def _of_folder(path: Path) -> str | None:
         return "folder"
     if tables.is_folder(path):  # late: img2dataset puts one beside its tars and pictures, too
         return "arrow"
-    return "kinds" if folder.has_kinds(path) else None
+    if folder.has_kinds(path) and not any(_tells(path / name) for name in folder.lists_below(path)[:_LOOKED_AT]):
+        return "kinds"
+    return None
+
+
+_LOOKED_AT = 50  # lists among folders of kinds: by so many it is known what they are
+
+
+def _tells(path: Path) -> bool:
+    """Whether a file among pictures says what they show: a data set, or a text of one of them, whole or damaged."""
+    try:
+        if form_of(path, path.name) is not None:
+            return True
+        whole = _document(path, path.name)
+    except (DataError, OSError):
+        return True
+    return isinstance(whole, dict) and any(key.strip().casefold() in TEXT for key in whole)
 
 
 def _of_file(path: Path, shown: str) -> str | None:
@@ -526,5 +542,5 @@ def _within(path: Path) -> str:
     names = folder.lists_below(path) if path.is_dir() else []
     if not names:
         return ""
-    kinds = ", or the format 'kinds' for the names of its folders" if folder.has_kinds(path, told=False) else ""
+    kinds = ", or the format 'kinds' for the names of its folders" if folder.has_kinds(path) else ""
     return f" It holds {listing_of(names, 6)}: name one of them{kinds}."

@@ -301,18 +301,13 @@ def kind_entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
         yield Problem(Where(os.path.join(shown, os.path.relpath(each.path, folder))), each.error)
 
 
-def has_kinds(folder: Path, told: bool = True) -> bool:
-    """Whether pictures lie in two or more folders below it, none in itself, and no list of them anywhere.
+def has_kinds(folder: Path) -> bool:
+    """Whether pictures lie in two or more folders below it, and none in itself.
 
     Folders called `train` and `test` (`val2017`) are sets: they do not say what their pictures show.
-
-    Args:
-        told: False: whether it might, lists or not.
     """
     parents = {parent for parent, _ in _in_folders(folder, [])}
-    if len(parents) < 2 or folder in parents or all(SET.fullmatch(parent.name) for parent in parents):
-        return False
-    return not told or not lists_below(folder)
+    return len(parents) > 1 and folder not in parents and not all(SET.fullmatch(parent.name) for parent in parents)
 
 
 def has_pictures(folder: Path) -> bool:
@@ -321,8 +316,16 @@ def has_pictures(folder: Path) -> bool:
 
 
 def lists_below(folder: Path) -> list[str]:
-    """Files that may list pictures with their texts, as seen from the folder; those in itself come first."""
-    found = (os.path.relpath(parent / name, folder) for parent, names in walk(folder, []) for name in names)
+    """Files that may list pictures with their texts, as seen from the folder; those in itself come first.
+
+    What a program notes of one picture (`a.jpg.json`) is none.
+    """
+    found = (
+        os.path.relpath(parent / name, folder)
+        for parent, names in walk(folder, [])
+        for name in names
+        if not (name.endswith(NOTES) and name.removesuffix(NOTES) in names)
+    )
     return sorted(
         (path for path in found if path.lower().endswith(_LISTS)), key=lambda path: (path.count(os.sep), path)
     )
