@@ -200,6 +200,15 @@ def test_folders_named_for_sets_are_no_kinds(tmp_path):
     assert len(examples(tmp_path)) == 4  # the folder of one picture says what it shows
 
 
+def test_a_number_before_all_kinds_is_no_part_of_them(tmp_path):
+    for name in ("kohya/10_red star/1.png", "kohya/5_blue_cup/2.png", "coins/1_euro/3.png", "coins/2_euro/4.png"):
+        paint(tmp_path / name)
+    assert {one.replies for one in examples(tmp_path / "kohya")} == {("red star",), ("blue cup",)}
+    assert {one.replies for one in examples(tmp_path / "coins")} == {("1 euro",), ("2 euro",)}
+    paint(tmp_path / "kohya" / "green" / "5.png")
+    assert ("10 red star",) in {one.replies for one in examples(tmp_path / "kohya")}
+
+
 def test_lines_of_texts_end_alike(tmp_path):
     paint(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(b"A star.\r\nIt is red.\r\n")

@@ -284,19 +284,27 @@ def _stems(folder: Path, closed: list[Skipped]) -> Iterator[tuple[str, dict[str,
 # --- A folder for each kind: `cup/1.jpg`, `cup/2.jpg`, `tea_pot/1.jpg`. The folder's name is what its pictures show.
 #
 # This is torchvision's ImageFolder, which the library datasets reads, too. Sets of it (`train/cup/1.jpg`) are read as
-# one, and `_` is a space.
+# one, and `_` is a space. A number before all names (`10_cup`, `5_tea_pot`) is kohya's, of how often each is seen, and
+# shows nothing; where names would be the same without it, it is part of them.
+
+
+_REPEATS = re.compile(r"\d+_(?=.)")
 
 
 def kind_entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
     """An entry for each picture, sorted by path; a `Problem` for one that is in no kind's folder."""
     closed = list[Skipped]()
+    whole = {parent.name for parent, _ in _in_folders(folder, []) if parent != folder}
+    short = {_REPEATS.sub("", name) for name in whole}
+    numbered = len(short) == len(whole) and all(map(_REPEATS.match, whole))
     for parent, name in _in_folders(folder, closed):
+        called = _REPEATS.sub("", parent.name) if numbered else parent.name
         path = os.path.relpath(parent / name, folder)
         where = Where(os.path.join(shown, path))
         if parent == folder:
             yield Problem(where, "the picture is in no folder that is named for what it shows: move it into one.")
         else:
-            yield Entry(where, folder, partial(_of_kind, path, parent.name.replace("_", " ").strip()))
+            yield Entry(where, folder, partial(_of_kind, path, called.replace("_", " ").strip()))
     for each in closed:
         yield Problem(Where(os.path.join(shown, os.path.relpath(each.path, folder))), each.error)
 
