@@ -218,6 +218,8 @@ def test_blanks_after_commas_are_no_part_of_fields(home: Path) -> None:
     assert [one.replies for one in read(file("x.csv", rows))] == [("One star.",), ('Two, no: "three" stars.',)]
     (problem, _) = scan(file("x.csv", rows.replace("image, ", "image,").replace("a.png, One", 'a.png, "One"')))
     assert "x.csv:2: a blank stands before a field's quotation mark" in str(problem)
+    quoted = 'image,caption\na.png," ""Stop"" sign."\n'  # there it is a word
+    assert [one.replies for one in read(file("x.csv", quoted))] == [(' "Stop" sign.',)]
 
 
 def test_old_macs_line_ends_are_named(home: Path) -> None:

@@ -209,6 +209,26 @@ def test_a_number_before_all_kinds_is_no_part_of_them(tmp_path):
     assert ("10 red star",) in {one.replies for one in examples(tmp_path / "kohya")}
 
 
+def test_what_describes_the_whole_set_leaves_kinds_alone(tmp_path):
+    for name in ("red/1.png", "blue/2.png"):
+        paint(tmp_path / name)
+    (tmp_path / "dataset-metadata.json").write_text('{"title": "Colours", "description": "Two."}')  # Kaggle's
+    for name in ("README.md", ".DS_Store", "red/Thumbs.db", "labels.txt"):
+        (tmp_path / name).write_text("red\nblue\n")
+    assert {one.replies for one in examples(tmp_path)} == {("red",), ("blue",)}
+
+
+@pytest.mark.parametrize("name", ["a.TXT", "a.JSON"])
+def test_of_two_texts_whose_names_differ_in_case_none_is_lost(tmp_path, name):
+    paint(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("Red.")
+    (tmp_path / "a.json").write_text("{}")
+    if not (tmp_path / name).exists():  # not where case makes no name
+        (tmp_path / name).write_text('{"n": 1}')
+        with pytest.raises(DataError, match=f"beside '{name}' it is not read: remove it"):
+            examples(tmp_path)
+
+
 def test_lines_of_texts_end_alike(tmp_path):
     paint(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(b"A star.\r\nIt is red.\r\n")

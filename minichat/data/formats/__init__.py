@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import Any, get_args
 
@@ -92,7 +93,9 @@ def _tells(path: Path) -> bool:
         whole = _document(path, path.name)
     except (DataError, OSError):
         return True
-    return isinstance(whole, dict) and any(key.strip().casefold() in TEXT for key in whole)
+    # A description of the whole set, such as Kaggle's dataset-metadata.json, bears no picture's name.
+    of_one = any(map(folder.looks_like_picture, path.parent.glob(f"{escape(path.stem)}.*")))
+    return of_one and isinstance(whole, dict) and any(key.strip().casefold() in TEXT for key in whole)
 
 
 def _of_file(path: Path, shown: str) -> str | None:

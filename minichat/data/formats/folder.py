@@ -212,9 +212,13 @@ def folder_entries(folder: Path, shown: str) -> Iterator[Entry | Problem]:
         found = True
         pictures = _pictures(files)
         for name in (name for ending, name in files.items() if ending not in _LOWER and name not in pictures):
+            other = next(
+                (own for ending, own in files.items() if ending in _LOWER and own.lower() == name.lower()), None
+            )
+            what = "this looks like a picture, but " if other is None else ""
             yield Problem(
                 Where(os.path.join(shown, name)),
-                f"this looks like a picture, but beside {pictures[0]!r} it is not read: remove it from the folder.",
+                f"{what}beside {other or pictures[0]!r} it is not read: remove it from the folder.",
             )
         text = next((files[ending] for ending in TEXTS if ending in files), None)
         where = Where(os.path.join(shown, text or next(iter(files.values()))), 1)
@@ -263,7 +267,7 @@ def _samples(
 
 def _pictures(files: dict[str, str]) -> list[str]:
     """Those of formats that are opened, if there are any; others are opened in vain, which says why."""
-    found = [name for ending, name in files.items() if ending not in _LOWER]
+    found = [name for name in files.values() if not name.lower().endswith(_LOWER)]
     return [name for name in found if name.lower().endswith(SUFFIXES)] or found
 
 
@@ -276,7 +280,8 @@ def _stems(folder: Path, closed: list[Skipped]) -> Iterator[tuple[str, dict[str,
             if ending.lower() in _LOWER or looks_like_picture(parent / name):
                 path = os.path.relpath(parent / name, folder)
                 key = ending.lower() if ending.lower() in _LOWER else ending
-                stems.setdefault(path.removesuffix(ending), {})[key] = path
+                found = stems.setdefault(path.removesuffix(ending), {})
+                found[path if key in found else key] = path  # a.txt beside a.TXT
         # A note that stands alone, such as img2dataset's figures of a shard, is of no picture.
         yield from ((stem, found) for stem, found in stems.items() if set(found) != {NOTES})
 

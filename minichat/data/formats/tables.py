@@ -133,8 +133,16 @@ def table_rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Prob
                 return
         else:
             lines = itertools.chain([first], lines)
-        table = csv.reader(lines, **dialect, strict=quoted)
-        yield from _rows(table, names or header, file, 1 if names else 2, "" if quoted else _UNQUOTED)
+        raw: list[str] = []
+        table = csv.reader(_noted(lines, raw), **dialect, strict=quoted)
+        yield from _rows(table, raw, names or header, file, 1 if names else 2, "" if quoted else _UNQUOTED)
+
+
+def _noted(lines: Iterable[str], raw: list[str]) -> Iterator[str]:
+    """The same lines, each put into `raw`, too."""
+    for line in lines:
+        raw.append(line)
+        yield line
 
 
 def delimited(first: str, ending: str) -> tuple[list[str], dict[str, Any]]:
@@ -184,10 +192,11 @@ def _wrong_header(header: list[str], where: Where, columns: Columns) -> Problem 
     return None
 
 
-def _rows(table: Any, header: list[str], file: str, first: int, hint: str) -> Iterator[Value | Problem]:
-    """The rows from line `first` on; `hint` is added to what is said of a ragged one."""
+def _rows(table: Any, raw: list[str], header: list[str], file: str, first: int, hint: str) -> Iterator[Value | Problem]:
+    """The rows from line `first` on; `hint` is added to what is said of a ragged one. `raw`: lines as they are read."""
     found = False
     while True:
+        raw.clear()
         where = Where(file, table.line_num + first)
         try:
             row = next(table)
@@ -201,7 +210,7 @@ def _rows(table: Any, header: list[str], file: str, first: int, hint: str) -> It
         if not row:
             continue
         found = True
-        if not hint and any(field.startswith(' "') for field in row):
+        if not hint and _stray_blank(row, raw):
             yield Problem(where, "a blank stands before a field's quotation mark, which then is a word: remove it.")
             continue
         if len(row) != len(header):
@@ -212,6 +221,11 @@ def _rows(table: Any, header: list[str], file: str, first: int, hint: str) -> It
         yield bad if bad is not None else (where, _record(header, row))
     if not found:
         yield Problem(Where(file, 1), "the table has a header but no row.")
+
+
+def _stray_blank(row: list[str], raw: list[str]) -> bool:
+    """Whether a blank keeps a quotation mark from opening its field. Within quotation marks both are words."""
+    return any(field.startswith(' "') and '"' + field.replace('"', '""') + '"' not in "".join(raw) for field in row)
 
 
 def _record(header: list[str], row: list[str]) -> dict[str, str]:
