@@ -16,7 +16,7 @@ from minichat.toy.dataset import SyntheticStream
 from minichat.toy.dialogues import NEED, Turn
 from minichat.toy.off_distribution import OUTSIDE
 from minichat.toy.pairs import random_pair
-from minichat.toy.speech import chat
+from minichat.toy.speech import chat, nouns
 from minichat.toy.speech.chat import Box, box, referred, spelled, task
 from minichat.toy.speech.lessons import LESSONS, Album, hastily
 from minichat.toy.speech.nouns import Things
@@ -256,3 +256,9 @@ def test_moves_are_those_that_exist() -> None:
     talk = Talk(random_scene(random.Random(0)), random.Random(0), moves=dict.fromkeys(MOVES, 1.0))
     assert all(talk.turn().reply for _ in range(40))
     assert Look(talk.look.scene).things
+
+
+def test_what_is_no_part_of_this_world_has_plurals_and_articles_of_english() -> None:
+    said = {"puppy": "puppies", "man": "men", "knife": "knives", "boy": "boys", "bus": "buses", "sheep": "sheep"}
+    assert {one: nouns.plural(one) for one in said} == said
+    assert [nouns.article(one) for one in ("hourglass", "unicorn", "owl")] == ["an hourglass", "a unicorn", "an owl"]

@@ -702,6 +702,15 @@ def test_a_broken_connection_may_come_back(page, bot, visitor):
     assert visitor.ask("and now?").texts[0] == "remember me"
 
 
+def test_a_page_on_which_nothing_was_asked_leaves_nothing(page, visitor):
+    """What Gradio keeps of it is made when it opens."""
+    key, kept = _private(page, visitor), page.page.state_holder.session_data
+    with visitor.http.stream("GET", f"{API}/heartbeat/{visitor.session}") as beat:
+        next(beat.iter_raw())
+        assert key in kept
+    assert until(lambda: key not in kept)
+
+
 def test_a_tab_that_closes_takes_no_other_tabs_picture_with_it(page, bot, visitor, monkeypatch):
     monkeypatch.setattr("minichat.web.sessions.UPLOAD_GRACE", 0.0)
     tab = Visitor(page.url, like=visitor)

@@ -323,10 +323,11 @@ class Sessions:
             if self._pages[key] > 0:
                 return
             del self._pages[key]
-            session = self._open.get(key)
-            if session is not None:
+            if (session := self._open.get(key)) is not None:
                 session.stopping.set()
                 session.left = self._clock()
+        if session is None:  # nothing was asked, and what was prepared for it goes
+            self.close(key)
         self.sweep()
 
     def close(self, key: str) -> None:

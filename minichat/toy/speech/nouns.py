@@ -257,14 +257,25 @@ class Unsayable(Exception):
     """There is no such phrase for what is meant."""
 
 
+_PLURALS = {
+    "person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice", "sheep": "sheep",
+    "fish": "fish", "knife": "knives",
+}  # fmt: skip
+
+
 def plural(noun: str) -> str:
-    """The plural of any noun of this world."""
+    """The plural of any noun that is said, of this world or not."""
+    if noun in _PLURALS:
+        return _PLURALS[noun]
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
     return noun + "es" if noun.endswith(("s", "x", "ch", "sh")) else noun + "s"
 
 
 def article(text: str) -> str:
     """With "a" or "an"."""
-    return f"{'an' if text[0] in 'aeiou' and not text.startswith(('uni', 'one')) else 'a'} {text}"
+    vowel = (text[0] in "aeiou" and not text.startswith(("uni", "one"))) or text.startswith("hour")
+    return f"{'an' if vowel else 'a'} {text}"
 
 
 class Nouns:
