@@ -56,7 +56,7 @@ class FakeBot:
             said.append(Caption(str(line), "length" if str(line).endswith("…") else "stop"))
         return said
 
-    def look_ahead(self, picture: Any) -> None:
+    def look_ahead(self, opened: Any) -> None:
         """Nothing: it never looks."""
 
     def looked(self, conversation: Conversation) -> Looked:

@@ -806,7 +806,7 @@ def test_what_was_read_ahead_is_not_read_again_and_goes_with_who_has_it(bot: Min
 
     said, read = asked()
     assert asked() == (said, read)
-    ahead = bot.look_ahead(picture)
+    ahead = bot.look_ahead(lambda: picture)
     assert ahead is not None
     again, less = asked()
     assert again == said and less <= read - bot.model.config.num_image_tokens
@@ -814,7 +814,7 @@ def test_what_was_read_ahead_is_not_read_again_and_goes_with_who_has_it(bot: Min
     assert asked() == (said, read)
     busy = request_of(bot, prompt_of(bot, ("Hi", 0)))
     bot.engine.submit(busy)
-    assert bot.look_ahead(picture) is None  # somebody waits
+    assert bot.look_ahead(lambda: pytest.fail("to open it would be work, too")) is None  # somebody waits
     busy.close()
     list(bot.engine.run([]))
     bot.engine.forget(None)

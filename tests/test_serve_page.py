@@ -75,9 +75,9 @@ def test_a_picture_is_encoded_while_its_question_is_typed(bot: MiniChat, monkeyp
         visitor.upload(b"no picture"), visitor.upload(b"words", "a.txt")  # nobody asks about them
         assert other.ask("And now?", settings=SETTINGS).texts[-1]
         with bot.step_lock:  # somebody is being answered
-            assert bot.look_ahead(noise_picture(80)) is None
+            assert bot.look_ahead(lambda: noise_picture(80)) is None
         visitor.close(), other.close()
-    assert bot.look_ahead(noise_picture(80)) is not None and encoded == [1, 1]
+    assert bot.look_ahead(lambda: noise_picture(80)) is not None and encoded == [1, 1]
 
 
 def test_with_a_key_the_page_asks_for_it(bot: MiniChat, tmp_path: Path) -> None:

@@ -198,13 +198,22 @@ def short() -> Plan:
     return Plan(("projection", "language_model"), None, 1e-3, passes=1, known=40, scenes=1, rows=16)
 
 
+def test_what_trains_is_there_to_train() -> None:
+    """Some bridges only take means, or put neighbours together."""
+    assert Plan.of(10**6, 100).trainable == ("bridge", "projection", "language_model")
+    assert Plan.of(10**6, 100, bridged=False).trainable == ("projection", "language_model")
+    assert (
+        Plan.of(10**9, 100, bridged=True).trainable == Plan.of(10**9, 100, bridged=False).trainable == ("projection",)
+    )
+
+
 @pytest.fixture(scope="module")
 def taught(products: Path, short: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
     """The folder, what was said the first time, and what the second time."""
     desk = make_desk(tmp_path_factory.mktemp("desk"))
     said: tuple[list[str], list[str]] = ([], [])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "of", classmethod(lambda cls, parameters, count: short))
+        patch.setattr(Plan, "of", classmethod(lambda cls, parameters, count, bridged: short))
         for each in said:
             teach(products, desk / "taught", str(desk / "model"), device="cpu", say=each.append)
     return desk / "taught", *said
@@ -245,7 +254,7 @@ def test_other_data_are_refused(taught: tuple[Path, list[str], list[str]], tmp_p
     out = tmp_path / "begun"
     shutil.copytree(taught[0], out)
     (out / TEACHING).unlink()
-    monkeypatch.setattr(Plan, "of", classmethod(lambda cls, parameters, count: short))
+    monkeypatch.setattr(Plan, "of", classmethod(lambda cls, parameters, count, bridged: short))
     other = write_products(tmp_path / "other", 10, seed=1)
     model = json.loads((out / LESSONS / "source.json").read_text())["model"]
     with pytest.raises(DataError, match="'begun' was begun with other data"):

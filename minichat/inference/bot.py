@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -401,15 +401,16 @@ class MiniChat:
         """A picture as the encoder takes it, still to be encoded (`see`)."""
         return Sight(question if self.processor.instructed else "", self._pixels([picture])[0])
 
-    def look_ahead(self, picture: Image.Image) -> Request | None:
+    def look_ahead(self, opened: Callable[[], Image.Image]) -> Request | None:
         """Encode and read a picture whose question is being typed, as if a chat began with it.
 
         As long as somebody has what is returned, that is known. None: not now, since replies are being written, or the
-        question is needed for it.
+        question is needed for it; then the picture is not opened.
         """
         engine = self.engine
         if self.processor.instructed or engine.waiting or engine.written_now or self.step_lock.taken:
             return None
+        picture = opened()
         one, other = (
             self.processor.render(Conversation().user(text, [picture]), add_generation_prompt=True).ids
             for text in ("a", "I")

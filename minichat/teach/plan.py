@@ -58,12 +58,12 @@ class Plan:
     rows: int  # at once on the device
 
     @classmethod
-    def of(cls, parameters: int, taught: int) -> Plan:
-        """For an LLM of so many parameters and so many records."""
+    def of(cls, parameters: int, taught: int, bridged: bool = True) -> Plan:
+        """For an LLM of so many parameters and so many records. `bridged`: the bridge has weights that can train."""
         passes = max(_PASSES[0], min(_PASSES[1], _SEEN // max(1, taught)))
         small, large = parameters <= SMALL, parameters > LARGE
         return cls(
-            trainable=("bridge", "projection", "language_model") if small else ("projection",),
+            trainable=("bridge",) * (small and bridged) + ("projection",) + ("language_model",) * small,
             lora=None if small else LoraConfig(),
             lr=5e-4 if parameters <= SMALL / 5 else 2e-4,
             passes=passes,

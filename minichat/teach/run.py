@@ -89,7 +89,9 @@ def teach(
     taught, held = hold_out(material)
     shown = [asked(one, QUESTIONS[n % len(QUESTIONS)]) if is_unasked(one) else one for n, one in enumerate(held)]
     stage = _stage(model, device)
-    plan = Plan.of(sum(weight.numel() for weight in stage.bot.model.language_model.parameters()), len(taught))
+    network = stage.bot.model
+    bridged = any(True for _ in network.bridge.parameters())
+    plan = Plan.of(sum(weight.numel() for weight in network.language_model.parameters()), len(taught), bridged)
     say(_intention(material, plan, len(taught), len(held), model))
 
     of_a_step, began = _seconds_of_a_step(stage, taught), time.monotonic()
@@ -142,11 +144,8 @@ def _intention(material: Material, plan: Plan, taught: int, held: int, model: st
             f"{material.unasked:,} of them ask nothing. They are learnt under {len(QUESTIONS) - 1} questions, such as "
             f"“{QUESTIONS[1]}” and “{QUESTIONS[2]}”, and under none."
         )
-    parts = (
-        "Its bridge, its projection and its LLM"
-        if plan.lora is None
-        else "Its projection and an adapter (LoRA) of its LLM"
-    )
+    parts = "its projection and its LLM" if plan.lora is None else "its projection and an adapter (LoRA) of its LLM"
+    parts = f"Its bridge, {parts}" if "bridge" in plan.trainable else f"I{parts[1:]}"
     lines += [
         f"{model} learns from {taught:,} of them, each seen {plan.passes} times, its picture a little moved. {parts} "
         "train. Beside them it learns again what it knew.",

@@ -158,8 +158,8 @@ class Handlers:
         if path.lower().endswith(TEXT):
             return
         try:
-            picture = self._uploads.open(path, visitor)
-            self._uploads.hold(path, self._sessions.bot_of(visitor).look_ahead(picture))
+            bot = self._sessions.bot_of(visitor)
+            self._uploads.hold(path, bot.look_ahead(lambda: self._uploads.open(path, visitor)))
         except Exception as error:  # which whoever asks about the picture is told
             log.info("An uploaded picture was not looked at ahead: %s", error)
 
