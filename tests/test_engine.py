@@ -804,6 +804,7 @@ def test_what_was_read_ahead_is_not_read_again_and_goes_with_who_has_it(bot: Min
         with counting(bot) as counts:
             return bot.chat(max_new_tokens=6).ask("What is it?", [picture]), counts["tokens"]
 
+    asked()  # the beginning of all prompts is known from now on
     said, read = asked()
     assert asked() == (said, read)
     ahead = bot.look_ahead(lambda: picture)
