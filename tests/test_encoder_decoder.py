@@ -322,6 +322,9 @@ def test_other_encoder_decoders() -> None:
     model = MiniChatForConditionalGeneration(MiniChatConfig(**given)).eval()
     assert isinstance(model, MiniChatEncoderDecoder)
     assert type(copy.deepcopy(model)) is MiniChatEncoderDecoder
+    derived = type("Mine", (MiniChatForConditionalGeneration,), {})
+    with pytest.raises(ModelError, match="derive Mine from MiniChatEncoderDecoder"):
+        derived(model.config)
     ids = torch.tensor([[50] * 4 + [7, 8, 9]])
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     loss = model(input_ids=ids, pixel_values=pixels, labels=torch.tensor([[5, 6, 2]])).loss

@@ -160,6 +160,8 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __new__(cls, config: MiniChatConfig | None = None, *args: Any, **kwargs: Any) -> Any:
         """Of the class that the LLM asks for: who opens a model need know this one alone. A copy has no `config`."""
         plain = cls is not MiniChatForConditionalGeneration or config is None or not config.is_encoder_decoder
+        if plain and config is not None and config.is_encoder_decoder and not issubclass(cls, MiniChatEncoderDecoder):
+            raise ModelError(f"The LLM is an encoder–decoder: derive {cls.__name__} from MiniChatEncoderDecoder.")
         return super().__new__(cls if plain else MiniChatEncoderDecoder)
 
     def __init__(self, config: MiniChatConfig) -> None:
@@ -188,9 +190,7 @@ class MiniChatForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if kwargs.get("state_dict") is None:
             config = kwargs.get("config") or cls.config_class.from_pretrained(pretrained_model_name_or_path)
             if getattr(config, "llm", None):
-                raise ModelError(
-                    "This folder refers to its LLM: open it with minichat.load, or convert it with --merge."
-                )
+                raise ModelError("This folder refers to its LLM: open it with minichat.load, or convert with --merge.")
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def __setattr__(self, name: str, value: Any) -> None:
