@@ -797,6 +797,24 @@ def test_a_picture_that_many_threads_show_is_encoded_once(bot: MiniChat, monkeyp
     assert encoded == [1]
 
 
+def test_where_one_reply_ends_the_next_begins(bot: MiniChat) -> None:
+    """Also while the one that is to be handed out first is still being written."""
+    engine, prompt = Engine(bot.model, kept_bytes=0), prompt_of(bot, ("What is it?", 0))
+    drawn: list[Request] = []
+
+    def asked() -> Iterator[Request]:
+        for length in (40, 2, 2, 2):
+            settings = GenerationSettings(max_new_tokens=length)
+            drawn.append(Request(prompt, settings, bot.processor.content_tokenizer, Stops((), ())))  # nothing ends it
+            yield drawn[-1]
+
+    replies = engine.run(asked(), at_once=2)
+    assert len(next(replies).ids) == 40
+    assert [len(each.ids) for each in drawn[1:]] == [2, 2, 2]
+    assert list(replies) == drawn[1:]
+    idle(engine)
+
+
 def test_what_was_read_ahead_is_not_read_again_and_goes_with_who_has_it(bot: MiniChat) -> None:
     picture = noise_picture(81)
 

@@ -125,7 +125,7 @@ class Engine:
                         request.due = time.monotonic() + request.pace()
                 if (request.over and not request.ready) or request.dropped:
                     break
-                self._advance(request)
+                self._advance(_Place(request))
             if request.error is not None:
                 raise request.error
         finally:
@@ -156,7 +156,7 @@ class Engine:
                         pass
                     yield flying.popleft()
                 if flying:
-                    self._advance(flying[0], whole=True)
+                    self._advance(_Place(flying[0], [each for each in flying if not each.over]))
                 elif drawn:
                     return
         finally:
@@ -195,15 +195,14 @@ class Engine:
             with self.step_lock, torch.inference_mode():
                 self._let_go()
 
-    def _advance(self, request: Request, whole: bool = False) -> None:
-        """Wait until this request has something that is due, or until its end if that is asked.
+    def _advance(self, place: _Place) -> None:
+        """Wait, in this place, until what its caller wants is there.
 
         The first of those who wait does the steps; the others sleep until a step has brought them what they wait for.
         So threads take turns when there is something to be handed out, and not at each step.
         """
         self._callers.leave()
         try:
-            place = _Place(request, whole)
             self._callers.join(place)
             while not place.served:
                 if not self._callers.is_first(place):
@@ -504,19 +503,21 @@ class Engine:
 
 
 class _Place(Ticket):
-    """The place of a caller who waits for a request."""
+    """The place of a caller who waits for a piece of a request, or for any of `ends` to end, so that others begin."""
 
-    def __init__(self, request: Request, whole: bool) -> None:
+    def __init__(self, request: Request, ends: Sequence[Request] = ()) -> None:
         super().__init__()
-        self._request, self._whole = request, whole
+        self._request, self._ends = request, ends
 
     @property
     def served(self) -> bool:
-        """Whether what the caller waits for is there: something that is due, or the end."""
+        """Whether what the caller waits for is there: something that is due, or an end."""
         request = self._request
         if request.over or request.dropped:
             return True
-        return request.ready and not self._whole and time.monotonic() >= request.due
+        if self._ends:
+            return any(each.over for each in self._ends)
+        return request.ready and time.monotonic() >= request.due
 
 
 def _unread(request: Request) -> int:
