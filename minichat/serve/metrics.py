@@ -27,7 +27,7 @@ class Metrics:
         self.cached_tokens = counter("prompt_tokens_cached", "Of these, tokens that were copied and not read.")
         self.prefix_hits = counter("prefix_hits", "Answered requests of whose prompt a part was known.")
         self.generated_tokens = counter("generated_tokens", "Tokens that were written, also of replies that were left.")
-        self.pictures_encoded = counter("pictures_encoded", "Pictures of requests that were encoded.")
+        self.pictures_encoded = counter("pictures_encoded", "Pictures of requests that were still to be encoded.")
         self.pictures_known = counter("pictures_known", "Pictures of requests whose features were known.")
         self.first_token = histogram("first_token_seconds", "From a request's arrival to its first token.")
         self.token = histogram("token_seconds", "Of one request: the mean time from one token to the next.")
