@@ -338,10 +338,10 @@ EXAMPLES = (
     Example(
         Scene(
             (
-                Thing("circle", "red", "large", 0.22, 0.24, 0.16),
-                Thing("circle", "red", "small", 0.27, 0.75, 0.095),
-                Thing("circle", "red", "large", 0.77, 0.76, 0.17),
-                Thing("square", "black", "small", 0.76, 0.24, 0.095, 8),
+                Thing("circle", "red", "large", 0.24, 0.28, 0.16),
+                Thing("circle", "red", "small", 0.27, 0.72, 0.095),
+                Thing("circle", "red", "large", 0.76, 0.72, 0.17),
+                Thing("square", "black", "small", 0.76, 0.28, 0.095, 8),
             ),
             Background("gradient", ("white", "gray")),
         ),
