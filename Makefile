@@ -139,6 +139,7 @@ $(eval $(call goes_on,0i,0h))
 $(eval $(call goes_on,0j,0i))
 $(eval $(call goes_on,0k,0j))
 $(eval $(call goes_on,0l,0k))
+$(eval $(call goes_on,0m,0l))
 
 $(ROAD)/1_vocabulary/vocab.txt: | $(INSTALLED)
 	$(BIN)/minichat data vocabulary $(STAGES)/1_qformer.yaml --out $(@D)
@@ -153,8 +154,8 @@ $(ROAD)/1b_search/config.json: $(ROAD)/1_qformer/config.json
 $(ROAD)/stage1/config.json: $(ROAD)/1b_search/config.json
 	$(BIN)/minichat export $(ROAD)/1b_search --format minichat --dtype bfloat16 --out $(@D)
 
-$(ROAD)/2_begin/config.json: $(ROAD)/0l_language/config.json $(ROAD)/1_qformer/config.json
-	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0l_language --template minigpt-v2 --merge --out $(@D)
+$(ROAD)/2_begin/config.json: $(ROAD)/0m_language/config.json $(ROAD)/1_qformer/config.json
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0m_language --template minigpt-v2 --merge --out $(@D)
 
 $(ROAD)/2a_word_alignment/config.json: $(ROAD)/2_begin/config.json
 	$(TRAIN) $(STAGES)/2a_word_alignment.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin

@@ -153,6 +153,7 @@ def test_stages_show_what_the_configurations_train(tmp_path: Path) -> None:
         "0j": {"language_model"},
         "0k": {"language_model"},
         "0l": {"language_model"},
+        "0m": {"language_model"},
         "1": {"bridge"},
         "1b": {"bridge"},
         "2a": {"bridge", "projection"},

@@ -29,6 +29,7 @@ _ASKS = {
     "0j": "What do people say?",
     "0k": "And templates, too?",
     "0l": "And words in other letters?",
+    "0m": "And in any words, in capitals?",
     "1": "What do words say of what is seen?",
     "1b": "Where is what someone looks for?",
     "2a": "What does this LLaMA call it?",
