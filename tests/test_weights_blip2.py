@@ -122,14 +122,15 @@ def test_captions_do_not_depend_on_their_company(bot: MiniChat) -> None:
 
 def test_a_conversation_is_what_it_would_be_anew(bot: MiniChat) -> None:
     """Cached = uncached; the vision encoder sees a picture once, however often the Q-Former reads it."""
+    one, other = (noise_picture(seed) for seed in (10, 11))  # which no other test has had encoded
     with counting(bot) as counts:
         chat = bot.chat(max_new_tokens=7)
-        replies = [chat.ask(QUESTIONS[0], PICTURES[0]), chat.ask(QUESTIONS[1]), chat.ask(QUESTIONS[2], PICTURES[1])]
+        replies = [chat.ask(QUESTIONS[0], one), chat.ask(QUESTIONS[1]), chat.ask(QUESTIONS[2], other)]
         chat.regenerate()
     assert counts["pictures"] == 2
     for turns in range(3):
         anew = bot.chat(conversation=Conversation(chat.conversation.messages[: 2 * turns]), max_new_tokens=7)
-        again = anew.ask(QUESTIONS[turns], [PICTURES[0], None, PICTURES[1]][turns])
+        again = anew.ask(QUESTIONS[turns], [one, None, other][turns])
         assert again == replies[turns]
 
 
