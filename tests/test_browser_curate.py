@@ -38,8 +38,8 @@ SHORT = """
 from minichat.cli import main
 from minichat.teach.plan import Plan
 
-short = Plan(("projection", "language_model"), None, 5e-4, passes=24, known=48, scenes=2, rows=16)
-Plan.of = classmethod(lambda cls, parameters, count: short)
+short = Plan(("bridge", "projection", "language_model"), None, 5e-4, passes=48, known=96, scenes=2, rows=16)
+Plan.of = classmethod(lambda cls, *given: short)
 main()
 """
 
@@ -165,7 +165,8 @@ def test_curate_teach_swap_and_the_reply_is_the_corrected_one(
         page.reload()
         page.click("#mc-teach")
         page.locator("#mc-stop").wait_for()
-        page.locator("#mc-use").wait_for(timeout=3_000_000)
+        page.locator("#mc-stop").wait_for(state="detached", timeout=3_000_000)
+        page.locator("#mc-use").wait_for()
         assert page.locator("#mc-course figure polyline").count() == 2
         page.get_by_text("questions about drawn scenes").first.wait_for()
         page.click("#mc-use")
