@@ -23,6 +23,7 @@ import minichat
 from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
 from minichat.model.loss import ProcessGroup
+from minichat.train import trainer
 from minichat.train.checkpoint import seed_step
 from minichat.train.data import read_data
 from minichat.train.optimizer import lr_at
@@ -302,6 +303,18 @@ def test_a_run_that_ends_in_its_warm_up_is_told_so(steps: int, told: bool, desk:
     said: list[str] = []
     train(config_of(desk, f"out={tmp_path / 'run'}", "run.epochs=null", f"run.max_steps={steps}"), say=said.append)
     assert any("ends before its warm-up does (optimizer.warmup_steps is 4)" in line for line in said) == told
+
+
+@pytest.mark.parametrize(("native", "dtype", "told"), [(False, "bfloat16", True), (False, "float32", False),
+                                                       (True, "bfloat16", False)])  # fmt: skip
+def test_a_run_in_what_the_processor_does_not_compute_in_is_told_so(
+    native: bool, dtype: str, told: bool, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "computes_bfloat16", lambda: native)
+    said: list[str] = []
+    changed = [f"out={tmp_path / 'run'}", "run.epochs=null", "run.max_steps=1", f"model.dtype={dtype}"]
+    train(config_of(desk, *changed), say=said.append)
+    assert any("set model.dtype to float32" in line for line in said) == told
 
 
 # --- what is wrong

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from minichat.device.memory import memory_errors
+from minichat.device.placement import computes_bfloat16
 from minichat.errors import DataError, MiniChatError, ModelError, SettingsError
 from minichat.fileio import disk_errors
 from minichat.model.loss import ProcessGroup
@@ -133,13 +134,21 @@ def summarize(run: Run) -> None:
 
 def _notes(run: Run) -> list[str]:
     """What is allowed, but hardly meant."""
+    notes: list[str] = []
     warm = run.config.optimizer.warmup_steps
-    if run.steps > warm or warm == 0:
-        return []
-    return [
-        f"The run ends before its warm-up does (optimizer.warmup_steps is {warm:,}), so its rate never reaches "
-        f"{run.config.optimizer.lr:g} and it learns little: lower that, or train longer."
-    ]
+    if 0 < warm and run.steps <= warm:
+        notes.append(
+            f"The run ends before its warm-up does (optimizer.warmup_steps is {warm:,}), so its rate never reaches "
+            f"{run.config.optimizer.lr:g} and it learns little: lower that, or train longer."
+        )
+    device, model = run.accelerator.device, run.config.model
+    halves = {precision(name, device) for name in (model.dtype, model.vision_dtype or model.dtype)} - {torch.float32}
+    if device.type == "cpu" and halves and not computes_bfloat16():
+        notes.append(
+            "This processor does not compute in bfloat16, which is many times slower here than float32: unless memory "
+            "is short, set model.dtype to float32."
+        )
+    return notes
 
 
 def seconds_left(run: Run) -> float:
