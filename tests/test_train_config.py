@@ -109,7 +109,13 @@ def test_overrides_come_after_the_file(tmp_path: Path) -> None:
         ("optimizer.lr=fast", r"optimizer\.lr is 'fast'; it must be a number"),
         ("optimizer.lr=true", r"optimizer\.lr is True; it must be a number"),
         ("run.batch_size=1.5", r"run\.batch_size is 1\.5; it must be a whole number"),
-        ("run.batch_size=yes", r"run\.batch_size is True; it must be a whole number"),
+        ("run.batch_size=true", r"run\.batch_size is True; it must be a whole number"),
+        ("run.batch_size=yes", r"run\.batch_size is 'yes'; it must be a whole number"),
+        ("run.batch_size=1:30", r"run\.batch_size is '1:30'; it must be a whole number"),
+        ("run.batch_size=1,000", r"run\.batch_size is '1,000'; it must be a whole number"),
+        ("optimizer.lr=1:30.5", r"optimizer\.lr is '1:30\.5'; it must be a number"),
+        ("out=08", r"out is 8; it must be a text, in quotation marks"),
+        ("report.wandb=y", r"report\.wandb is 'y'; it must be true or false"),
         ("report.wandb=1", r"report\.wandb is 1; it must be true or false"),
         ("out=[a]", r"out is \['a'\]; it must be a text"),
         ("model=x", r"model is 'x'; it must hold keys"),
@@ -149,6 +155,31 @@ def test_overrides_come_after_the_file(tmp_path: Path) -> None:
 def test_what_is_wrong_is_named(assignment: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=said):
         read(tmp_path, "data: {train: [{source: talks.jsonl}]}\nrun: {epochs: 1}", assignment)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "meant"),
+    [
+        ("run.batch_size=010", 10), ("run.batch_size=08", 8), ("run.batch_size=1_000", 1000), ("run.batch_size=1e3", 1000),
+        ("run.batch_size=0x10", 16), ("run.batch_size=0o10", 8), ("run.batch_size=+5", 5), ("optimizer.lr=010", 10.0),
+        ("optimizer.lr=1e-4", 1e-4), ("optimizer.lr=1E-4", 1e-4), ("optimizer.lr=.5e-3", 5e-4), ("optimizer.lr=1.", 1.0),
+        ("report.wandb=yes", True), ("report.wandb=on", True), ("report.wandb=True", True), ("report.wandb=No", False),
+        ("report.wandb=OFF", False), ("out=no", "no"), ("out=on", "on"), ("out=2026-01-01", "2026-01-01"),
+        ("out=1:30", "1:30"), ("out==", "="), ("model.name=1.2.3", "1.2.3"),
+    ],
+)  # fmt: skip
+def test_a_value_is_what_people_mean_by_it(assignment: str, meant: object, tmp_path: Path) -> None:
+    """YAML 1.1 reads 010 as eight, 1:30 as ninety, on and no as true and false, and a date as none of these."""
+    section, _, name = assignment.partition("=")[0].rpartition(".")
+    config = read(tmp_path, "data: {train: talks.jsonl}\nrun: {epochs: 1}\noptimizer: {min_lr: 0}", assignment)
+    held = getattr(getattr(config, section) if section else config, name)
+    assert (held, type(held)) == (meant, type(meant))
+
+
+@pytest.mark.parametrize("text", ["010", "1e3", "0o17", "1:30", "yes", "2026-01-01", ".5e3", "=", "~", "1_0"])
+def test_a_text_that_looks_like_another_value_is_read_back(text: str) -> None:
+    written = write_yaml({"name": text})
+    assert read_yaml(written, "f") == {"name": text} == yaml.safe_load(written)
 
 
 @pytest.mark.parametrize(

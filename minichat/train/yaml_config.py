@@ -8,7 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import yaml
 
@@ -30,9 +30,10 @@ class Section(dict[Any, Any]):
 
 
 class _Reader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as people mean it (in YAML 1.1 it is a word), and a key stands once."""
+    """YAML whose plain values are what people mean by them, and in which a key stands once."""
 
     where = ""
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # filled below
 
     def place(self, node: yaml.Node) -> str:
         return self.where if self.where == GIVEN else f"{self.where}:{node.start_mark.line + 1}"
@@ -50,12 +51,41 @@ class _Reader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, what, twice.start_mark)
         return super().construct_mapping(node, deep)
 
+    def whole(self, node: yaml.ScalarNode) -> int:
+        text = str(self.construct_scalar(node))
+        try:
+            return int(text, 0 if text[1:2].isalpha() else 10)
+        except ValueError:
+            what = "a whole number is none, or has thousands of digits"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from None
 
-_Reader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+
+class _Writer(yaml.SafeDumper):
+    """Puts into quotation marks what either this reader or one of YAML 1.1 would take for anything but a text."""
 
 
+#: What a plain value must be like to be no text, and the characters with which it begins. As in YAML 1.2's core schema
+#: (https://yaml.org/spec/1.2.2/#103-core-schema) `010` is ten, `yes` a word, and `1:30` and a date are texts; YAML 1.1
+#: reads eight, true and ninety. `1_000` is a number here, too, as in YAML 1.1 and Python, and `1e-4`, which 1.1 lacks.
+_NUMBER = "[0-9]+(?:_[0-9]+)*"
+_PLAIN = {
+    "bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (rf"[-+]?{_NUMBER}|0o[0-7]+|0x[0-9a-fA-F]+|0b[01]+", "-+0123456789"),
+    "float": (
+        rf"[-+]?(?:\.{_NUMBER}|{_NUMBER}(?:\.(?:{_NUMBER})?)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+}
+
+
+_Reader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if tag.rpartition(":")[2] in ("null", "merge")]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, (_form, _first) in _PLAIN.items():
+    for _class in (_Reader, _Writer):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_form})\Z"), list(_first))
+_Reader.add_constructor("tag:yaml.org,2002:int", _Reader.whole)
 _Reader.add_constructor("tag:yaml.org,2002:map", _Reader.section)
 
 #: The place of what no file holds.
@@ -84,9 +114,9 @@ def read_yaml(text: str, where: str) -> Any:
 def write_yaml(value: Any) -> str:
     """A dataclass as YAML that `build` reads back equal."""
     held = plain(value)
-    readable: str = yaml.safe_dump(held, sort_keys=False, allow_unicode=True)
+    readable: str = yaml.dump(held, Dumper=_Writer, sort_keys=False, allow_unicode=True)
     # PyYAML writes some kinds of white space as they are and reads them back as a space.
-    return readable if yaml.safe_load(readable) == held else str(yaml.safe_dump(held, sort_keys=False))
+    return readable if yaml.safe_load(readable) == held else str(yaml.dump(held, Dumper=_Writer, sort_keys=False))
 
 
 def plain(value: Any) -> Any:
@@ -360,8 +390,13 @@ class _Builder:
             return self.make(typing.cast("type[Any]", kind), value, name)
         if kind is float and type(value) is int:
             return float(value)
+        if kind is int and type(value) is float and value.is_integer():  # 1e4
+            return int(value)
+        if kind is bool and isinstance(value, str):
+            value = _SWITCHES.get(value.lower(), value)
         if type(value) is not kind:
-            self._note(name, f"is {value!r}; it must be {_WORDS[kind]}.")
+            quote = ", in quotation marks" if kind is str and isinstance(value, bool | int | float) else ""
+            self._note(name, f"is {value!r}; it must be {_WORDS[kind]}{quote}.")
         return value
 
     def _note(self, name: str, text: str) -> None:
@@ -395,6 +430,7 @@ def _touch(name: str, other: str) -> bool:
     return f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")
 
 
+_SWITCHES = {"yes": True, "on": True, "no": False, "off": False}  # which YAML 1.1 reads so, as a text everywhere else
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
