@@ -58,6 +58,16 @@ def test_merged_as_peft_merges(settings: dict[str, object], tmp_path: Path) -> N
         torch.testing.assert_close(adapter.merged(name, tensor), wanted[name])
 
 
+def test_of_two_patterns_that_fit_the_first_in_the_file_holds(tmp_path: Path) -> None:
+    """PEFT writes them sorted, and reads them so; what it trained with may have been in another order."""
+    trained(llama(), tmp_path, alpha_pattern={"q_proj": 9, r"layers\.1\..*": 7, "down_proj": 2})
+    assert [*json.loads((tmp_path / "adapter_config.json").read_text())["alpha_pattern"]][1].startswith("layers")
+    wanted = peft.PeftModel.from_pretrained(llama(), tmp_path).merge_and_unload().state_dict()
+    adapter = read_adapter(tmp_path)
+    for name, tensor in llama().state_dict().items():
+        torch.testing.assert_close(adapter.merged(name, tensor), wanted[name])
+
+
 def test_matrices_that_are_stored_transposed(tmp_path: Path) -> None:
     def gpt2() -> GPT2LMHeadModel:
         torch.manual_seed(0)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Blip2ForConditionalGeneration
 
 import minichat
 from minichat.errors import ModelError, SettingsError
@@ -217,6 +217,27 @@ def test_auto_processor_opens_it_and_the_greedy_ids_are_ours(
     ours = torch.cat([torch.full((1, slots), bot.processor.image_token_id), words[None]], 1)
     written = bot.model.generate(input_ids=ours, pixel_values=pixels, max_new_tokens=8, do_sample=False)
     assert ids[0, -8:].tolist() == written[0, -8:].tolist()
+
+
+def test_what_a_model_keeps_to_itself_goes_out_with_it(models: dict[str, Path], tmp_path: Path) -> None:
+    """Its `suppress_tokens` and the slot, in the file that transformers' model reads."""
+    model = Path(shutil.copytree(models["holds"], tmp_path / "model"))
+    kept = [*range(3, 20)]
+    file = model / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"suppress_tokens": kept}))
+    out = export(str(model), "blip2", tmp_path / "blip2")
+    slot = json.loads((out / "config.json").read_text())["image_token_index"]
+    theirs = Blip2ForConditionalGeneration.from_pretrained(out)
+    assert theirs.generation_config.suppress_tokens == [*kept, slot]
+    with torch.no_grad():  # a head that would say nothing else
+        theirs.language_model.lm_head.weight.zero_()
+        for row, token in enumerate([slot, *kept]):
+            theirs.language_model.lm_head.weight[token] = (-1) ** row
+    ids = torch.tensor([[slot] * theirs.config.num_query_tokens + [1]])
+    given = {"pixel_values": torch.zeros(1, 3, *[theirs.config.vision_config.image_size] * 2), "input_ids": ids}
+    theirs.language_model.generation_config = theirs.generation_config  # as docs/COMMANDS.md has it
+    said = theirs.generate(**given, max_new_tokens=4)[0, ids.shape[1] :].tolist()
+    assert said and not {*said} & {*kept, slot}
 
 
 def test_blip2_needs_a_qformer(models: dict[str, Path], tmp_path: Path) -> None:

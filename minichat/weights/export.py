@@ -195,8 +195,11 @@ def export_blip2(model: str, out: Path) -> Path:
     instructed Q-Former `InstructBlipForConditionalGeneration`.
 
     Its logits are this model's in the columns of the vocabulary. BLIP-2 looks its slots up in the embedding, under the
-    id of the token `<image>`: the tokenizer's next one, for which a row is added where the LLM has none. It is never
-    generated. What we call `ln_vision` has transformers' eps of 1e-6 there, not 1e-5.
+    id of the token `<image>`: the tokenizer's next one, for which a row is added where the LLM has none. What we call
+    `ln_vision` has transformers' eps of 1e-6 there, not 1e-5.
+
+    The slot and the model's own `suppress_tokens` are in `generation_config.json`. BLIP-2's `generate` does not look at
+    it by itself, and transformers reads no such setting from `text_config`, so a caller has to hand it over.
     """
     from transformers import Blip2Config, GenerationConfig, InstructBlipConfig
 
@@ -236,7 +239,7 @@ def export_blip2(model: str, out: Path) -> Path:
     )
     with quiet():
         generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    generation.suppress_tokens = [slot]
+    generation.suppress_tokens = [*(generation.suppress_tokens or []), slot]
     with new_folder(out, ModelError) as made:
         write_tensors(made, entries)
         theirs.save_pretrained(made)
