@@ -56,6 +56,21 @@ def test_messages_go_through_the_renderer(processor: MiniChatProcessor) -> None:
     assert batch["input_ids"].dtype == torch.long
 
 
+def test_sentence_case_is_the_models_and_holds_for_every_template(tmp_path: Path) -> None:
+    shouted, said = (Conversation().user(text, [RED]) for text in ("WHAT IS IT?", "What is it?"))
+    _make(sentence_case=True).save_pretrained(tmp_path)
+    for made, same in (
+        (_make(sentence_case=True), True),
+        (MiniChatProcessor.from_pretrained(tmp_path), True),
+        (_make(), False),
+    ):
+        for template in ("minigpt-v2", "vicuna-v0"):
+            processor = made.with_template(template)
+            assert (processor.render(shouted).ids == processor.render(said).ids) == same
+    with pytest.raises(ModelError, match="true or false"):
+        _make(sentence_case="yes")
+
+
 def test_several_conversations_are_padded_on_the_left(processor: MiniChatProcessor) -> None:
     hello = [{"role": "user", "content": "Hi"}]
     two = [{"role": "user", "content": [{"type": "image", "image": RED}, {"type": "image", "image": BLUE}]}]

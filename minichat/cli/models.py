@@ -122,6 +122,9 @@ def convert(
     lora_alpha: Annotated[
         float | None, typer.Option(help="Of MiniGPT-v2's LoRA; default: what --projection says.")
     ] = None,
+    sentence_case: Annotated[
+        bool, typer.Option("--sentence-case", help="QUESTIONS IN CAPITALS are read in sentence case.")
+    ] = False,
     allow_unused: Annotated[
         list[str] | None, typer.Option("--allow-unused", help="Leave out unknown tensors of this name (a glob).")
     ] = None,
@@ -139,7 +142,7 @@ def convert(
         "allow_unused": allow_unused or (),
     }
     if tokenizer is not None and projection is None and blip2 is None:
-        others = (llm, template, no_qformer, merge, verify, instruction_tokens, lora_alpha)
+        others = (llm, template, no_qformer, merge, verify, instruction_tokens, lora_alpha, sentence_case)
         if qformer is None or any(others):
             raise typer.BadParameter("--tokenizer keeps a stage 1 of --qformer and --vit, and takes no other part.")
         from minichat.weights.qformer import convert_stage1
@@ -161,6 +164,7 @@ def convert(
         tokenizer=tokenizer,
         instruction_tokens=instruction_tokens,
         lora_alpha=lora_alpha,
+        sentence_case=sentence_case,
         blip2=None if blip2 is None else vision_source(blip2),
         bridge="patch_merge" if no_qformer else None,
         merge=merge,

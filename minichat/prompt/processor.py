@@ -6,6 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -122,6 +123,7 @@ class MiniChatProcessor(ProcessorMixin):
         num_image_tokens: n, how many slots each picture takes.
         image_token_id: the id of a slot; the first id beyond the vocabulary where it is not given.
         sentencepiece: content is tokenised by a SentencePiece `tokenizer.model` that lies beside the other files.
+        sentence_case: what a person types all in capitals is read in sentence case, whatever the template says.
         own_template: the tokenizer's own template as it was recorded; where it is not given, its `chat_template` is
             read (`minichat.prompt.chat_template`).
         max_instruction_tokens: of a model whose Q-Former reads the question, too: so many word pieces of it, the last.
@@ -142,7 +144,10 @@ class MiniChatProcessor(ProcessorMixin):
         chat_template: str | None = None,
         own_template: dict[str, Any] | None = None,
         max_instruction_tokens: int | None = None,
+        sentence_case: bool = False,
     ) -> None:
+        if not isinstance(sentence_case, bool):
+            raise ModelError(f"sentence_case is {sentence_case!r}; it must be true or false.")
         for name, value, least in (
             ("num_image_tokens", num_image_tokens, 1),
             ("image_token_id", image_token_id, 0),
@@ -162,7 +167,8 @@ class MiniChatProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         self.template = template
         self.own_template = own_template
-        self._own: Template | None = None
+        self.sentence_case = sentence_case
+        self._spelling: Template | None = None
         spelled = to_jinja(self.spelling, slots_per_picture=num_image_tokens)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or spelled)
         self.num_image_tokens = num_image_tokens
@@ -229,11 +235,11 @@ class MiniChatProcessor(ProcessorMixin):
     @property
     def spelling(self) -> Template:
         """The template by which prompts are spelled."""
-        if self.template != OWN or self.own_template is None:
-            return get_template(self.template)
-        if self._own is None:
-            self._own = Template.from_dict(self.own_template)
-        return self._own
+        if self._spelling is None:
+            own = self.template == OWN and self.own_template is not None
+            spelled = Template.from_dict(self.own_template or {}) if own else get_template(self.template)
+            self._spelling = replace(spelled, sentence_case=True) if self.sentence_case else spelled
+        return self._spelling
 
     @property
     def end_id(self) -> int:
@@ -258,7 +264,7 @@ class MiniChatProcessor(ProcessorMixin):
         if template is None or template == self.template:
             return self
         other = copy.copy(self)
-        other.template = template
+        other.template, other._spelling = template, None
         if not self.sentencepiece:
             other._content = None
         other.spelling  # noqa: B018

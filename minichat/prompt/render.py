@@ -239,15 +239,18 @@ class _Speller:
     def _content(self, message: Message, following: str) -> Iterator[Segment]:
         """A person's words and pictures. Neighbouring text parts are one text: a marker may be split over them."""
         t = self._template
+        calm = t.sentence_case and message.role == "user"
         following = t.words_before(following)
         groups: list[str | Picture] = []
         for part in message.parts:
             if isinstance(part, Picture):
                 groups.append(part)
-            elif groups and isinstance(groups[-1], str):
-                groups[-1] += part.text
-            elif part.text:
-                groups.append(part.text)
+                continue
+            text = part.text.capitalize() if calm and part.text.isupper() else part.text
+            if groups and isinstance(groups[-1], str):
+                groups[-1] += text
+            elif text:
+                groups.append(text)
         if message.role in t.trims:
             groups = _trimmed(groups)
         for number, group in enumerate(groups):

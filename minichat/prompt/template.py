@@ -70,6 +70,8 @@ class Template:
     controls: tuple[str, ...] = ()
     #: Roles whose texts lose white space at either end.
     trims: tuple[str, ...] = ()
+    #: A person's words that are all in capitals are read in sentence case: for an LLM that learned few such words.
+    sentence_case: bool = False
     #: What follows a control token goes on from it: the tokenizer puts no leading space of its own there.
     joined: bool = False
     #: Whether a conversation may bring a system text.
@@ -288,9 +290,12 @@ def split_controls(spelled: str, controls: tuple[str, ...] = (BOS, EOS)) -> list
 
 
 _JINJA = """\
+{%- macro said(text, role) -%}
+{{- text|capitalize if <sentence_case> and role == "user" and text is upper else text -}}
+{%- endmacro -%}
 {%- macro words(message, bare=false) -%}
 {%- if message.content is string -%}
-{{- message.content -}}
+{{- said(message.content, message.role) -}}
 {%- else -%}
 {%- set before = namespace(kind="") -%}
 {%- for part in message.content if (part.type == "image" and not bare) or part.text -%}
@@ -300,7 +305,7 @@ _JINJA = """\
 {%- if part.type == "image" -%}
 {{- <picture> -}}
 {%- else -%}
-{{- part.text -}}
+{{- said(part.text, message.role) -}}
 {%- endif -%}
 {%- set before.kind = part.type -%}
 {%- endfor -%}
@@ -340,6 +345,9 @@ _JINJA = """\
 """
 
 
+_SWITCHES = ("pictures_first", "learns_begin", "sentence_case")
+
+
 def to_jinja(template: Template, *, slots_per_picture: int = 1, slot: str = SLOT) -> str:
     """The template as a Hugging Face `chat_template`; it renders what `minichat.prompt.render.render_text` gives.
 
@@ -353,7 +361,7 @@ def to_jinja(template: Template, *, slots_per_picture: int = 1, slot: str = SLOT
     values["reply_start"] = template.reply_gap + template.reply_begin
     values["picture"] = template.picture_prefix + slot * slots_per_picture + template.picture_suffix
     spelled = {name: _expression(value) for name, value in values.items()}
-    spelled |= {name: str(getattr(template, name)).lower() for name in ("pictures_first", "learns_begin")}
+    spelled |= {name: str(getattr(template, name)).lower() for name in _SWITCHES}
     for role in ("system", "user", "assistant"):
         spelled[f"{role}_filter"] = "|trim" if role in template.trims else ""
     return re.sub(r"<(\w+)>", lambda match: spelled[match[1]], _JINJA)

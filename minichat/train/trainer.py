@@ -136,7 +136,7 @@ def _notes(run: Run) -> list[str]:
     """What is allowed, but hardly meant."""
     notes: list[str] = []
     warm = run.config.optimizer.warmup_steps
-    if 0 < warm and run.steps <= warm:
+    if warm > 0 and run.steps <= warm:
         notes.append(
             f"The run ends before its warm-up does (optimizer.warmup_steps is {warm:,}), so its rate never reaches "
             f"{run.config.optimizer.lr:g} and it learns little: lower that, or train longer."
