@@ -202,7 +202,11 @@ class Language(Stage):
         self._tokenizer = _tokenizer(sizes, config.seed)
         self._words = word_ids(self._tokenizer)
         self._processor = MiniChatProcessor.from_tokenizer_model(
-            self._tokenizer.serialized, image_size=1, template=sizes.template, num_image_tokens=TOKENS
+            self._tokenizer.serialized,
+            image_size=1,
+            template=sizes.template,
+            num_image_tokens=TOKENS,
+            sentence_case=True,  # as the model that it becomes a part of
         )
         self._noise = sizes.noise
         torch.manual_seed(config.seed)
