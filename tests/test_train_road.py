@@ -24,6 +24,7 @@ from minichat.toy.dataset import SyntheticStream
 from minichat.toy.dialogues import ORDINALS
 from minichat.toy.train_lm import Language, train_tokenizer
 from minichat.toy.train_vision import Vision, VisionNetwork, labels
+from minichat.train import optimizer as optimizers
 from minichat.train.config import Config, NewVision, OptimizerConfig, Source, read_config
 from minichat.train.data import _mixed, texts
 from minichat.train.data_loader import Part
@@ -317,6 +318,26 @@ def test_contrast_of_pictures_without_captions_is_none() -> None:
     states = network.states(torch.rand(2, 3, 32, 32))
     nothing = torch.zeros(2, 1, dtype=torch.int64)
     assert float(network.contrast(states, nothing, nothing.bool(), nothing.nonzero()[:, 0])) == 0
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (8, 8)])
+def test_muon_moves_weights_alike_where_bfloat16_is_emulated(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, momenta = [], []
+    for native in (True, False):
+        monkeypatch.setattr(optimizers, "computes_bfloat16", lambda native=native: native)
+        torch.manual_seed(1)
+        weight = torch.nn.Parameter(torch.randn(shape))
+        muon = make_optimizer({"model.layers.0.q_proj.weight": weight}, OptimizerConfig(name="muon", lr=0.1))
+        for _ in range(3):
+            weight.grad = torch.randn(shape)
+            muon.step()
+        moved.append(weight.detach().clone())
+        momenta.append(muon.state[weight]["momentum_buffer"].clone())
+    torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=0.02)  # bfloat16 has three digits
+    assert not torch.equal(*moved)
+    assert torch.equal(*momenta)
 
 
 def test_muon_where_no_layers_matrix_trains_is_refused() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minichat.device.placement import computes_bfloat16
 from minichat.errors import SettingsError, some
 from minichat.train.config import OptimizerConfig
 
@@ -91,6 +92,43 @@ def _by_scale(
         yield scale, {name: weight for name, weight in weights.items() if scales[name] == scale}
 
 
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, which orthogonalises in float32 on a processor that only emulates bfloat16.
+
+    PyTorch's does so in bfloat16 everywhere, which was three quarters of the built-in LLaMA's time for a step there.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if computes_bfloat16() or any(w.device.type != "cpu" for group in self.param_groups for w in group["params"]):
+            super().step()
+            return
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(weight.grad)
+                mean = state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
+                ahead = weight.grad.lerp(mean, group["momentum"]) if group["nesterov"] else mean
+                update = _orthogonalised(ahead, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(weight.shape)))
+
+
+def _orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Nearly U·Vᵀ of a matrix U·S·Vᵀ, by the Newton–Schulz iteration of Muon (kellerjordan.github.io/posts/muon)."""
+    a, b, c = coefficients
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
 class MuonAndAdamW(torch.optim.Optimizer):
     """PyTorch's Muon for the matrices of layers, and its AdamW for embeddings, heads, norms and biases.
 
@@ -107,7 +145,7 @@ class MuonAndAdamW(torch.optim.Optimizer):
             if matrices:
                 held = list(matrices.values())
                 groups.append({"params": held, "weight_decay": config.weight_decay, "lr_scale": scale})
-                self._inner.append(torch.optim.Muon(held, lr=config.lr, adjust_lr_fn="match_rms_adamw"))
+                self._inner.append(Muon(held, lr=config.lr, adjust_lr_fn="match_rms_adamw"))
             if others:
                 groups.append({"params": others, "weight_decay": 0.0, "lr_scale": scale})
                 self._inner.append(torch.optim.AdamW(others, lr=config.lr, betas=(config.beta1, config.beta2)))
