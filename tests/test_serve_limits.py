@@ -211,8 +211,7 @@ def test_who_leaves_ends_the_work_within_a_step(bot: MiniChat, stream: bool) -> 
             assert not completions._jobs
             del job
             await turns(lambda: not completions.stepper._jobs)
-            gc.collect()
-            assert reply() is None
+            await turns(lambda: gc.collect() >= 0 and reply() is None)  # the steps' thread may just be letting go of it
 
     asyncio.run(check())
 
