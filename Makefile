@@ -155,7 +155,7 @@ $(ROAD)/stage1/config.json: $(ROAD)/1b_search/config.json
 	$(BIN)/minichat export $(ROAD)/1b_search --format minichat --dtype bfloat16 --out $(@D)
 
 $(ROAD)/2_begin/config.json: $(ROAD)/0m_language/config.json $(ROAD)/1_qformer/config.json
-	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0m_language --template minigpt-v2 --sentence-case --merge --out $(@D)
+	$(BIN)/minichat convert --blip2 $(ROAD)/1_qformer --llm $(ROAD)/0m_language --template minigpt-v2 --tidy --merge --out $(@D)
 
 $(ROAD)/2a_word_alignment/config.json: $(ROAD)/2_begin/config.json
 	$(TRAIN) $(STAGES)/2a_word_alignment.yaml out=$(@D) $(call smoke,20) model.name=$(ROAD)/2_begin

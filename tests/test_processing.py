@@ -56,11 +56,11 @@ def test_messages_go_through_the_renderer(processor: MiniChatProcessor) -> None:
     assert batch["input_ids"].dtype == torch.long
 
 
-def test_sentence_case_is_the_models_and_holds_for_every_template(tmp_path: Path) -> None:
-    shouted, said = (Conversation().user(text, [RED]) for text in ("WHAT IS IT?", "What is it?"))
-    _make(sentence_case=True).save_pretrained(tmp_path)
+def test_to_tidy_is_the_models_and_holds_for_every_template(tmp_path: Path) -> None:
+    shouted, said = (Conversation().user(text, [RED]) for text in ("WHAT  IS IT?", "What is it?"))
+    _make(tidy=True).save_pretrained(tmp_path)
     for made, same in (
-        (_make(sentence_case=True), True),
+        (_make(tidy=True), True),
         (MiniChatProcessor.from_pretrained(tmp_path), True),
         (_make(), False),
     ):
@@ -68,7 +68,7 @@ def test_sentence_case_is_the_models_and_holds_for_every_template(tmp_path: Path
             processor = made.with_template(template)
             assert (processor.render(shouted).ids == processor.render(said).ids) == same
     with pytest.raises(ModelError, match="true or false"):
-        _make(sentence_case="yes")
+        _make(tidy="yes")
 
 
 def test_several_conversations_are_padded_on_the_left(processor: MiniChatProcessor) -> None:

@@ -160,9 +160,11 @@ def test_what_is_wrong_is_named(assignment: str, said: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("assignment", "meant"),
     [
-        ("run.batch_size=010", 10), ("run.batch_size=08", 8), ("run.batch_size=1_000", 1000), ("run.batch_size=1e3", 1000),
+        ("run.batch_size=010", 10), ("run.batch_size=08", 8), ("run.batch_size=1_000", 1000),
+        ("run.batch_size=1e3", 1000),
         ("run.batch_size=0x10", 16), ("run.batch_size=0o10", 8), ("run.batch_size=+5", 5), ("optimizer.lr=010", 10.0),
-        ("optimizer.lr=1e-4", 1e-4), ("optimizer.lr=1E-4", 1e-4), ("optimizer.lr=.5e-3", 5e-4), ("optimizer.lr=1.", 1.0),
+        ("optimizer.lr=1e-4", 1e-4), ("optimizer.lr=1E-4", 1e-4), ("optimizer.lr=.5e-3", 5e-4),
+        ("optimizer.lr=1.", 1.0),
         ("report.wandb=yes", True), ("report.wandb=on", True), ("report.wandb=True", True), ("report.wandb=No", False),
         ("report.wandb=OFF", False), ("out=no", "no"), ("out=on", "on"), ("out=2026-01-01", "2026-01-01"),
         ("out=1:30", "1:30"), ("out==", "="), ("model.name=1.2.3", "1.2.3"),

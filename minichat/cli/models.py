@@ -122,8 +122,8 @@ def convert(
     lora_alpha: Annotated[
         float | None, typer.Option(help="Of MiniGPT-v2's LoRA; default: what --projection says.")
     ] = None,
-    sentence_case: Annotated[
-        bool, typer.Option("--sentence-case", help="QUESTIONS IN CAPITALS are read in sentence case.")
+    tidy: Annotated[
+        bool, typer.Option("--tidy", help="Read QUESTIONS  IN CAPITALS in sentence case, blanks as one.")
     ] = False,
     allow_unused: Annotated[
         list[str] | None, typer.Option("--allow-unused", help="Leave out unknown tensors of this name (a glob).")
@@ -142,7 +142,7 @@ def convert(
         "allow_unused": allow_unused or (),
     }
     if tokenizer is not None and projection is None and blip2 is None:
-        others = (llm, template, no_qformer, merge, verify, instruction_tokens, lora_alpha, sentence_case)
+        others = (llm, template, no_qformer, merge, verify, instruction_tokens, lora_alpha, tidy)
         if qformer is None or any(others):
             raise typer.BadParameter("--tokenizer keeps a stage 1 of --qformer and --vit, and takes no other part.")
         from minichat.weights.qformer import convert_stage1
@@ -164,7 +164,7 @@ def convert(
         tokenizer=tokenizer,
         instruction_tokens=instruction_tokens,
         lora_alpha=lora_alpha,
-        sentence_case=sentence_case,
+        tidy=tidy,
         blip2=None if blip2 is None else vision_source(blip2),
         bridge="patch_merge" if no_qformer else None,
         merge=merge,

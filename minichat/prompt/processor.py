@@ -123,7 +123,7 @@ class MiniChatProcessor(ProcessorMixin):
         num_image_tokens: n, how many slots each picture takes.
         image_token_id: the id of a slot; the first id beyond the vocabulary where it is not given.
         sentencepiece: content is tokenised by a SentencePiece `tokenizer.model` that lies beside the other files.
-        sentence_case: what a person types all in capitals is read in sentence case, whatever the template says.
+        tidy: what a person types is tidied (`minichat.prompt.template.tidied`), whatever the template says.
         own_template: the tokenizer's own template as it was recorded; where it is not given, its `chat_template` is
             read (`minichat.prompt.chat_template`).
         max_instruction_tokens: of a model whose Q-Former reads the question, too: so many word pieces of it, the last.
@@ -144,10 +144,10 @@ class MiniChatProcessor(ProcessorMixin):
         chat_template: str | None = None,
         own_template: dict[str, Any] | None = None,
         max_instruction_tokens: int | None = None,
-        sentence_case: bool = False,
+        tidy: bool = False,
     ) -> None:
-        if not isinstance(sentence_case, bool):
-            raise ModelError(f"sentence_case is {sentence_case!r}; it must be true or false.")
+        if not isinstance(tidy, bool):
+            raise ModelError(f"tidy is {tidy!r}; it must be true or false.")
         for name, value, least in (
             ("num_image_tokens", num_image_tokens, 1),
             ("image_token_id", image_token_id, 0),
@@ -167,7 +167,7 @@ class MiniChatProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         self.template = template
         self.own_template = own_template
-        self.sentence_case = sentence_case
+        self.tidy = tidy
         self._spelling: Template | None = None
         spelled = to_jinja(self.spelling, slots_per_picture=num_image_tokens)
         super().__init__(image_processor, tokenizer, chat_template=chat_template or spelled)
@@ -238,7 +238,7 @@ class MiniChatProcessor(ProcessorMixin):
         if self._spelling is None:
             own = self.template == OWN and self.own_template is not None
             spelled = Template.from_dict(self.own_template or {}) if own else get_template(self.template)
-            self._spelling = replace(spelled, sentence_case=True) if self.sentence_case else spelled
+            self._spelling = replace(spelled, tidy=True) if self.tidy else spelled
         return self._spelling
 
     @property

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from minichat.errors import PromptError
 from minichat.prompt.conversation import Conversation, Message, Picture
-from minichat.prompt.template import EOS, SLOT, Template, neutralise
+from minichat.prompt.template import EOS, SLOT, Template, neutralise, tidied
 from minichat.prompt.tokenizer import ContentTokenizer, encode_inside
 
 History = Literal["ids", "text"]
@@ -239,14 +239,14 @@ class _Speller:
     def _content(self, message: Message, following: str) -> Iterator[Segment]:
         """A person's words and pictures. Neighbouring text parts are one text: a marker may be split over them."""
         t = self._template
-        calm = t.sentence_case and message.role == "user"
+        tidy = t.tidy and message.role == "user"
         following = t.words_before(following)
         groups: list[str | Picture] = []
         for part in message.parts:
             if isinstance(part, Picture):
                 groups.append(part)
                 continue
-            text = part.text.capitalize() if calm and part.text.isupper() else part.text
+            text = tidied(part.text) if tidy else part.text
             if groups and isinstance(groups[-1], str):
                 groups[-1] += text
             elif text:

@@ -70,8 +70,8 @@ class Template:
     controls: tuple[str, ...] = ()
     #: Roles whose texts lose white space at either end.
     trims: tuple[str, ...] = ()
-    #: A person's words that are all in capitals are read in sentence case: for an LLM that learned few such words.
-    sentence_case: bool = False
+    #: What a person types is tidied (`tidied`): for an LLM that learned little of such.
+    tidy: bool = False
     #: What follows a control token goes on from it: the tokenizer puts no leading space of its own there.
     joined: bool = False
     #: Whether a conversation may bring a system text.
@@ -291,7 +291,16 @@ def split_controls(spelled: str, controls: tuple[str, ...] = (BOS, EOS)) -> list
 
 _JINJA = """\
 {%- macro said(text, role) -%}
-{{- text|capitalize if <sentence_case> and role == "user" and text is upper else text -}}
+{%- set said = namespace(text=text) -%}
+{%- if <tidy> and role == "user" -%}
+{%- for _ in range(6) -%}
+{%- set said.text = said.text|replace("  ", " ") -%}
+{%- endfor -%}
+{%- if said.text is upper -%}
+{%- set said.text = said.text|capitalize -%}
+{%- endif -%}
+{%- endif -%}
+{{- said.text -}}
 {%- endmacro -%}
 {%- macro words(message, bare=false) -%}
 {%- if message.content is string -%}
@@ -345,7 +354,7 @@ _JINJA = """\
 """
 
 
-_SWITCHES = ("pictures_first", "learns_begin", "sentence_case")
+_SWITCHES = ("pictures_first", "learns_begin", "tidy")
 
 
 def to_jinja(template: Template, *, slots_per_picture: int = 1, slot: str = SLOT) -> str:
@@ -371,6 +380,13 @@ def _expression(spelled: str) -> str:
     """A Jinja expression for a template's text."""
     controls = {BOS: "bos_token", EOS: "eos_token"}
     return " ~ ".join(controls.get(piece, json.dumps(piece)) for piece in split_controls(spelled)) or '""'
+
+
+def tidied(text: str) -> str:
+    """With one blank for a run of up to 64, and in sentence case where all of it is in capitals."""
+    for _ in range(6):  # Jinja has no other way
+        text = text.replace("  ", " ")
+    return text.capitalize() if text.isupper() else text
 
 
 # --- A person's words never spell a template's role marker or stop.

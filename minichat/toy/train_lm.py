@@ -206,7 +206,7 @@ class Language(Stage):
             image_size=1,
             template=sizes.template,
             num_image_tokens=TOKENS,
-            sentence_case=True,  # as the model that it becomes a part of
+            tidy=True,  # as the model that it becomes a part of
         )
         self._noise = sizes.noise
         torch.manual_seed(config.seed)

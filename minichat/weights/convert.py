@@ -62,7 +62,7 @@ def convert(
     image_size: int | None = None,
     instruction_tokens: int | None = None,
     lora_alpha: float | None = None,
-    sentence_case: bool = False,
+    tidy: bool = False,
     allow_unused: Iterable[str] = (),
     verify: bool = False,
     progress: Callable[[str], None] = lambda message: None,
@@ -88,7 +88,8 @@ def convert(
         vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
         instruction_tokens: word pieces of a question that such a Q-Former reads, the last of them; default: 128.
         lora_alpha: by which LoRA matrices are scaled, where the file does not say.
-        sentence_case: questions typed all in capitals are read in sentence case, for an LLM that learned few such.
+        tidy: questions all in capitals are read in sentence case, and runs of blanks as one, for an LLM that learned
+            little of such.
         allow_unused: globs of tensors that may be left out although nothing is known of them; recorded in the folder.
         verify: record hashes of all that was written and of the LLM, which `load(..., verify=True)` holds them against.
         progress: is told what is being done.
@@ -137,7 +138,7 @@ def convert(
         progress("Making a new Q-Former, which has to be trained, too")
         _init_qformer(account, config)
     account.check(_wanted(config), config.to_dict())
-    processor = _processor(words, config, own, pixels, instruction_tokens, sentence_case)
+    processor = _processor(words, config, own, pixels, instruction_tokens, tidy)
     _read_word_pieces(processor, tokenizer, blip2)
     entries = [Entry(name, account.bytes(name), _maker(account, name)) for name in sorted(account.names())]
     entries += _of_llm(words, config, merge, lora)
@@ -372,14 +373,14 @@ def _processor(
     own: Template | None,
     pixels: MiniChatImageProcessor,
     instruction_tokens: int | None,
-    sentence_case: bool,
+    tidy: bool,
 ) -> MiniChatProcessor:
     """Content is tokenised by the LLM's own SentencePiece model where it has one, as the originals did."""
     common: dict[str, Any] = {
         "template": config.template,
         "num_image_tokens": config.num_image_tokens,
         "image_token_id": config.image_token_index,
-        "sentence_case": sentence_case,
+        "tidy": tidy,
     }
     if config.bridge_config.instructed:
         longest = config.bridge_config.qformer.max_position_embeddings

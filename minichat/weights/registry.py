@@ -77,7 +77,7 @@ def join(model: Joined, vision: Path, say: Callable[[str], None] | None = None) 
     def make(folder: Path) -> None:
         from minichat.weights.convert import convert
 
-        convert(folder, blip2=str(vision), llm=model.llm, sentence_case=True)
+        convert(folder, blip2=str(vision), llm=model.llm, tidy=True)
 
     return _made(model_folder(model), make, say)
 
