@@ -15,7 +15,7 @@ import pytest
 
 from minichat.data import formats
 from minichat.toy.world import Background, Scene, Thing, draw
-from minichat.web import Running, build_app, launch
+from minichat.web import Limits, Running, build_app, launch
 from tests.fake_bot import FakeBot
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -115,19 +115,12 @@ def test_a_reload_in_mid_reply_shows_what_came(served, browser, monkeypatch):
 def test_what_was_typed_and_not_sent_and_the_settings_stay(served, browser):
     page = open_page(browser, served.url)
     page.fill("#mc-box textarea", "not sent yet")
-    page.click("#mc-settings .label-wrap")
-    kept = "() => JSON.parse(localStorage.getItem('minichat.settings') ?? '[]')[0] == 0.7"
-    for _ in range(20):  # what is typed while Gradio still opens the panel is lost
-        page.locator("#mc-settings input[type=number]").first.fill("0.7")
-        page.keyboard.press("Tab")
-        page.wait_for_timeout(500)
-        if page.evaluate(kept):
-            break
-        page.locator("#mc-settings input[type=number]").first.fill("0.6")
-    assert page.evaluate(kept)
+    page.click("#mc-unfold summary")
+    page.locator("#mc-settings input[type=number]").first.fill("0.7")
+    page.wait_for_function("() => JSON.parse(localStorage.getItem('minichat.settings') ?? '[]')[0] == 0.7")
     page.reload()
     page.wait_for_function("() => document.querySelector('#mc-box textarea')?.value == 'not sent yet'")
-    page.click("#mc-settings .label-wrap")
+    page.click("#mc-unfold summary")
     page.wait_for_function("() => document.querySelector('#mc-settings input[type=number]')?.value == '0.7'")
     page.press("#mc-box textarea", "Enter")
     wait_for_reply(page)
@@ -135,6 +128,33 @@ def test_what_was_typed_and_not_sent_and_the_settings_stay(served, browser):
     page.reload()
     shown(page, 1)
     assert page.input_value("#mc-box textarea") == ""
+    page.context.close()
+
+
+def test_a_setting_that_is_typed_at_once_stays_and_so_do_those_that_were_kept(served, browser):
+    """Also where a page with longer replies kept more than this one allows. What is asked at once is answered."""
+    page = open_page(browser, served.url)
+    seen = watch(page)
+    page.evaluate("() => localStorage.setItem('minichat.settings', '[0.1, 0.5, 5000, 1.2, \"7\"]')")
+    page.add_init_script(
+        """const typing = setInterval(() => {
+            const fold = document.querySelector('#mc-unfold summary');
+            const field = document.querySelector('#mc-settings input[type=number]');
+            if (!field?.checkVisibility()) return fold?.parentElement.open === false && fold.click();
+            clearInterval(typing);
+            field.select();
+            document.execCommand('insertText', false, '0.2');
+        }, 1);"""
+    )
+    page.reload()
+    ask(page, "hi")
+    wait_for_reply(page)
+    expected = {"temperature": 0.2, "top_p": 0.5, "max_new_tokens": Limits().new_tokens, "repetition_penalty": 1.2}
+    assert bot_of(served).settings[-1] == {**expected, "seed": 7}
+    assert page.eval_on_selector_all("#mc-settings input[type=number]", "all => all.map(e => Number(e.value))") == list(
+        expected.values()
+    )
+    assert seen == NOTHING
     page.context.close()
 
 

@@ -148,7 +148,7 @@ def test_figures_are_shown_where_they_are_asked_for(bot, page):
     click_example(page, 1)
     wait_for_reply(page)
     figures = page.locator(".mc-figures")
-    page.locator("#mc-settings .label-wrap").click()
+    page.locator("#mc-unfold summary").click()
     switch = page.get_by_label("Figures under replies")
     assert not switch.is_checked() and figures.count() == 0
     switch.check()
@@ -157,7 +157,7 @@ def test_figures_are_shown_where_they_are_asked_for(bot, page):
     assert "9 tokens · 21 a second" in told and "250 ms" in told and "1,234 of 4,096" in told
     page.reload()
     figures.wait_for()
-    page.locator("#mc-settings .label-wrap").click()
+    page.locator("#mc-unfold summary").click()
     switch.uncheck()
     figures.wait_for(state="detached")
 
@@ -300,7 +300,7 @@ def test_what_can_be_pressed_is_large_and_text_is_legible(bot, page):
     page.get_by_text("2/2").wait_for()
     page.set_input_files("#mc-box input[type=file]", [picture_file(HEART)])
     page.locator("#mc-box .thumbnail-item").wait_for()
-    page.locator("#mc-settings .label-wrap").click()
+    page.locator("#mc-unfold summary").click()
     page.locator("#mc-settings input").first.wait_for()
     small = page.evaluate(
         """() => [...document.querySelectorAll('button, summary, [role=button], input[type=number], textarea')]

@@ -199,7 +199,7 @@ def controls(page: Any) -> list[str]:
 
 
 def test_presets_and_the_system_text_are_kept(bot: FakeBot, page: Any):
-    page.locator("#mc-settings .label-wrap").click()
+    page.locator("#mc-unfold summary").click()
     text = page.get_by_label("System text")
     text.fill("Answer like a pirate.")
     page.get_by_role("button", name="Lively").click()
@@ -207,7 +207,7 @@ def test_presets_and_the_system_text_are_kept(bot: FakeBot, page: Any):
     lively = controls(page)
     page.wait_for_function("() => localStorage.getItem('minichat.settings')?.startsWith('[0.9,0.95,')")
     page.reload()
-    page.locator("#mc-settings .label-wrap").click()
+    page.locator("#mc-unfold summary").click()
     text.wait_for()
     assert text.input_value() == "Answer like a pirate." and controls(page) == lively
     ask(page, "hi")

@@ -792,7 +792,7 @@ def test_memory_returns_when_chats_close(files):
 
 @pytest.mark.long
 def test_memory_returns_after_1000_chats(files):
-    _stays_level(20, 1000)
+    _stays_level(300, 1000)  # until then Python's memory grows to its usual size
 
 
 # --- serving

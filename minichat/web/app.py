@@ -190,29 +190,27 @@ def _scenes() -> list[gr.Button]:
 
 
 def _panel(fields: tuple[Field, ...]) -> list[Any]:
-    with gr.Accordion("Settings", open=False, elem_id="mc-settings"):
+    # Not an accordion: Gradio makes what is in one when it is first opened, and then takes away what is typed at once.
+    with gr.Column(elem_id="mc-settings"):
+        gr.HTML("<details><summary>Settings</summary></details>", elem_id="mc-unfold", padding=False)
         # Of the page alone: no request has it.
         gr.HTML(
             '<label><input type="checkbox"> Figures under replies: tokens, speed, context</label>',
-            js_on_load="window.minichat?.figures(element.querySelector('input'));",
             elem_id="mc-switch",
             padding=False,
         )
         gr.HTML(
             "<label>System text<textarea rows=1 placeholder='none'></textarea>"
             "<span>What the model is told before the chat.</span></label>",
-            js_on_load="window.minichat?.systemText(element.querySelector('textarea'));",
             elem_id="mc-system",
             padding=False,
         )
         with gr.Row(elem_id="mc-presets"):
             buttons = {name: gr.Button(name, size="sm") for name in PRESETS}
         controls = [
-            gr.Textbox(label=field.label, info=field.info, placeholder="any", max_lines=1)
+            gr.Textbox(placeholder="any", max_lines=1, **_named(field))
             if field.default is None
-            else gr.Slider(
-                field.low, field.high, value=field.default, step=field.step, label=field.label, info=field.info
-            )
+            else gr.Slider(field.low, field.high, value=field.default, step=field.step, **_named(field))
             for field in fields
         ]
     for name, button in buttons.items():
@@ -220,6 +218,10 @@ def _panel(fields: tuple[Field, ...]) -> list[Any]:
         values = [PRESETS[name][field.name] for field in fields if field.name in PRESETS[name]]
         button.click(None, None, chosen, js=f"() => {json.dumps(values)}", **DIRECT)
     return controls
+
+
+def _named(field: Field) -> dict[str, Any]:
+    return {"label": field.label, "info": field.info, "elem_classes": "mc-setting"}
 
 
 def _connect(
@@ -277,7 +279,6 @@ def _connect(
     box.stop(listeners.stop, None, box, **DIRECT)
     for cleared in (chat.clear, new.click):
         cleared(listeners.clear, None, shown, js=_script("fresh"), **DIRECT)
-    page.load(None, controls, controls, js=_script("settings"), **DIRECT)
     for control in controls:
         control.change(None, controls, None, js=_script("keepSettings"), **DIRECT)
     # Only where something waits for its end does Gradio's page hold a connection; it tells the guard that it is open.

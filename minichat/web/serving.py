@@ -131,7 +131,7 @@ def _options(page: Page) -> dict[str, Any]:
         "theme": theme(),
         # In the head, not as `css`: Gradio would lead each rule by a class of its own, save those for narrow screens,
         # which would then lose against the others.
-        "head": f"<style>{css(EXAMPLES)}</style>",
+        "head": f"<style>{css(EXAMPLES)}</style><script>{_static('settings.js')}</script>",
         "js": script(),
     }
 
@@ -211,7 +211,7 @@ SCRIPTS = ("chats.js", "box.js", "messages.js", "list.js", "draw.js", "batch.js"
 
 def script() -> str:
     """The page's own JavaScript, as Gradio runs it when the page is there."""
-    return "() => {\n" + "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS) + "\n}"
+    return "() => {\n" + "\n".join(map(_static, SCRIPTS)) + "\n}"
 
 
 def css(examples: tuple[Example, ...]) -> str:
@@ -220,4 +220,8 @@ def css(examples: tuple[Example, ...]) -> str:
         f"#mc-scene-{index}::before {{ background-image: url({data_url(example.picture(), 256)}); }}"
         for index, example in enumerate(examples)
     )
-    return (STATIC / "page.css").read_text(encoding="utf-8") + "\n".join(pictures)
+    return _static("page.css") + "\n".join(pictures)
+
+
+def _static(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")

@@ -139,7 +139,7 @@ async function uploaded(group, signal) {
 }
 
 async function captioned(group, files, signal) {
-  const body = JSON.stringify({ files, prompt: batch.prompt, settings: heldSettings() });
+  const body = JSON.stringify({ files, prompt: batch.prompt, settings: settings.held() });
   const answer = await fetch("minichat/captions", { method: "POST", signal, body });
   if (!answer.ok) throw new Error((await answer.json()).detail);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();

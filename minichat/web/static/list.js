@@ -87,7 +87,7 @@ async function rename(chat) {
 
 async function forget(chat) {
   if (!window.confirm(`Delete “${chat.title}” for good?`)) return;
-  if (chat.id === page.chat.id) await go(null);
+  if (chat.id === page.chat.id) await go(newId());
   await removeChat(chat.id);
   localStorage.removeItem(draftOf(chat.id));
   channel?.postMessage(chat.id);

@@ -20,12 +20,15 @@ function shows(chat) {
   showSystem();
 }
 
-async function openChat(id) {
-  const found = id ? await store.get("chats", id) : null;
-  const chat = found ?? { ...newChat(), id: id ?? newId() };
+async function showChat(id) {
+  const chat = (await store.get("chats", id)) ?? { ...newChat(), id };
   chat.leaf ??= Object.keys(chat.nodes).sort().at(-1) ?? null; // all of it was undone
   shows(chat);
-  write(localStorage.getItem(draftOf(chat.id)) ?? "");
+}
+
+async function openChat(id) {
+  await showChat(id);
+  write(localStorage.getItem(draftOf(id)) ?? "");
 }
 
 async function save() {
@@ -79,7 +82,8 @@ async function upload(names) {
 // Before a request: the conversation in front of its other values.
 async function before({ fresh = false, next = false, growing = null }, values) {
   Object.assign(page, { growing, fresh });
-  keepSettings(values);
+  settings.keep(values);
+  await started;
   try {
     return [await talk(next), ...values];
   } catch (error) {
@@ -108,24 +112,7 @@ async function take(said) {
   await save();
 }
 
-// --- The settings.
-
-const SETTINGS = "minichat.settings";
-let controls = 0; // how many values the panel has; they come last
-
-function keepSettings(values) {
-  if (controls && values.length >= controls) localStorage.setItem(SETTINGS, JSON.stringify(values.slice(-controls)));
-}
-
-// The values as they were kept; null: nothing was changed.
-function heldSettings() {
-  try {
-    const held = JSON.parse(localStorage.getItem(SETTINGS));
-    return Array.isArray(held) && held.length === controls ? held : null;
-  } catch {
-    return null;
-  }
-}
+// --- The system text.
 
 // The system text is the chat's own; what is typed is also that of later chats.
 const takesSystem = () => desk.state?.system !== false; // the model's template has a place for it
@@ -146,11 +133,6 @@ function showSystem() {
   field.closest("label").hidden = !takesSystem();
 }
 
-function settings(...values) {
-  controls = values.length;
-  return heldSettings() ?? values;
-}
-
 function notice(text) {
   const shown = make("div", { className: "mc-notice", textContent: text, role: "alert" });
   (ui("dialog[open]") ?? document.body).append(shown); // what is open lies above all else
@@ -166,7 +148,11 @@ async function start() {
   openDesk();
   ui("#mc-batch").onclick = openBatch;
   offerDraw();
-  await openChat(sessionStorage.getItem("minichat.chat"));
+  figures(ui("#mc-switch input"));
+  systemText(ui("#mc-system textarea"));
+  page.chat.id = sessionStorage.getItem("minichat.chat") ?? page.chat.id;
+  write([localStorage.getItem(draftOf(page.chat.id)), box().value].filter(Boolean).join("\n")); // one may be typing already
+  await showChat(page.chat.id);
   if (page.chat.leaf) ui("#mc-show").click();
   if (!matchMedia("(pointer: coarse)").matches) box().focus(); // a phone would open its keyboard
 }
@@ -178,19 +164,16 @@ window.minichat = {
   received,
   undo,
   keep,
-  settings,
-  keepSettings: (...values) => keepSettings(values),
+  keepSettings: (...values) => settings.keep(values),
   ask: (_, __, ...values) => before({ next: true }, [page.sent, ...values]),
   example: (_, ...values) => before({}, values),
-  figures,
-  systemText,
   looked,
   looking: async () => [await talk(), lookedFor],
   on: (_, ...values) => before({ growing: page.chat.leaf }, values),
   again: (_, ...values) => before({ fresh: true }, values),
   edited: (_, ...values) => before({}, values),
   show: async () => [await talk()],
-  fresh: async () => (await idle(), await openChat(null), list(), []),
+  fresh: async () => (await idle(), await openChat(newId()), list(), []),
   leave: async () => (await idle(), shows(newChat()), keepDraft(box().value), { __type__: "update", submit_btn: false, stop_btn: true }),
 };
-start();
+const started = start();
