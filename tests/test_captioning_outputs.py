@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -321,3 +324,29 @@ def test_texts_beside_pictures_are_made_anew_as_it_is_said(bot, home):
     bot.asked.clear()
     run("photos", "--format", "txt", "--max-new-tokens", "5", "--existing", "overwrite", code=3)
     assert bot.count == 4
+
+
+BAD = os.fsdecode(b"not\xffutf8.png")
+READABLE = "not\\udcffutf8.png"
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are Unicode there")
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet", "webdataset"])
+def test_a_name_that_is_no_utf8_keeps_no_output_from_being_opened(bot, home, form):
+    import pandas
+
+    paint(home / "photos" / BAD, 9)
+    paint(home / "photos" / f"damaged{BAD}", 9).write_bytes(b"no picture")
+    for _ in range(2):  # the second goes on, and finds its rows
+        run("photos", "--format", form, "--out", "c", code=3)
+    assert bot.count == 5
+    if form == "webdataset":
+        with tarfile.open(home / "c" / "00000.tar", errors="strict") as tar:
+            notes = [json.load(tar.extractfile(member)) for member in tar if member.name.endswith(".json")]
+        assert f"../photos/{READABLE}" in [one["image"] for one in notes]
+        return
+    read = {"jsonl": partial(pandas.read_json, lines=True), "csv": pandas.read_csv, "parquet": pandas.read_parquet}
+    table = read[form](home / "c").set_index("image")
+    assert table["caption"][f"photos/{READABLE}"] == "It is red 9."
+    assert "not a picture" in table["error"][f"photos/damaged{READABLE}"]
+    assert len(table) == 7

@@ -60,6 +60,29 @@ def test_a_list_comes_on_standard_input(bot, home, end, options):
     assert "names no picture" in run("-", *options, input=b"", code=1).stderr
 
 
+def test_a_list_on_standard_input_may_begin_with_a_mark_of_its_encoding(bot, home):
+    assert captions("-", input=b"\xef\xbb\xbfphotos/1.png\r\n") == said(1)  # as Windows writes it
+    assert "is in UTF-16" in run("-", input="\ufeffphotos/1.png\r\n".encode("utf-16-le"), code=1).stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("name", ["list.txt", "list.lst", "list"])
+def test_a_text_is_no_damaged_picture_and_how_a_list_is_read_is_said(bot, home, name, encoding):
+    (home / name).write_bytes("photos/1.png\nphotos/é.png\n".encode(encoding))
+    result = run(name, "photos/1.png", code=3)
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"image": "photos/1.png", "caption": said(1)[0]}
+    ]
+    assert f"{name!r} is a text and no picture. A list of paths is read from standard input" in result.stderr
+    assert run(name, code=3).stdout == ""
+
+
+def test_a_text_that_is_called_a_picture_is_a_damaged_one(bot, home):
+    (home / "page.jpg").write_text("<html>Not found</html>")  # as a download that failed
+    result = run("page.jpg", code=3)
+    assert "is not a picture that can be opened" in json.loads(result.stdout)["error"]
+
+
 def test_a_long_list_on_standard_input_is_read_in_pieces(bot, home):
     paths = [f"photos/{'x' * 200}{number}.png" for number in range(2000)]
     result = run("-", "--dry-run", input="\n".join(paths).encode())
@@ -171,8 +194,8 @@ def test_parquet_and_what_datasets_saved(bot, home):
 
 
 def test_other_files_are_pictures_that_cannot_be_opened(bot, home):
-    (home / "notes.txt").write_text("photos/1.png\n")
-    result = run("notes.txt", "gone.png", "photos/1.png", code=3)
+    (home / "sound.mp3").write_bytes(b"ID3\4\0\0")
+    result = run("sound.mp3", "gone.png", "photos/1.png", code=3)
     assert [json.loads(line).get("caption") for line in result.stdout.splitlines()] == [None, None, "It is red 1."]
     (home / "empty").mkdir()
     assert "No pictures are in the folder 'empty'" in run("empty", code=1).stderr

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from minichat.captioning.journal import Journal, Planned, Result, Shape
 from minichat.captioning.outputs import Output, remove_unfinished, replacing
-from minichat.captioning.sources import stored
+from minichat.captioning.sources import readable, stored
 from minichat.errors import DataError, MiniChatError, shown
 from minichat.fileio import json_line, open_file
 
@@ -368,8 +368,8 @@ def _content(file: Path) -> str | None:
 
 
 def _readable(text: str | None) -> str | None:
-    """A file's name that is no Unicode, as the escapes of JSON: Arrow holds UTF-8 alone."""
-    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+    """Arrow holds UTF-8 alone."""
+    return None if text is None else readable(text)
 
 
 # --- A page to look through: each picture with what was said of it, failures first. It runs nothing, and fetches

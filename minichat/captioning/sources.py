@@ -11,28 +11,30 @@ What is found is streamed, so that a million pictures take no memory here.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import hashlib
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import minichat.images as images
 from minichat.captioning.journal import Planned
-from minichat.data.example import Cell, Member, Problem, StoredPicture, Where, is_table, parse, read_text, records
+from minichat.data.example import BOMS, Cell, Member, Problem, StoredPicture, Where, is_table, parse, read_text, records
 from minichat.data.formats import folder as shards
 from minichat.data.formats import tables
 from minichat.data.formats.base import IMAGES, NOTES, Shelf, empty
-from minichat.data.formats.folder import Skipped, looks_like_picture, walk
+from minichat.data.formats.folder import OTHER_SUFFIXES, Skipped, looks_like_picture, walk
 from minichat.data.formats.tables import PICTURE, TEXT
 from minichat.errors import DataError, ImageError, listing, shown
 from minichat.fileio import open_file
-from minichat.images import SPELLED, SUFFIXES
+from minichat.images import HEAD, SPELLED, SUFFIXES, format_of, other_format
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,6 +43,7 @@ STDIN = "-"
 MISSING = "missing"  # the stamp of a file that is not there
 _LISTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 _IDS = ("image_id", "id", "imgid", "cocoid")
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _TAR = b"ustar"  # at byte 257 of a tar's first header (POSIX.1-1988)
 
 LeaveOut = Callable[[Skipped], None]
@@ -60,7 +63,7 @@ class Sources:
     texts: tuple[str, ...] = ()
 
     def pictures(self, leave_out: LeaveOut) -> Iterator[Planned]:
-        """All pictures, in order. One that is named twice comes twice.
+        """All pictures, in order. One that is named twice comes twice; what is no UTF-8 in a name is escaped.
 
         Args:
             leave_out: is told of each folder that cannot be read and each record that holds no picture.
@@ -68,6 +71,12 @@ class Sources:
         Raises:
             DataError: a source is missing, cannot be read or has no pictures, or nothing is named at all.
         """
+        for planned in self._found(leave_out):
+            # A name that is no UTF-8 would keep whole outputs from being opened.
+            place = readable(planned.place)
+            yield planned if place == planned.place else replace(planned, place=place)
+
+    def _found(self, leave_out: LeaveOut) -> Iterator[Planned]:
         if not self.given:
             raise DataError("There is nothing to caption: name pictures, folders of them, lists, tars or tables.")
         for source in self.given:
@@ -92,6 +101,8 @@ class Sources:
             yield from self._tar(source, leave_out)
         elif path.is_file() and not looks_like_picture(path) and is_table(path):
             yield from self._table(source, leave_out)
+        elif _is_words(path):
+            leave_out(Skipped(path, f"{source!r} is a text and no picture. {_LISTED}"))
         else:
             yield self._file(path)
 
@@ -142,8 +153,12 @@ class Sources:
         if self.stdin is None:
             raise DataError("There is no standard input: pipe a list of paths into it.")
         found = False
-        for raw in _split(self.stdin, b"\0" if self.null else b"\n"):
+        for number, raw in enumerate(_split(self.stdin, b"\0" if self.null else b"\n")):
             name = raw if self.null else raw.removesuffix(b"\r")
+            if number == 0:
+                if name.startswith(BOMS):
+                    raise DataError("Standard input is in UTF-16 or UTF-32: send the paths in UTF-8.")
+                name = name.removeprefix(codecs.BOM_UTF8)
             if name:
                 found = True
                 path = os.fsdecode(name)
@@ -263,6 +278,11 @@ def _seen_from(path: str, folder: str | os.PathLike[str] | None) -> str:
         return os.path.abspath(whole)
 
 
+def readable(text: str) -> str:
+    """The text with an escape (`\\udcff`) for each byte of a file's name that is no UTF-8: no reader opens that."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def stamp(path: Path) -> str:
     """What tells an unchanged file without reading it: its size, and when it was last written."""
     try:
@@ -318,6 +338,23 @@ def _is_tar(path: Path) -> bool:
             return file.read(512)[257:262] == _TAR
     except (OSError, ValueError):
         return False
+
+
+_LISTED = "A list of paths is read from standard input (minichat caption - < FILE), or from a file called .csv."
+
+
+def _is_words(path: Path) -> bool:
+    """Whether a file that is not called a picture is a text by its content, in whatever encoding."""
+    if path.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES):
+        return False
+    try:
+        with open_file(path) as file:
+            head = file.read(HEAD)
+    except (OSError, ValueError):
+        return False
+    if format_of(head) is not None or other_format(head) is not None:
+        return False
+    return head.startswith(BOMS) or (bool(head) and _NO_TEXT.search(head) is None)
 
 
 def _split(stream: IO[bytes], end: bytes) -> Iterator[bytes]:
@@ -498,4 +535,4 @@ def _sentence(error: Exception) -> str:
     return text[:1].upper() + text[1:]
 
 
-__all__ = ["MISSING", "OPENERS", "STDIN", "Seen", "Sources", "ahead", "caption_beside", "stamp", "stored"]
+__all__ = ["MISSING", "OPENERS", "STDIN", "Seen", "Sources", "ahead", "caption_beside", "readable", "stamp", "stored"]
