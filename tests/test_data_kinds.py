@@ -428,6 +428,19 @@ def test_coco_s_captions_where_coco_is_unpacked(folder: str, up: bool, home: Pat
     assert [said(one) for one in read(file_, pictures=other)] == [[("user", "a"), ("assistant", "One star.")]]
 
 
+def test_pictures_of_coco_that_no_caption_names_are_told(home: Path) -> None:
+    images = [{"id": number, "file_name": f"{name}.png"} for number, name in enumerate("abc")]
+    source = file("captions_x.json", {"images": images, "annotations": [{"image_id": 1, "caption": "One star."}]})
+    left_out: list[Problem] = []
+    assert len(list(read(source, left_out=left_out.append))) == 1
+    assert [str(problem) for problem in left_out] == [
+        f"{source} (record {number}): the picture {name!r} has no caption: nothing is learned of it."
+        for number, name in ((1, "a.png"), (3, "c.png"))
+    ]
+    problems, report = told(source)
+    assert (len(problems), report.records, report.wrong, report.left_out) == (2, 3, 0, 2)
+
+
 def test_malformed_captions_of_coco(home: Path) -> None:
     for document, message in (
         (coco(caption=5), "'caption' is a number"),
@@ -465,7 +478,7 @@ def test_a_row_that_holds_an_error_is_left_out_and_said(name: str, home: Path) -
     problems, report = told(source)
     assert (len(problems), report.wrong, report.left_out) == (1, 0, 1)
     assert "Records: 2. Good: 1. Wrong: 0." in report.summary()
-    assert "Records left out, which hold an error in place of a caption: 1." in report.summary()
+    assert "Records left out, which hold nothing to learn: 1." in report.summary()
 
 
 # --- what is no file

@@ -177,7 +177,7 @@ class _Checker:
         report.different_pictures = len(self._contents)
         read = len(self._records)
         if report.left_out:
-            report.notes.append(f"Records left out, which hold an error in place of a caption: {report.left_out:,}.")
+            report.notes.append(f"Records left out, which hold nothing to learn: {report.left_out:,}.")
         for key, (where, count) in report.unread.items():
             report.notes.append(f"Records with the key {key}, which nothing reads: {count:,}; the first is {where}.")
         if self._without_picture:

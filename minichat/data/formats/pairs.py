@@ -162,7 +162,8 @@ def _said(role: Any, text: str, marks: bool) -> Said:
 
 
 def coco_entries(path: Path, file: str, home: Path | None = None) -> Iterator[Entry | Problem]:
-    """An entry for each picture that has captions, in the order of the annotations, whose numbers places are.
+    """An entry for each picture that has captions, in the order of the annotations, whose numbers places are; then a
+    mild `Problem` for each picture that has none, with its number in the list of pictures.
 
     Args:
         home: the folder of the pictures; None: where they usually lie.
@@ -191,6 +192,10 @@ def coco_entries(path: Path, file: str, home: Path | None = None) -> Iterator[En
         yield Entry(
             where, path.parent, partial(_samples, names.get(key, (0, None))[1], [note for _, note in some], places)
         )
+    for key, (number, image) in names.items():
+        if key is not None and key not in notes:
+            says = f"the picture {shown(image.get('file_name'))} has no caption: nothing is learned of it."
+            yield Problem(Where(file, record=number), says, mild=True)
 
 
 def _whole(path: Path, file: str) -> Any:
