@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import itertools
+import pickle
 import re
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,6 +48,17 @@ def fresh_reply(bot: MiniChat, chat: ChatSession, **settings: Any) -> str:
 
 
 # --- laws
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_cannot_be_copied_says_what_to_do(bot: MiniChat, copied: Callable[[object], object]) -> None:
+    chat = bot.chat(max_new_tokens=4)
+    chat.ask("What is it?")
+    with pytest.raises(ModelError, match=r"any number of chats and threads may use one, .* \(minichat\.load\)\.$"):
+        copied(bot)
+    with pytest.raises(PromptError, match=r"bot\.chat\(conversation=chat\.conversation\) goes on from it\.$"):
+        copied(chat)
+    assert texts(bot.chat(conversation=copy.deepcopy(chat.conversation))) == texts(chat)
 
 
 @pytest.mark.parametrize("template", sorted(TEMPLATES))

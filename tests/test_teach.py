@@ -232,7 +232,7 @@ def test_the_result_is_a_model_like_any_other(taught: tuple[Path, list[str], lis
     whole = "\n".join(said)
     for words in ("60 records with 60 different pictures.", "6 kinds: ", "60 of them ask nothing", "6 are held out"):
         assert words in whole
-    assert "It takes about " in whole
+    assert "Training takes about " in whole
     assert all(line in whole for line in facts["said"])
     assert again == ["\n".join((f"{out} has been taught.", *facts["said"]))]
 

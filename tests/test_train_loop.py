@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,10 +24,12 @@ import minichat
 from minichat.data import formats
 from minichat.errors import DataError, ModelError, SettingsError
 from minichat.model.loss import ProcessGroup
+from minichat.train import run as train_run
 from minichat.train import trainer
 from minichat.train.checkpoint import seed_step
 from minichat.train.data import read_data
 from minichat.train.optimizer import lr_at
+from minichat.train.run import Run
 from minichat.train.stages.finetune import Finetune
 from minichat.train.trainer import train
 from tests.processes import ended, started
@@ -480,6 +483,38 @@ def test_memory_that_runs_out_later_is_said_and_less_at_once_goes_on(
 
 
 # --- validation
+
+
+@pytest.mark.parametrize(("steps", "every"), [(4, 2), (5, 2), (2, 3)])
+def test_the_time_that_is_told_is_that_of_steps_and_validations(
+    steps: int, every: int, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on by one whenever it is looked at: the way there takes one, there and back two."""
+    told, looked = list[tuple[float, Run]](), 0
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=partial(next, itertools.count())))
+    real, look = trainer.seconds_left, train_run.held_out_loss
+
+    def trial(run: Run) -> float:
+        told.append((real(run), run))
+        return told[0][0]
+
+    def counted(run: Run) -> float | None:
+        nonlocal looked
+        looked += 1
+        return look(run)
+
+    monkeypatch.setattr(trainer, "seconds_left", trial)
+    for module in (trainer, train_run):
+        monkeypatch.setattr(module, "held_out_loss", counted)
+    settings = [f"out={tmp_path / 'run'}", f"data.validation={desk / 'held_out.jsonl'}", "run.epochs=null"]
+    run(desk, *settings, f"run.max_steps={steps}", f"run.validate_every={every}")
+    ((seconds, done),) = told
+    (batch,) = next(iter(done.data.loader.load(done.data.loader.heaviest(0))))
+    assert done.data.held_out is not None and done.data.tokens_of_a_step is not None
+    held = int(done.data.held_out.rows.lengths.sum())
+    assert seconds == pytest.approx(
+        (2 * steps * done.data.tokens_of_a_step + looked * held) / int(batch["attention_mask"].sum())
+    )
 
 
 def test_the_best_weights_are_the_result(desk: Path, tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from minichat.device.placement import entry_device
-from minichat.errors import ImageError, PromptError, SettingsError, shown
+from minichat.errors import ImageError, ModelError, PromptError, SettingsError, shown
 from minichat.images import Source, identity
 from minichat.inference.engine import Engine
 from minichat.inference.generate import generate_rows
@@ -122,6 +122,12 @@ class MiniChat:
         #: None where it was not loaded from a folder, or without what an adapter adds.
         self.adapters: Adapters | None = None
         self.engine = Engine(model, step_lock=self.step_lock, state=lambda: _state(model, processor), see=self.see)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ModelError(
+            "A bot is not copied or pickled: any number of chats and threads may use one, and another process "
+            "loads its own (minichat.load)."
+        )
 
     def __repr__(self) -> str:
         return f"MiniChat({self.name!r}, device={str(self.device)!r})"

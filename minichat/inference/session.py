@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
 
 import torch
 from PIL import Image
@@ -201,6 +201,9 @@ class ChatSession:
         self._cut: Conversation | None = None  # whose last reply has no end of its own
         self._running: Callable[[], Generator[str] | None] = lambda: None  # the reply being written
         self._superseded = threading.Event()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:  # two would own one line of the engine's cache
+        raise PromptError("A chat is not copied or pickled: bot.chat(conversation=chat.conversation) goes on from it.")
 
     @property
     def conversation(self) -> Conversation:

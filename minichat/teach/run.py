@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import shutil
 import time
@@ -37,7 +36,7 @@ from minichat.teach.measure import (
     replies_to,
     surprise,
 )
-from minichat.teach.plan import BATCH, FEATURES, KNOWN, TAUGHT, VALIDATION, Plan, what_it_knew
+from minichat.teach.plan import FEATURES, KNOWN, TAUGHT, VALIDATION, Plan, what_it_knew
 from minichat.train import logging
 from minichat.train.checkpoint import CURVE, LESSONS, PAGE, TEACHING
 from minichat.train.config import Config, DataConfig, ModelConfig, Source
@@ -94,10 +93,12 @@ def teach(
     plan = Plan.of(sum(weight.numel() for weight in network.language_model.parameters()), len(taught), bridged)
     say(_intention(material, plan, len(taught), len(held), model))
 
-    of_a_step, began = _seconds_of_a_step(stage, taught), time.monotonic()
+    began = time.monotonic()
     before = _measure(stage, shown, plan, out)
     measuring, steps = time.monotonic() - began, plan.steps(len(taught))
-    say(f"It takes about {logging.duration(measuring + of_a_step * steps)}.")
+    say(
+        f"What it says of them now is known after {logging.duration(measuring)}; at the end they are asked about again."
+    )
 
     _write_lessons(out, material, taught, held, plan, stage, model, before.known)
     del stage
@@ -152,26 +153,6 @@ def _intention(material: Material, plan: Plan, taught: int, held: int, model: st
         f"{held:,} are held out: they tell when to stop, and what was learnt.",
     ]
     return "\n".join(lines)
-
-
-def _seconds_of_a_step(stage: Finetune, taught: Sequence[Example]) -> float:
-    """By a trial. Each picture is seen once; the way back through the LLM takes twice as long as the way there."""
-    import torch
-
-    from minichat.model.minichat import words_of
-
-    rows = [stage.render(one) for one in itertools.islice(lessons(taught, BATCH, _side(stage)), BATCH)]
-    seconds = 0.0
-    with torch.no_grad():
-        for _ in range(2):  # the first time is slower
-            began = time.monotonic()
-            batch = {name: tensor.to(stage.bot.device) for name, tensor in stage.collate(rows).items()}
-            if "pixel_values" in batch:
-                batch["image_features"] = stage.model.encode_features(batch.pop("pixel_values"), words_of(batch))
-            seen = time.monotonic()
-            stage.loss(batch).item()
-            seconds = seen - began + 3 * (time.monotonic() - seen)
-    return seconds
 
 
 def _side(stage: Finetune) -> int:

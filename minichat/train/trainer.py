@@ -122,9 +122,10 @@ def summarize(run: Run) -> None:
     )
     rows.append(logging.portions(config, run.steps, data.of_an_epoch, run.group.count, at_once))
     rows += logging.memory(stage.memory(at_once, data.longest), run.accelerator.device)
-    if run.state.step < run.steps:
-        rows.append(("time", logging.duration(seconds_left(run)) + " expected, from a trial"))
+    seconds = seconds_left(run) if run.state.step < run.steps else None
     run.say(logging.table(rows))
+    if seconds is not None:
+        run.say(f"Training takes about {logging.duration(seconds)}, from a trial.")
     if run.state.step == 0:
         for note in (*stage.notes, *_notes(run)):
             run.say(note)
@@ -152,7 +153,8 @@ def _notes(run: Run) -> list[str]:
 
 
 def seconds_left(run: Run) -> float:
-    """How long the steps that are left will take, by a trial of the largest batch, which changes nothing.
+    """How long the steps that are left and their validations will take, by a trial of the largest batch, which changes
+    nothing.
 
     Raises `SettingsError` where it does not fit into memory.
     """
@@ -172,6 +174,8 @@ def seconds_left(run: Run) -> float:
             _settle(run.accelerator.device)
             began = time.monotonic()  # the first time was slower
             loss = _forward(run, batch)
+            _settle(run.accelerator.device)
+            forward = time.monotonic() - began
             if loss.requires_grad:
                 run.accelerator.backward(loss)
             _settle(run.accelerator.device)
@@ -180,7 +184,16 @@ def seconds_left(run: Run) -> float:
         run.optimizer.zero_grad()
     run.metrics.flops_per_token = flops / max(1, heaviest["attention_mask"].numel())  # a share may hold no row
     mean = run.data.tokens_of_a_step or sum(tokens_of(some) for some in batches) * run.group.count
-    return seconds * mean / run.group.count / max(1, tokens_of(heaviest)) * (run.steps - run.state.step)
+    left = seconds * mean * (run.steps - run.state.step)
+    if run.data.held_out is not None:
+        left += forward * int(run.data.held_out.rows.lengths.sum()) * validations_left(run)
+    return left / run.group.count / max(1, tokens_of(heaviest))
+
+
+def validations_left(run: Run) -> int:
+    """How often what is held out is still to be looked at: before the first step, every so many, and at the end."""
+    every, done = validate_every(run), run.state.step
+    return (done == 0) + run.steps // every - done // every + (run.steps % every > 0)
 
 
 def _forward(run: Run, batch: dict[str, Tensor]) -> Tensor:
