@@ -261,6 +261,23 @@ def test_other_data_are_refused(taught: tuple[Path, list[str], list[str]], tmp_p
         teach(other, out, model, device="cpu")
 
 
+def test_how_it_is_read_may_be_said(products: Path, tmp_path: Path, monkeypatch):
+    """As with `minichat data`: what a refusal asks to name can be named."""
+    said = (products / "products.csv").read_text().replace("caption", "label", 1)
+    (tmp_path / "own.csv").write_text(said)
+    with pytest.raises(DataError, match=r"no column is known to be the text .*: name it \(text_column\)"):
+        look(tmp_path / "own.csv")
+    material = look(tmp_path / "own.csv", text_column="label", pictures=products)
+    assert set(material.kinds) == set(KINDS)
+    told: list[dict] = []
+    monkeypatch.setattr(teaching, "look", lambda source, **options: told.append(options) or material)
+    monkeypatch.setattr(teaching, "_stage", lambda model, device: (_ for _ in ()).throw(DataError("far enough")))
+    options = ["--text-column", "label", "--images", str(products), "--format", "pairs"]
+    done = CliRunner().invoke(cli.app, ["teach", str(tmp_path / "own.csv"), "--out", str(tmp_path / "out"), *options])
+    assert done.stderr.endswith("far enough\n")
+    assert told == [{"form": "pairs", "pictures": products, "text_column": "label"}]
+
+
 def test_on_the_command_line(products: Path, tmp_path: Path, monkeypatch):
     """Exit codes tell what came of it; too little is one line."""
     results = iter([(True, None), (False, None), (False, 15)])

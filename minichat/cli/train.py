@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from minichat.cli.data import Options, reads_a_source
 from minichat.cli.options import (
     DEFAULT_MODEL,
     FAILED,
@@ -51,11 +52,14 @@ class TrainsOn(StrEnum):
 
 
 @app.command()
+@reads_a_source
 def teach(
     source: Annotated[Path, typer.Argument(metavar="FOLDER_OR_FILE", help="Pictures with texts, in any usual form.")],
     out: Annotated[Path, typer.Option("--out", help="A new folder: the model that has learnt them.")],
     model: Model = DEFAULT_MODEL,
     device: Annotated[TrainsOn, typer.Option("--device")] = TrainsOn.auto,
+    *,
+    options: Options,
 ) -> None:
     """Teach a model your own pictures: it looks, says what it will do, trains, and tells what was learnt.
 
@@ -63,7 +67,7 @@ def teach(
     """
     from minichat.teach.run import teach as run
 
-    outcome = run(source, out, model, device=device.value, say=lambda text: typer.echo(text, err=True))
+    outcome = run(source, out, model, device=device.value, say=lambda text: typer.echo(text, err=True), **options)
     if outcome.signal is not None:
         raise typer.Exit(128 + outcome.signal)
     if not outcome.learnt:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -51,18 +52,19 @@ class Material:
         return self.examples[group[0]].replies[0].strip(DOTS)
 
 
-def look(source: str | Path) -> Material:
+def look(source: str | Path, form: str | None = None, **options: Any) -> Material:
     """Read all records and open every picture. What is wrong with one costs no other.
 
     Args:
         source: a file or a folder in one of the formats of `minichat.data.formats`, or a folder with one list in it.
+        form, options: as `minichat.data.formats.read` takes them.
 
     Raises:
         DataError: where there is nothing to learn from, or too little: the message says what is missing.
     """
     found, left_out, unread = list[Example](), list[str](), list[str]()
     seen: dict[StoredPicture, str | None] = {}
-    for item in formats.scan(_list_in(Path(source))):
+    for item in formats.scan(_list_in(Path(source)) if form is None else source, form, **options):
         problem = str(item) if isinstance(item, Problem) else _damage(item, seen)
         if problem is not None:
             left_out.append(problem)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minichat.data.example import Example
 from minichat.data.export import write
@@ -62,7 +63,13 @@ class Taught:
 
 
 def teach(
-    source: str | Path, out: str | Path, model: str = AUTO, *, device: str = "auto", say: Say = lambda text: None
+    source: str | Path,
+    out: str | Path,
+    model: str = AUTO,
+    *,
+    device: str = "auto",
+    say: Say = lambda text: None,
+    **options: Any,
 ) -> Taught:
     """Teach `model` what is in `source`; the new folder `out` is then a model as any other.
 
@@ -70,7 +77,7 @@ def teach(
     what is new. The same call goes on with one that was stopped.
 
     Args:
-        source: a file or a folder, as `minichat.teach.lessons.look` takes it.
+        source, options: a file or a folder and how it is read, as `minichat.teach.lessons.look` takes them.
         model: as `minichat.load` takes it.
         device: "auto", "cpu", "cuda" or "mps".
         say: is told what is about to be done, how it goes, and what came of it.
@@ -84,7 +91,7 @@ def teach(
         done = json.loads((out / TEACHING).read_text(encoding="utf-8"))
         say("\n".join((f"{out} has been taught.", *done["said"])))
         return Taught(out, done["learnt"], tuple(done["said"]))
-    material = look(source)
+    material = look(source, **options)
     taught, held = hold_out(material)
     shown = [asked(one, QUESTIONS[n % len(QUESTIONS)]) if is_unasked(one) else one for n, one in enumerate(held)]
     stage = _stage(model, device)
