@@ -255,7 +255,7 @@ def several(home: Path) -> dict[str, str]:
     with tarfile.open("y.tar", "w") as tar:
         for name, data in (("0.png", RED), *((f"0.{n}.txt", text.encode()) for n, text in enumerate(texts))):
             add(tar, name, data)
-    coco = {"images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}],
+    coco = {"images": [{"id": 1, "file_name": "a.png"}],
             "annotations": [{"id": n, "image_id": 1, "caption": text} for n, text in enumerate(texts)]}  # fmt: skip
     return {
         "lines": file("x.jsonl", [{"image": "a.png", "captions": texts}]),
@@ -402,6 +402,30 @@ def test_what_stands_beside_a_picture_in_a_tar(kind: str, home: Path) -> None:
         assert [said(one) for one in Stream([Source("x.tar")], passes=1).scan() if isinstance(one, Example)] == [
             expected
         ]
+
+
+def test_a_text_may_lie_beside_a_picture_under_its_whole_name(home: Path) -> None:
+    """As taggers write it; read as a folder for each kind it would be learned as the folder's name."""
+    for folder in ("one", "two"):
+        Path("own", folder).mkdir(parents=True)
+        for name, text in (("a.png", "A star."), ("a.jpg", "A dot.")):
+            (home / "own" / folder / name).write_bytes((home / "a.png").read_bytes())
+            (home / "own" / folder / f"{name}.txt").write_text(text)
+    replies = [[turn[-1] for turn in said(one)][-1] for one in read("own")]
+    assert replies == ["A dot.", "A star."] * 2
+    Path("own/one/b.png.txt").write_text("Whose?")
+    problems, _ = told("own")
+    assert any("the text has no picture of its name beside it" in str(problem) for problem in problems)
+
+
+def test_a_spreadsheet_among_folders_of_kinds_may_tell_more_than_their_names(home: Path) -> None:
+    for folder in ("one", "two"):
+        Path("own", folder).mkdir(parents=True)
+        (home / "own" / folder / "a.png").write_bytes((home / "a.png").read_bytes())
+    assert len(list(read("own"))) == 2
+    Path("own/captions.xlsx").write_bytes(b"PK\3\4")
+    with pytest.raises(DataError, match=r"It holds 'captions\.xlsx': name one of them, or the format 'kinds'"):
+        list(read("own"))
 
 
 # --- COCO

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minichat.data.example import Cell, Example, Problem
+from minichat.data.example import Cell, Example, Problem, StoredPicture
 from minichat.data.formats import examples, read, scan
 from minichat.errors import DataError, shown
 from minichat.train.data_loader import Part, Source, Stream
@@ -220,6 +223,60 @@ def test_blanks_after_commas_are_no_part_of_fields(home: Path) -> None:
     assert "x.csv:2: a blank stands before a field's quotation mark" in str(problem)
     quoted = 'image,caption\na.png," ""Stop"" sign."\n'  # there it is a word
     assert [one.replies for one in read(file("x.csv", quoted))] == [(' "Stop" sign.',)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,caption\na.png,One star.\n,\n\n , \n",  # rows that were emptied
+        "image,caption,,\na.png,One star.,,\n,,,\n",  # and columns
+        "image,caption\na.png,One star.,,\n",
+    ],
+)
+def test_what_was_emptied_in_a_spreadsheet_is_no_part_of_its_table(text: str, home: Path) -> None:
+    source = file("sheet.csv", text)
+    problems, report = told(source)
+    assert (problems, report.records) == ([], 1)
+    assert [said(one) for one in read(source)] == [[("user", "a"), ("assistant", "One star.")]]
+    problems, _ = told(file("more.csv", text.replace("One star.,,", "One star.,,lost") + "a.png,x,lost\n"))
+    assert "fields and the header 2: give each column one." in str(problems[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "said"),
+    [
+        ("own.xlsx", b"PK\3\4", "is a spreadsheet, which is not read: save it as CSV"),
+        ("own.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is a spreadsheet"),
+        ("own.zip", b"PK\3\4", "is compressed, or an archive: unpack it"),
+        ("own.tar.gz", gzip.compress(b"x"), "is compressed, or an archive"),
+        ("own.jsonl.bz2", bz2.compress(b"x"), "is compressed, or an archive"),
+        ("own.csv.xz", lzma.compress(b"x"), "is compressed, or an archive"),
+    ],
+)
+def test_what_has_to_be_unpacked_first_is_named(name: str, head: bytes, said: str, home: Path) -> None:
+    Path(name).write_bytes(head + b"\0" * 30)
+    with pytest.raises(DataError, match=f"^'{re.escape(name)}' {re.escape(said)}"):
+        told(name)
+
+
+@pytest.mark.parametrize(
+    ("named", "there", "hint"),
+    [
+        ("A.JPG", "a.jpg", " ('a.jpg' is there)"),
+        ("u\u0308.png", "\u00fc.png", " ('\u00fc.png' is there)"),
+        ("b.png ", "b.png", " ('b.png' is there)"),
+        (" sub/b.png", "b.png", ", which begins or ends with a blank"),
+        ("c.png", "b.png", ""),
+    ],
+)
+def test_the_picture_that_may_be_meant_is_named(named: str, there: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / there).write_bytes(b"picture")
+    missing = StoredPicture(named, tmp_path / named)
+    if missing.source.exists():  # where the system does not tell these names apart
+        pytest.skip("this file system finds it")
+    with pytest.raises(DataError) as error:
+        missing.read()
+    assert str(error.value) == f"the picture {shown(named)} is missing: put it there, or correct its path{hint}."
 
 
 def test_old_macs_line_ends_are_named(home: Path) -> None:

@@ -394,10 +394,14 @@ def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Probl
                 yield 1, {"image": header[0]}
                 header, empty_list = ["image"], False
             for row in table:
+                while len(row) > len(header) and not row[-1].strip():  # as spreadsheets write columns that were emptied
+                    row.pop()
+                if not any(map(str.strip, row)):
+                    continue
                 empty_list = False
                 if len(row) == len(header):
                     yield table.line_num + 1, dict(zip(header, row, strict=True))
-                elif row:
+                else:
                     text = f"the row has {len(row)} fields and the header {len(header)}: give each column one."
                     yield Problem(Where(source, table.line_num + 1), text)
             if empty_list:

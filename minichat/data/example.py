@@ -9,6 +9,7 @@ import json
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -213,6 +214,20 @@ class Member:
     size: int
 
 
+def _plainly(name: str) -> str:
+    """A file's name without what is seldom meant: blanks round it, large letters, and how an accent is composed."""
+    return unicodedata.normalize("NFC", name.strip()).casefold()
+
+
+@lru_cache(maxsize=1)
+def _alike(folder: Path) -> dict[str, str]:
+    """The names in a folder by what they are plainly."""
+    try:
+        return {_plainly(name): name for name in os.listdir(folder)}
+    except OSError:
+        return {}
+
+
 @dataclass(frozen=True)
 class StoredPicture:
     """A picture on disk, in a tar or a table, or as bytes. `name` is what its record calls it.
@@ -246,6 +261,11 @@ class StoredPicture:
                 data = file.read(size)
         except FileNotFoundError:
             hint = ", whose folders / divides here" if "\\" in self.name and os.sep == "/" else ""
+            if self.name != self.name.strip():
+                hint = ", which begins or ends with a blank"
+            other = _alike(path.parent).get(_plainly(path.name), path.name)
+            if other != path.name:  # which a link that leads nowhere has
+                hint = f" ({shown(other)} is there)"
             say = f"the picture {shown(self.name)} is missing: put it there, or correct its path{hint}."
             raise DataError(say) from None
         except (OSError, ValueError) as error:  # ValueError: a null character in the path

@@ -103,6 +103,7 @@ def _of_file(path: Path, shown: str) -> str | None:
         head = file.read(512)
     if head.startswith(POINTER):
         raise DataError(f"{shown!r} {UNFETCHED}.")
+    tables.check_unpacked(path, head, shown)
     if head[257:262] == _TAR or path.suffix.lower() == ".tar":
         return "webdataset"
     if is_table(path):

@@ -195,13 +195,14 @@ def _stripped(value: Any) -> list[str]:
     return [_lines(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
-# --- A folder of pictures with texts beside them: `a.png` and `a.txt` or `a.caption`, also in folders below it.
+# --- A folder of pictures with texts beside them: `a.png` and `a.txt`, `a.png.txt` or `a.caption`, also in folders
+# below it.
 #
 # A `.json` of the same name, as img2dataset writes it, is read as in a WebDataset (see `beside`).
 
 
 _LOWER = (*TEXTS, NOTES)  # of these the ending's case does not matter
-_LISTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+_LISTS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".xls", ".ods")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of the library datasets: ImageFolder
 
 
@@ -275,12 +276,14 @@ def _stems(folder: Path, closed: list[Skipped]) -> Iterator[tuple[str, dict[str,
     """Each name without its ending, and its files by their ending; relative to `folder`, sorted."""
     for parent, files in walk(folder, closed):
         stems: dict[str, dict[str, str]] = {}
+        # What has a text under its whole name (`a.png.txt` of `a.png`) goes by that name.
+        whole = {name[: -len(ending)] for name in files for ending in TEXTS if name.lower().endswith(ending)}
         for name in files:
             ending = Path(name).suffix
             if ending.lower() in _LOWER or looks_like_picture(parent / name):
                 path = os.path.relpath(parent / name, folder)
                 key = ending.lower() if ending.lower() in _LOWER else ending
-                found = stems.setdefault(path.removesuffix(ending), {})
+                found = stems.setdefault(path if name in whole else path.removesuffix(ending), {})
                 found[path if key in found else key] = path  # a.txt beside a.TXT
         # A note that stands alone, such as img2dataset's figures of a shard, is of no picture.
         yield from ((stem, found) for stem, found in stems.items() if set(found) != {NOTES})

@@ -153,11 +153,17 @@ def delimited(first: str, ending: str) -> tuple[list[str], dict[str, Any]]:
     delimiter = "\t" if ending.lower() == ".tsv" else max(_DELIMITERS, key=first.count)
     quoted = delimiter != "\t" or ending.lower() == ".csv"
     dialect: dict[str, Any] = {"delimiter": delimiter, "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
-    fields = next(csv.reader([first], **dialect))
+    fields = _named(next(csv.reader([first], **dialect)))
     # "image_name| comment_number| comment", as in Flickr30k's results.csv; "image, caption", as people type it
     spaced = quoted and any(field.startswith(" ") for field in fields[1:])
     dialect["skipinitialspace"] = spaced
-    return next(csv.reader([first], **dialect)) if spaced else fields, dialect
+    return _named(next(csv.reader([first], **dialect))) if spaced else fields, dialect
+
+
+def _named(header: list[str]) -> list[str]:
+    """Without the columns at its end that have no name, of which nothing may be said either."""
+    names = [number for number, name in enumerate(header, start=1) if name.strip()]
+    return header[: max(names, default=1)]
 
 
 def _nameless(first: list[str]) -> list[str] | None:
@@ -207,7 +213,9 @@ def _rows(table: Any, raw: list[str], header: list[str], file: str, first: int, 
             yield Problem(where, f"this row is no {'TSV' if hint else 'CSV'} ({error}): look at {look}.")
             found = True
             continue
-        if not row:
+        while len(row) > len(header) and not row[-1].strip():  # as spreadsheets write columns that were emptied
+            row.pop()
+        if not any(map(str.strip, row)):
             continue
         found = True
         if not hint and _stray_blank(row, raw):
@@ -244,6 +252,31 @@ def _bad_byte(row: list[str], where: Where) -> Problem | None:
             return Problem(Where(where.file, line), NOT_UTF8.format(byte=ord(found[0]) - 0xDC00))
         line += field.count("\n")
     return None
+
+
+# --- What holds a data set, and is none that is read.
+
+
+#: How files of zip, gzip, bzip2, xz, Zstandard, 7-Zip and RAR begin, and Excel's older ones.
+_PACKED = (
+    b"PK\3\4",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"\x28\xb5\x2f\xfd",
+    b"7z\xbc\xaf",
+    b"Rar!",
+    b"\xd0\xcf\x11\xe0",
+)
+
+
+def check_unpacked(path: Path, head: bytes, named: str) -> None:
+    """Raises `DataError` for a spreadsheet, an archive or a compressed file, by how it begins."""
+    if not head.startswith(_PACKED):
+        return
+    if path.suffix.lower() in (".xlsx", ".xlsm", ".xls", ".ods"):
+        raise DataError(f"{named!r} is a spreadsheet, which is not read: save it as CSV in UTF-8, and name that.")
+    raise DataError(f"{named!r} is compressed, or an archive: unpack it, and name what was in it.")
 
 
 # --- What Hugging Face's `datasets` writes: Parquet files, or the folder of `save_to_disk`; pictures may lie within.
