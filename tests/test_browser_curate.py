@@ -78,8 +78,15 @@ def test_replies_are_kept_corrected_edited_and_deleted(size: str, served: Runnin
     kept = served.page.desk.set
     ask(page, QUESTION, [picture_file(badge("heart", 0))])
     wait_for_reply(page)
+    beside = "() => ['.mc-thumbs', '[title^=Where]'].map(e => document.querySelector(e)?.getBoundingClientRect().x)"
+    places = page.evaluate(beside)
     page.get_by_label("Good reply").click()
     page.get_by_text("There is 1 record to learn from.").wait_for()
+    assert page.evaluate(beside) == places
+    box = (
+        "() => ['.upload-button', '#mc-draw', 'textarea'].map(e => document.querySelector('#mc-box').querySelector(e))"
+    )
+    assert page.evaluate(f"({box})().map(e => e.getBoundingClientRect().x).every((x, n, all) => !n || all[n - 1] < x)")
     page.get_by_label("Wrong reply").click()
     page.get_by_label("The right reply").press("Escape")  # marked as wrong, and nothing to learn
     page.wait_for_function("() => !document.querySelector('dialog')")
@@ -97,6 +104,7 @@ def test_replies_are_kept_corrected_edited_and_deleted(size: str, served: Runnin
 
     page.click("#mc-teach")
     page.locator("#mc-records li").nth(1).wait_for()
+    assert page.locator("#mc-go").is_disabled()  # there are too few
     page.wait_for_function("() => [...document.querySelectorAll('#mc-records img')].every(i => i.naturalWidth)")
     page.get_by_role("button", name="Check").click()
     page.get_by_text("Records: 2. Good: 2. Wrong: 0.").wait_for()

@@ -92,7 +92,7 @@ function thumbs(bar, node) {
     button("down", "Wrong reply: write the right one", () => wrong(node), node.mark === "down"),
     button("keep", "Keep this conversation", () => keepConversation(node)));
   if (node.right) group.append(make("span", { className: "mc-corrected", textContent: "corrected", title: node.right }));
-  bar.append(group);
+  bar.insertBefore(group, bar.querySelector(".mc-own")); // always in the same place
 }
 
 // The conversation up to a reply, as the server keeps it.
@@ -117,7 +117,7 @@ const counted = ({ records }) => (records === 1 ? "There is 1 record to learn fr
 const good = (node) => (node.mark === "up" ? marked(node, undefined, undefined) : marked(node, "up", undefined));
 
 async function wrong(node) {
-  if (node.mark !== "down") await marked(node, "down", undefined);
+  const marking = node.mark === "down" ? null : marked(node, "down", undefined); // meanwhile one may write
   const field = make("textarea", { value: node.right ?? node.text, rows: 3 });
   field.setAttribute("aria-label", "The right reply");
   const open = make("dialog", { className: "mc-right", onclose: () => open.remove() },
@@ -138,6 +138,7 @@ async function wrong(node) {
     const right = field.value.trim();
     if (!right) return;
     open.close();
+    await marking;
     await marked(node, "down", right);
   }
 }
@@ -203,7 +204,7 @@ function course() {
     make("div", { className: "mc-row" },
       button("Check", check, { disabled: !state.records }),
       running ? button("Stop", () => tell("stop").then(course), { id: "mc-stop" })
-        : button("Teach", () => tell("teach").then(course), { id: "mc-go", className: "mc-first", disabled: !state.records })),
+        : button("Teach", () => tell("teach").then(course), { id: "mc-go", className: "mc-first", disabled: Boolean(few) })),
   ];
   if (desk.checked) parts.push(make("pre", { id: "mc-checked", textContent: desk.checked }));
   if (out && (running || lines.length)) {
