@@ -486,7 +486,7 @@ def _capitals(text: str, rng: random.Random) -> str:
 
 
 _MIXED: dict[Change, float] = {
-    PERTURBATIONS["all lower"]: 9, _no_mark: 7, PERTURBATIONS["all upper"]: 1, swapped: 10, _dropped: 4, _doubled: 2,
+    PERTURBATIONS["all lower"]: 9, _no_mark: 7, PERTURBATIONS["all upper"]: 7, swapped: 7, _dropped: 3, _doubled: 2,
     _missed: 2.5, _no_apostrophes: 5, _curly: 1, _shortened: 4, _telegraphic: 2.5, _marks: 3, _some_blanks: 2,
     _blanks: 1.5, _glued: 0.7, _polite: 3.5, _polite_before: 2, _capitals: 1.5, _please: 2,
 }  # fmt: skip
