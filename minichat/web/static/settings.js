@@ -3,7 +3,7 @@
 
 const settings = {
   name: "minichat.settings",
-  fields: window.gradio_config.components.filter(({ props }) => props.elem_classes?.includes("mc-setting")).map(({ props }) => props),
+  fields: (window.gradio_config?.components ?? []).filter(({ props }) => props.elem_classes?.includes("mc-setting")).map(({ props }) => props),
 
   // The panel's values come last among those of a request.
   keep(values) {
