@@ -157,7 +157,7 @@ def test_the_base_of_a_result_may_be_corrected_by_hand(desk: Path, tmp_path: Pat
     minichat.load(tmp_path / "run", device="cpu")
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, "- " * 5000 + "a", "a: 2020-13-45", "a: " + "9" * 5000])
+@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, "- " * 5000 + "a", "a: " + "9" * 5000])
 def test_yaml_that_cannot_be_read_is_a_sentence(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^deep\.yaml"):
         read_yaml(text, "deep.yaml")

@@ -64,7 +64,7 @@ def test_the_table_tells_what_is_about_to_happen(finished: tuple[Path, list[str]
     assert table["validation"].startswith("5 samples")
     assert table["steps"] == "20 (4 epochs of 5); batch 4 = 1 process, 4 rows at once on each"
     assert re.match(r"[\d.]+ GiB expected on cpu, where [\d.]+ GiB are free", table["memory"])
-    assert re.match(r"\d+ s expected", table["time"])
+    assert re.fullmatch(r"Training takes about \d+ s, from a trial\.", finished[1][1])
 
 
 def test_progress_has_its_figures(finished: tuple[Path, list[str]]) -> None:
