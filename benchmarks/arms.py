@@ -62,7 +62,7 @@ def training(config: str, out: Path, steps: int, *settings: str) -> Command:
 
 def before_the_llm(qformer: Path, road: Path, out: Path, *options: str) -> Command:
     """Put a vision side before the road's LLM, with a random projection, always the same."""
-    llm = ("--llm", str(road / "0m_language"), "--template", "minigpt-v2", "--merge")
+    llm = ("--llm", str(road / "0m_language"), "--template", "minigpt-v2", "--tidy", "--merge")
     return Command(("convert", "--blip2", str(qformer), *options, *llm, "--out", str(out)), out)
 
 

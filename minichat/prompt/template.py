@@ -290,7 +290,7 @@ def split_controls(spelled: str, controls: tuple[str, ...] = (BOS, EOS)) -> list
 
 
 _JINJA = """\
-{%- macro said(text, role) -%}
+{%- macro typed(text, role) -%}
 {%- set said = namespace(text=text) -%}
 {%- if <tidy> and role == "user" -%}
 {%- for _ in range(6) -%}
@@ -304,7 +304,7 @@ _JINJA = """\
 {%- endmacro -%}
 {%- macro words(message, bare=false) -%}
 {%- if message.content is string -%}
-{{- said(message.content, message.role) -}}
+{{- typed(message.content, message.role) -}}
 {%- else -%}
 {%- set before = namespace(kind="") -%}
 {%- for part in message.content if (part.type == "image" and not bare) or part.text -%}
@@ -314,7 +314,7 @@ _JINJA = """\
 {%- if part.type == "image" -%}
 {{- <picture> -}}
 {%- else -%}
-{{- said(part.text, message.role) -}}
+{{- typed(part.text, message.role) -}}
 {%- endif -%}
 {%- set before.kind = part.type -%}
 {%- endfor -%}
