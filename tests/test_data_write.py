@@ -267,3 +267,14 @@ def test_convert_and_split_on_the_command_line(tmp_path: Path) -> None:
     assert done.stderr == f"train 2, validation 1, test 0: in {tmp_path / 'sets'}.\n"
     assert sorted(path.name for path in (tmp_path / "sets").iterdir()) == ["train.jsonl", "validation.jsonl"]
     assert run("split", DATA / "messages.jsonl", "--out", tmp_path / "other", "--validation", "2").exit_code == 1
+
+
+def test_whether_answers_can_be_written_is_known_before_the_model_is_loaded(tmp_path: Path) -> None:
+    asked = tmp_path / "asked.txt"
+    asked.write_text("What is a comet?\n")
+    done = run("answers", asked, "--model", "absent", "--out", tmp_path / "no" / "answers.jsonl")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("minichat: 'answers.jsonl' cannot be made")
+    done = run("answers", asked, "--model", "absent", "--out", tmp_path / "answers.jsonl")
+    assert done.stderr.startswith("minichat: There is no model 'absent'")
+    assert list(tmp_path.iterdir()) == [asked]

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -305,13 +305,17 @@ def answers(
     from minichat.inference.load import load
 
     asked = list(dict.fromkeys(read_instructions(questions)))
-    said = Teller(load(model), batch_size=batch_size, progress=_progress).replies(list(map(Ask, asked)), max_new_tokens)
-    whole = [
-        Example((Turn("user", (question,)), Turn("assistant", (reply.text,))), Where(questions.name, 0, number))
-        for number, (question, reply) in enumerate(zip(asked, said, strict=True), 1)
-        if reply.whole
-    ]
-    count = write(whole, out)
+
+    def whole() -> Iterator[Example]:
+        """Read once the file is made: what stands in its way is told before the model answers."""
+        teller = Teller(load(model), batch_size=batch_size, progress=_progress)
+        replies = teller.replies(list(map(Ask, asked)), max_new_tokens)
+        for number, (question, reply) in enumerate(zip(asked, replies, strict=True), 1):
+            if reply.whole:
+                turns = Turn("user", (question,)), Turn("assistant", (reply.text,))
+                yield Example(turns, Where(questions.name, 0, number))
+
+    count = write(whole(), out)
     typer.echo(f"{count:,} answers are in {out}; {len(asked) - count:,} were too long.", err=True)
 
 
