@@ -21,7 +21,7 @@ from benchmarks.screenshot import (
     replies,
     wait_for_reply,
 )
-from tests.browsing import SIZES, in_a_browser, opened, pictures_shown, scripted
+from tests.browsing import SIZES, in_a_browser, opened, pictures_shown, scripted, until
 
 pytestmark = in_a_browser()
 
@@ -230,6 +230,28 @@ def test_what_is_typed_meanwhile_stays_and_escape_stops(bot, page):
     assert wait_for_reply(page).startswith("word word")
     assert bot.running == 0
     box_holds(page, "and next")
+
+
+def test_a_stop_before_the_question_has_left_takes_it_back(bot, page):
+    ask(page, "What is it?", [picture_file(HEART)])
+    wait_for_reply(page)
+    held = []
+    page.route("**/minichat/lacking", lambda route: held.append(route))
+    page.fill(BOX, "And what else?")
+    page.press(BOX, "Enter")
+    until(lambda: page.wait_for_timeout(50) or held)
+    page.press(BOX, "Escape")
+    page.wait_for_timeout(300)  # the server hears of the stop
+    held.pop().continue_()
+    box_holds(page, "And what else?")
+    page.unroute("**/minichat/lacking")
+    assert len(bot.asked) == 1
+    page.press(BOX, "Enter")
+    page.get_by_text("You asked “And what else?”").wait_for()
+    assert wait_for_reply(page).endswith("pictures: 1.")
+    page.press(BOX, "Escape")  # there is nothing to stop: the next question is answered
+    ask(page, "Still there?")
+    page.get_by_text("You asked “Still there?”").wait_for()
 
 
 def test_what_was_not_answered_comes_back_before_what_is_typed(bot, page):

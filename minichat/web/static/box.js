@@ -51,7 +51,7 @@ async function settled(value) {
   await kept;
   const ready = { __type__: "update", submit_btn: true, stop_btn: false };
   given = page.asked ? null : page.sent;
-  page.sent = null;
+  Object.assign(page, { sent: null, stopped: false });
   return given ? { ...ready, value: received(value) } : ready;
 }
 
@@ -127,6 +127,8 @@ function listenToBox() {
     if (event.dataTransfer?.files.length) take(event, event.dataTransfer.files);
     else if (text && event.target.closest?.("#mc-box")) insert(text);
   }, true);
+  // The question may not have left: its pictures are on their way. The server would hear of the stop first.
+  window.addEventListener("click", (event) => event.target.closest?.("#mc-box .stop-button") && (page.stopped = true), true);
   window.addEventListener("keydown", (event) => {
     if (event.target !== box() || event.key !== "Enter" || event.shiftKey || event.isComposing || !busy()) return;
     event.preventDefault();

@@ -11,8 +11,8 @@ const make = (tag, properties = {}, ...children) => {
 
 //   growing: the id of the reply that grows     fresh: the next reply stands beside the one before
 //   sent: the box's value, until it is answered     asked: whether the chat holds it
-//   told: whether it was said that nothing can be kept
-const page = { chat: newChat(), growing: null, fresh: false, sent: null, asked: false, told: false };
+//   stopped: whether this was said since the question was sent     told: whether it was said that nothing can be kept
+const page = { chat: newChat(), growing: null, fresh: false, sent: null, asked: false, stopped: false, told: false };
 
 function shows(chat) {
   Object.assign(page, { chat, growing: null });
@@ -85,12 +85,13 @@ async function before({ fresh = false, next = false, growing = null }, values) {
   settings.keep(values);
   await started;
   try {
-    return [await talk(next), ...values];
-  } catch (error) {
+    const said = await talk(next);
+    if (!page.stopped) return [said, ...values];
+  } catch {
     notice("The server cannot be reached. What you wrote is kept: try again in a moment.");
-    ui("#mc-settle").click();
-    throw error;
   }
+  ui("#mc-settle").click();
+  return new Promise(() => {}); // nothing is asked
 }
 
 // What the server says of the conversation: all of it, or what has come of a reply. One after the other.
