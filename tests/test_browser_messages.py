@@ -235,8 +235,12 @@ def test_what_is_typed_meanwhile_stays_and_escape_stops(bot, page):
 def test_a_stop_before_the_question_has_left_takes_it_back(bot, page):
     ask(page, "What is it?", [picture_file(HEART)])
     wait_for_reply(page)
-    held = []
-    page.route("**/minichat/lacking", lambda route: held.append(route))
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    page.route("**/minichat/lacking", hold)
     page.fill(BOX, "And what else?")
     page.press(BOX, "Enter")
     until(lambda: page.wait_for_timeout(50) or held)
