@@ -24,6 +24,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 LINES = [line.split(" #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 COMMANDS = [line for line in LINES if line.startswith("minichat ")]
+COPIES = next(line for line in LINES if line.startswith("cp "))
 
 
 @pytest.fixture
@@ -76,7 +77,17 @@ def test_the_readme_has_the_commands_that_are_tested_here() -> None:
         "make test",
         "pip install -r requirements.txt -c constraints.txt && pip install --no-deps -e .",
         "python demo.py",
+        COPIES,
     }
+
+
+def test_its_own_commands_draw_the_pictures_that_it_speaks_of(tmp_path: Path) -> None:
+    drawing = LINES[LINES.index(COPIES) - 1]
+    assert processes.minichat(shlex.split(drawing)[1:], tmp_path).returncode == 0
+    subprocess.run(COPIES, shell=True, cwd=tmp_path, check=True)
+    for name in ("scene.png", "other.png"):
+        assert name in README and (tmp_path / name).is_file()
+    assert "pictures/" in README and len(list((tmp_path / "pictures").iterdir())) == 20
 
 
 IN_TURN = [c for c in COMMANDS if "minigpt4-7b" in c], [c for c in COMMANDS if "runs/" in c or c.split()[1] == "train"]
