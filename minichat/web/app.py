@@ -190,7 +190,7 @@ def _scenes() -> list[gr.Button]:
 
 
 def _panel(fields: tuple[Field, ...]) -> list[Any]:
-    # Not an accordion: Gradio makes what is in one when it is first opened, and then takes away what is typed at once.
+    # Not an accordion: Gradio makes what is in one when it is first opened, and the script would find nothing to fill.
     with gr.Column(elem_id="mc-settings"):
         gr.HTML("<details><summary>Settings</summary></details>", elem_id="mc-unfold", padding=False)
         # Of the page alone: no request has it.
