@@ -81,6 +81,14 @@ def test_bleu_punishes_brevity_by_the_closest_reference():
     assert found == pytest.approx(math.exp(1 - 5 / 4), rel=1e-5)
 
 
+def test_of_references_that_are_equally_near_in_length_the_shorter_counts_in_any_order() -> None:
+    """The brevity penalty is that of sacrebleu and coco-caption: here there is none."""
+    group = ["a b c d x y", "a b c d"]  # one word longer than the caption, and one shorter
+    for references in (group, group[::-1]):
+        found = wording(["a b c d e"], [references])["BLEU-4"]
+        assert found == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+
+
 def test_rouge_takes_the_best_precision_and_the_best_recall():
     """ "a b c d" with "a x" (1 of 4, 1 of 2) and "a b c y z w v" (3 of 4, 3 of 7)."""
     precision, recall = 3 / 4, 1 / 2

@@ -239,7 +239,8 @@ def wording(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     if not all(references):
         raise DataError("A caption has no reference: each picture needs at least one.")
     said = [tokens(caption) for caption in captions]
-    wanted = [[tokens(reference) for reference in group] for group in references]
+    # Of two references that are equally near in length the shorter counts; torchmetrics 1.9 takes the first.
+    wanted = [sorted(map(tokens, group), key=len) for group in references]
     bleu = bleu_score([" ".join(words) for words in said], [[" ".join(r) for r in group] for group in wanted], n_gram=4)
     rouge = [rouge_l(words, group) for words, group in zip(said, wanted, strict=True)]
     cider = cider_d(said, wanted)
