@@ -57,7 +57,7 @@ def test_messages_go_through_the_renderer(processor: MiniChatProcessor) -> None:
 
 
 def test_to_tidy_is_the_models_and_holds_for_every_template(tmp_path: Path) -> None:
-    shouted, said = (Conversation().user(text, [RED]) for text in ("WHAT  IS IT?", "What is it?"))
+    said, *typed = (Conversation().user(text, [RED]) for text in ("What is it?", "WHAT  IS IT?", "what is it?"))
     _make(tidy=True).save_pretrained(tmp_path)
     for made, same in (
         (_make(tidy=True), True),
@@ -66,7 +66,8 @@ def test_to_tidy_is_the_models_and_holds_for_every_template(tmp_path: Path) -> N
     ):
         for template in ("minigpt-v2", "vicuna-v0"):
             processor = made.with_template(template)
-            assert (processor.render(shouted).ids == processor.render(said).ids) == same
+            for other in typed:
+                assert (processor.render(other).ids == processor.render(said).ids) == same
     with pytest.raises(ModelError, match="true or false"):
         _make(tidy="yes")
 

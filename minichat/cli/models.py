@@ -123,7 +123,7 @@ def convert(
         float | None, typer.Option(help="Of MiniGPT-v2's LoRA; default: what --projection says.")
     ] = None,
     tidy: Annotated[
-        bool, typer.Option("--tidy", help="Read QUESTIONS  IN CAPITALS in sentence case, blanks as one.")
+        bool, typer.Option("--tidy", help="Read QUESTIONS  IN CAPITALS, and in small letters, in sentence case.")
     ] = False,
     allow_unused: Annotated[
         list[str] | None, typer.Option("--allow-unused", help="Leave out unknown tensors of this name (a glob).")

@@ -296,9 +296,7 @@ _JINJA = """\
 {%- for _ in range(6) -%}
 {%- set said.text = said.text|replace("  ", " ") -%}
 {%- endfor -%}
-{%- if said.text is upper -%}
-{%- set said.text = said.text|capitalize -%}
-{%- endif -%}
+{%- set said.text = said.text|capitalize if said.text is upper else said.text[:1]|upper ~ said.text[1:] -%}
 {%- endif -%}
 {{- said.text -}}
 {%- endmacro -%}
@@ -383,10 +381,10 @@ def _expression(spelled: str) -> str:
 
 
 def tidied(text: str) -> str:
-    """With one blank for a run of up to 64, and in sentence case where all of it is in capitals."""
+    """In sentence case where all of it is in capitals, with a capital first, and one blank for a run of up to 64."""
     for _ in range(6):  # Jinja has no other way
         text = text.replace("  ", " ")
-    return text.capitalize() if text.isupper() else text
+    return text.capitalize() if text.isupper() else text[:1].upper() + text[1:]
 
 
 # --- A person's words never spell a template's role marker or stop.
