@@ -297,6 +297,7 @@ _JINJA = """\
 {%- set said.text = said.text|replace("  ", " ") -%}
 {%- endfor -%}
 {%- set said.text = said.text|capitalize if said.text is upper else said.text[:1]|upper ~ said.text[1:] -%}
+{%- set said.text = said.text|replace(" i ", " I ") -%}
 {%- endif -%}
 {{- said.text -}}
 {%- endmacro -%}
@@ -381,10 +382,10 @@ def _expression(spelled: str) -> str:
 
 
 def tidied(text: str) -> str:
-    """In sentence case where all of it is in capitals, with a capital first, and one blank for a run of up to 64."""
+    """With one blank for a run of up to 64, "I" for "i", a capital first, and in sentence case where all is in capitals."""
     for _ in range(6):  # Jinja has no other way
         text = text.replace("  ", " ")
-    return text.capitalize() if text.isupper() else text[:1].upper() + text[1:]
+    return (text.capitalize() if text.isupper() else text[:1].upper() + text[1:]).replace(" i ", " I ")
 
 
 # --- A person's words never spell a template's role marker or stop.

@@ -31,13 +31,13 @@ KNOWS = {
 eight shapes, eleven colours, small and large, how many, where, and the background. Photographs, faces and text mean
 nothing to it; it should say so, and if it does not, its answer means nothing.</p>""",
     "minichat-small": """<p><strong>What this model knows.</strong> A small chat model of 135 million numbers, which has
-seen drawn scenes only: eight shapes, eleven colours, how many and where. Of those it is right about half of the time;
+seen drawn scenes only: eight shapes, eleven colours, how many and where. Of those it is right about six times in ten;
 photographs, faces and text mean nothing to it. Its facts about the world are those of so small a model: check
 them.</p>""",
 }
 
 # Whether they were taught boxes, which their templates do not tell.
-BOXES = {"minichat-tiny": False, "minichat-small": True}
+BOXES = {"minichat-tiny": False, "minichat-small": False}
 
 # Settings at one click; what they leave out stays as it is.
 PRESETS = {
