@@ -382,7 +382,7 @@ def _expression(spelled: str) -> str:
 
 
 def tidied(text: str) -> str:
-    """With one blank for a run of up to 64, "I" for "i", a capital first, and in sentence case where all is in capitals."""
+    """With one blank for a run of up to 64, "I" for "i", a capital first; in sentence case where all is in capitals."""
     for _ in range(6):  # Jinja has no other way
         text = text.replace("  ", " ")
     return (text.capitalize() if text.isupper() else text[:1].upper() + text[1:]).replace(" i ", " I ")
