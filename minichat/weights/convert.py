@@ -88,8 +88,8 @@ def convert(
         vision_heads, vision_layers, qformer_heads, image_size: what shapes do not tell; default: as published.
         instruction_tokens: word pieces of a question that such a Q-Former reads, the last of them; default: 128.
         lora_alpha: by which LoRA matrices are scaled, where the file does not say.
-        tidy: questions are read with a capital first, those all in capitals in sentence case, and runs of blanks as
-            one, for an LLM that learned little of such.
+        tidy: questions are read with a capital first and "I" for "i", those all in capitals in sentence case, and runs
+            of blanks as one, for an LLM that learned little of such.
         allow_unused: globs of tensors that may be left out although nothing is known of them; recorded in the folder.
         verify: record hashes of all that was written and of the LLM, which `load(..., verify=True)` holds them against.
         progress: is told what is being done.
