@@ -15,7 +15,7 @@ const make = (tag, properties = {}, ...children) => {
 const page = { chat: newChat(), growing: null, fresh: false, sent: null, asked: false, stopped: false, told: false };
 
 function shows(chat) {
-  Object.assign(page, { chat, growing: null });
+  Object.assign(page, { chat, growing: null, stopped: false }); // a stop was for the chat before
   sessionStorage.setItem("minichat.chat", chat.id);
   showSystem();
 }
