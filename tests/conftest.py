@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -46,6 +47,11 @@ def reference_folders() -> list[Path]:
 def all_cases() -> list[Path]:
     """Every reference case, a folder with a `case.json`. The same case below two folders is there twice."""
     return [file.parent for root in reference_folders() for file in sorted(root.rglob("case.json"))]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is there to stay: no collection looks through it, nor does a fork copy it."""
+    gc.freeze()
 
 
 def pytest_runtest_call(item: pytest.Item) -> None:
