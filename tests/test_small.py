@@ -49,7 +49,7 @@ def bot() -> Iterator[minichat.MiniChat]:
 
 def test_it_sees(bot: minichat.MiniChat) -> None:
     """Far more than without eyes."""
-    seen, blank = accuracy(bot, held_out(12, seed=1)), accuracy(bot, held_out(6, seed=1), drawing=None)
+    seen, blank = accuracy(bot, held_out(8, seed=1)), accuracy(bot, held_out(4, seed=1), drawing=None)
     assert seen["overall"] >= blank["overall"] + 0.2, (seen, blank)
 
 

@@ -167,8 +167,8 @@ def test_drop_path_leaves_out_whole_branches_more_often_with_depth() -> None:
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Settings of a short run of the built-in model, whose matrices are no random numbers."""
     folder = tmp_path_factory.mktemp("scenes")
-    dataset.write(folder / "scenes", 6, style="storybook")  # what it knows by heart would have hardly a gradient
-    (folder / "train.yaml").write_text("run: {epochs: 1, batch_size: 3}\nreport: {pictures: 0, tensorboard: false}\n")
+    dataset.write(folder / "scenes", 4, style="storybook")  # what it knows by heart would have hardly a gradient
+    (folder / "train.yaml").write_text("run: {epochs: 1, batch_size: 2}\nreport: {pictures: 0, tensorboard: false}\n")
     talks = folder / "scenes" / "conversations.jsonl"
     return [
         str(folder / "train.yaml"), f"data.train={talks}", f"data.validation={talks}", "run.validate_every=1",
