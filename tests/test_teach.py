@@ -207,6 +207,14 @@ def test_what_trains_is_there_to_train() -> None:
     )
 
 
+def test_beside_an_adapter_the_projection_moves_slowly(tmp_path: Path) -> None:
+    """What learned an LLM's words is not to leave them; where the LLM itself trains, both go together."""
+    (tmp_path / LESSONS).mkdir()
+    (tmp_path / LESSONS / TAUGHT).touch()
+    rates = [Plan.of(size, 100).config("a", tmp_path, "cpu", 10).optimizer for size in (10**6, 10**9)]
+    assert [rate.lr_by_part.get("projection", rate.lr) / rate.lr for rate in rates] == pytest.approx([1, 0.1])
+
+
 @pytest.fixture(scope="module")
 def taught(products: Path, short: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
     """The folder, what was said the first time, and what the second time."""

@@ -89,7 +89,13 @@ class Plan:
                 validation=(Source(str(folder / VALIDATION)),),
                 feature_cache=None if "bridge" in self.trainable else str(out / FEATURES),
             ),
-            optimizer=OptimizerConfig(lr=self.lr, min_lr=self.lr / 20, warmup_steps=min(10, steps // 5)),
+            optimizer=OptimizerConfig(
+                lr=self.lr,
+                # As LLaVA-1.5's finetune_lora.sh has it. At the adapter's rate, the projection leaves the LLM's words.
+                lr_by_part={"projection": self.lr / 10} if self.lora else {},
+                min_lr=self.lr / 20,
+                warmup_steps=min(10, steps // 5),
+            ),
             run=RunConfig(
                 epochs=1,
                 batch_size=BATCH,
