@@ -96,8 +96,9 @@ def test_lists_in_files(bot, home):
     (home / "d.json").write_text(json.dumps([{"img_path": "photos/1.png"}, {"img_path": "photos/sub/2.png"}]))
     (home / "e.csv").write_text("photos/1.png\nphotos/sub/2.png\n")
     (home / "f.csv").write_text("\ufeffwhere;file\nx;photos/1.png\n")
+    (home / "g.csv").write_text("sep=;\nwhere;file\nx, y;photos/1.png\n")
     assert captions("a.csv") == captions("d.json") == captions("e.csv") == said(1, 2)
-    assert captions("b.tsv") == captions("f.csv") == said(1)
+    assert captions("b.tsv") == captions("f.csv") == captions("g.csv") == said(1)
     assert captions("c.jsonl") == said(2, 1)
     assert captions("a.csv", "--existing", "append", "--prompt", "More than “{caption}”") == [
         "One, 1 It is red 1.",

@@ -225,6 +225,18 @@ def test_blanks_after_commas_are_no_part_of_fields(home: Path) -> None:
     assert [one.replies for one in read(file("x.csv", quoted))] == [(' "Stop" sign.',)]
 
 
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "\ufeffSEP=;\r"])
+def test_a_line_that_tells_the_delimiter_is_no_part_of_the_table(first: str, home: Path) -> None:
+    rows = first + "\nimage;caption\na.png;One, two, three stars.\n"
+    (example,) = read(file("x.csv", rows))
+    assert (said(example)[1], example.where.line) == (("assistant", "One, two, three stars."), 3)
+    assert [one.where.line for one in read(file("y.csv", first + "\na.png;One star.\n"))] == [2]
+    problems, _ = told(file("z.csv", rows + "b.png\n"))
+    assert str(problems[-1]).startswith("z.csv:4: the row has 1 fields and the header 2")
+    with pytest.raises(DataError, match=r"w\.csv:2: no column is known to be the image"):
+        examples(file("w.csv", first + "\nBild;caption\na.png;One.\n"))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -387,11 +387,13 @@ def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Probl
         with open_file(path) as opened:
             lines = (line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(opened))
             first = next(lines, "")
-            header, dialect = tables.delimited(first, path.suffix)
+            told = tables.told_delimiter(first)
+            number = 1 if told is None else 2  # of the line that names the columns
+            header, dialect = tables.delimited(first if told is None else next(lines, ""), path.suffix, told)
             table = csv.reader(lines, **dialect)
             empty_list = True
             if len(header) == 1 and header[0].lower().endswith(SUFFIXES):  # a list of paths without a header
-                yield 1, {"image": header[0]}
+                yield number, {"image": header[0]}
                 header, empty_list = ["image"], False
             for row in table:
                 while len(row) > len(header) and not row[-1].strip():  # as spreadsheets write columns that were emptied
@@ -400,10 +402,10 @@ def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Probl
                     continue
                 empty_list = False
                 if len(row) == len(header):
-                    yield table.line_num + 1, dict(zip(header, row, strict=True))
+                    yield table.line_num + number, dict(zip(header, row, strict=True))
                 else:
                     text = f"the row has {len(row)} fields and the header {len(header)}: give each column one."
-                    yield Problem(Where(source, table.line_num + 1), text)
+                    yield Problem(Where(source, table.line_num + number), text)
             if empty_list:
                 yield Problem(Where(source, 1), "the list is empty: there is no row in it.")
     except OSError as error:

@@ -97,6 +97,7 @@ def _found(option: str, named: str | None, there: list[str], usual: tuple[str, .
 
 
 _DELIMITERS = ",\t;|"
+_TOLD = re.compile(rf'"?sep=([{_DELIMITERS}])"?\s*', re.IGNORECASE)
 # Flickr8k and Flickr30k number a picture's captions behind its name: 1000268201_693b08cb0e.jpg#0.
 _NUMBER = re.compile(r"(.*\.[A-Za-z]+)#\d+")
 _NUMBERED_PICTURE = " numbered picture"  # a column without a name, whose names may be so
@@ -116,18 +117,21 @@ def table_rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Prob
         if first.encode("utf-8", "surrogateescape").startswith(BOMS):
             yield Problem(Where(file, 1), OTHER_UNICODE)
             return
+        told = told_delimiter(first)
+        number = 1 if told is None else 2  # of the line that names the columns
+        first = first if told is None else next(lines, "")
         if not first.strip():
-            yield Problem(Where(file, 1), "the file is empty: its first line must name the columns.")
+            yield Problem(Where(file, number), "the file is empty: its first line must name the columns.")
             return
         try:
-            header, dialect = delimited(first, path.suffix)
+            header, dialect = delimited(first, path.suffix, told)
         except csv.Error:
-            yield Problem(Where(file, 1), LONE_RETURNS)
+            yield Problem(Where(file, number), LONE_RETURNS)
             return
         quoted = dialect["quoting"] != csv.QUOTE_NONE
         names = _nameless(header) if columns == Columns() else None
         if names is None:
-            wrong = _wrong_header(header, Where(file, 1), columns)
+            wrong = _wrong_header(header, Where(file, number), columns)
             if wrong is not None:
                 yield wrong
                 return
@@ -135,7 +139,7 @@ def table_rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Prob
             lines = itertools.chain([first], lines)
         raw: list[str] = []
         table = csv.reader(_noted(lines, raw), **dialect, strict=quoted)
-        yield from _rows(table, raw, names or header, file, 1 if names else 2, "" if quoted else _UNQUOTED)
+        yield from _rows(table, raw, names or header, file, number + (names is None), "" if quoted else _UNQUOTED)
 
 
 def _noted(lines: Iterable[str], raw: list[str]) -> Iterator[str]:
@@ -145,12 +149,18 @@ def _noted(lines: Iterable[str], raw: list[str]) -> Iterator[str]:
         yield line
 
 
-def delimited(first: str, ending: str) -> tuple[list[str], dict[str, Any]]:
-    """The fields of a table's first line, and how `csv.reader` is to read the others.
+def told_delimiter(first: str) -> str | None:
+    """What a line such as `sep=;` tells, which spreadsheets read before the table; None where there is no such line."""
+    found = _TOLD.fullmatch(first)
+    return None if found is None else found[1]
+
+
+def delimited(first: str, ending: str, told: str | None = None) -> tuple[list[str], dict[str, Any]]:
+    """The fields of a table's first line, and how `csv.reader` is to read the others. `told`: the delimiter, if known.
 
     Raises `csv.Error` for a line that holds carriage returns among its fields.
     """
-    delimiter = "\t" if ending.lower() == ".tsv" else max(_DELIMITERS, key=first.count)
+    delimiter = told or ("\t" if ending.lower() == ".tsv" else max(_DELIMITERS, key=first.count))
     quoted = delimiter != "\t" or ending.lower() == ".csv"
     dialect: dict[str, Any] = {"delimiter": delimiter, "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
     fields = _named(next(csv.reader([first], **dialect)))
