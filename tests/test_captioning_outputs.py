@@ -165,6 +165,12 @@ def _other(name: str) -> str:
     return name
 
 
+def test_a_caption_of_coco_s_results_is_one_line(bot, home):
+    bot.says = {1: "A dog.\r\nIt is\u2028red,\x0band old."}
+    run("photos/1.png", "--out", "a.json")
+    assert json.loads(Path("a.json").read_text()) == [{"image_id": 1, "caption": "A dog. It is red, and old."}]
+
+
 def test_coco_s_ids_of_names_and_of_lists(bot, home):
     paint(home / "coco" / "COCO_val2014_000000000042.jpg", 9)
     paint(home / "coco" / "000000000007.png", 7)

@@ -90,6 +90,9 @@ class Coco(Whole):
 
     Of a COCO file the ids are its own; of a list, those in its column `image_id` or `id`; else a file is called by its
     number, as COCO's are (`COCO_val2014_000000000042.jpg` is 42). Source: https://cocodataset.org/#format-results
+
+    A caption is one line: the tokenizer of pycocoevalcap 1.2 would take what follows another line end than \\n for the
+    next picture's caption.
     """
 
     marks = False
@@ -105,7 +108,8 @@ class Coco(Whole):
         for result in journal.results():
             if result.error is None:
                 file.write(b"\n" if first else b",\n")
-                file.write(json_line({"image_id": image_id(result), "caption": self.text(result)}).encode())
+                caption = " ".join(self.text(result).splitlines())
+                file.write(json_line({"image_id": image_id(result), "caption": caption}).encode())
                 first = False
         file.write(b"\n]\n")
 
