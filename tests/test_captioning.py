@@ -133,6 +133,34 @@ def test_a_named_file_that_is_gone_keeps_its_caption(bot, photos):
     assert rows()["photos/2.png"] == "It is red 2."
 
 
+def test_below_a_folder_that_is_away_rows_stay(bot, photos):
+    """It may be a disk that is not there just now."""
+    paint(photos / "disk" / "7.png", 7)
+    run("photos", "--out", "c.jsonl", code=3)
+    (photos / "disk").rename(photos.parent / "away")
+    again = run("photos", "--out", "c.jsonl", code=3)
+    assert rows() == WHOLE | {"photos/disk/7.png": "It is red 7."}
+    assert "taken out" not in again.stderr
+
+
+def test_where_a_folder_cannot_be_read_rows_stay(bot, photos, monkeypatch):
+    """What is there is not known, and so not what is gone."""
+    paint(photos / "closed" / "7.png", 7)
+    run("photos", "--out", "c.jsonl", code=3)
+    (photos / "5.png").unlink()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refuse)
+        assert "closed" in run("photos", "--out", "c.jsonl", code=3).stderr
+    assert rows() == WHOLE | {"photos/closed/7.png": "It is red 7."}
+
+
 @pytest.mark.parametrize(
     ("first", "then", "said"),
     [
@@ -337,10 +365,13 @@ def test_a_picture_s_caption_does_not_depend_on_its_company(photos, tiny, monkey
     run("photos", "--out", "c.jsonl", "--seed", "3", *sampled)
     run("photos/4.png", "--out", "d.jsonl", "--seed", "3", *sampled)
     assert rows(Path("d.jsonl")).items() <= rows().items()
+    draws = iter((7, 8))
+    monkeypatch.setattr("secrets.randbits", lambda bits: next(draws))
     run("photos/2.png", "--out", "e.jsonl", *sampled)
     run("photos", "--out", "e.jsonl", "--batch-size", "2", *sampled)  # the seed that was drawn is kept
     run("photos", "--out", "f.jsonl", *sampled)
-    assert rows(Path("e.jsonl")) != rows(Path("f.jsonl"))
+    run("photos", "--out", "g.jsonl", "--seed", "7", *sampled)
+    assert rows(Path("e.jsonl")) == rows(Path("g.jsonl")) != rows(Path("f.jsonl"))
 
 
 def test_small_pictures_give_the_same_caption_as_large_ones(photos, tiny, monkeypatch):

@@ -631,6 +631,39 @@ def test_first_come_first_served_and_a_long_prompt_stalls_nobody(bot: MiniChat) 
     assert third.row >= 0
 
 
+def test_prompts_are_read_in_the_order_of_asking(bot: MiniChat) -> None:
+    """Also the prompt of one that waited for what another was just reading."""
+    engine = Engine(bot.model, chunk=16, kept_bytes=2**22)
+    common, other = (prompt_of(bot, *[(text, 0)] * 4) for text in ("Is it left of the cat?", "Which one is green?"))
+    list(engine.stream(request_of(bot, prompt_of(bot, ("Hi", 0)))))  # so that the template's text is known
+    reader, waiting, last = (request_of(bot, prompt) for prompt in (common, common, other))
+    for request in (reader, waiting, last):
+        engine.submit(request)
+    engine.step()
+    assert waiting.row < 0 <= last.row
+    while not waiting.ids:
+        engine.step()
+    assert reader.ids and not last.ids
+
+
+def test_where_there_is_no_memory_for_another_row_it_waits(bot: MiniChat) -> None:
+    engine = Engine(bot.model, kept_bytes=0)
+    reserve = engine._pool.reserve
+
+    def scarce(rows: int, slots: int) -> None:
+        if rows > 1:
+            raise MemoryError
+        reserve(rows, slots)
+
+    engine._pool.reserve = scarce  # type: ignore
+    prompts = [prompt_of(bot, ("Hi", 0)), prompt_of(bot, ("What is it?", 1))]
+    requests = [request_of(bot, prompt) for prompt in prompts]
+    assert list(engine.run(requests)) == requests
+    for prompt, request in zip(prompts, requests, strict=True):
+        assert request.error is None
+        same_unless_near(bot, prompt, request.ids, alone(bot, prompt))
+
+
 def test_many_threads_ask_one_engine(bot: MiniChat) -> None:
     prompts = prompts_of(bot)
     engine = Engine(bot.model, rows=4, kept_bytes=2**20)
@@ -877,6 +910,15 @@ def test_new_pictures_that_wait_are_encoded_together(bot: MiniChat) -> None:
         same_unless_near(bot, prompt, request.ids, alone(bot, prompt))
         assert request.prompt.sights[0].pixels is None  # which nobody needs any more
     idle(engine)
+
+
+def test_many_pictures_of_one_question_are_encoded_a_few_at_a_time(bot: MiniChat) -> None:
+    engine, counts = watched(bot)
+    known = prompt_of(bot, *[("What is it?", number) for number in range(1, 7)])
+    sights = [bot.new_sight(noise_picture(number), "") for number in range(1, 7)]
+    request = request_of(bot, Prompt(known.ids, known.keys, None, sights))
+    assert list(engine.run([request])) == [request]
+    assert (request.error, counts) == (None, [4, 2])
 
 
 def test_who_is_seen_first_has_words_before_the_next_are_encoded(bot: MiniChat) -> None:

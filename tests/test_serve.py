@@ -412,6 +412,21 @@ def test_memory_that_runs_out_is_told_and_passes(bot: MiniChat, client: Client) 
     assert said(client.reply("What is too much?"))
 
 
+def test_while_the_engine_fails_the_server_is_not_healthy(
+    bot: MiniChat, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("boom")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bot.engine, "step", fail)
+        assert client.post(request("Are you well?")).status_code == 500
+        health = client.http.get("/health")
+        assert health.status_code == 503 and "failed" in health.text
+    assert said(client.reply("Are you well?"))
+    assert client.http.get("/health").status_code == 200
+
+
 def test_an_error_in_the_middle_of_a_stream_is_an_event_before_its_end(bot: MiniChat, client: Client) -> None:
     steps = 0
 

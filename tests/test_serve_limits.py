@@ -25,7 +25,10 @@ from fastapi import FastAPI
 
 from minichat.errors import MiniChatError, ModelError, SettingsError
 from minichat.inference.bot import MiniChat
+from minichat.prompt.conversation import Message, Text
 from minichat.serve.app import build_app
+from minichat.serve.completions import Places
+from minichat.serve.conversation import Replies
 from minichat.serve.protocol import ApiError, Limits
 from minichat.serve.server import listen
 from tests import processes
@@ -64,6 +67,29 @@ async def turns(condition: Any) -> None:
 
 
 # --- limits
+
+
+def test_who_is_refused_is_told_to_wait_as_long_as_replies_take_of_late() -> None:
+    waits = []
+    for seconds in (1, 30):
+        places = Places(rows=2, most=4)
+        for _ in range(100):
+            places.took(seconds)
+        places.taken = 4
+        with pytest.raises(ApiError) as refused:
+            places.check(1)
+        waits.append(refused.value.wait)
+    assert waits == [2, 60]
+
+
+def test_of_replies_those_that_were_used_last_are_remembered() -> None:
+    replies = Replies(limit=4)
+    names = {word: Replies.after(word, Message("assistant", (Text("Yes."),)), iter(())) for word in (b"a", b"b", b"c")}
+    replies.add(b"a", "Yes.", (1, 2))
+    replies.add(b"b", "Yes.", (3, 4))
+    assert replies.find(names[b"a"]) == (1, 2)
+    replies.add(b"c", "Yes.", (5, 6))
+    assert [replies.find(name) for name in names.values()] == [(1, 2), None, (5, 6)]
 
 
 def png_of(width: int, height: int) -> bytes:

@@ -128,9 +128,12 @@ class Stepper:
             except Exception as error:
                 log.exception("A step of the engine failed.")
                 self.failing = True
+                # They are answered now: where no step succeeds any more, none would let go of them.
                 for job in jobs:
                     job.error = error
-                    self._drop(job)  # the next step lets go of them
+                    self._drop(job)
+                    for request in job.requests:
+                        request.end(error)
             now = time.perf_counter()
             return [piece for job in jobs for piece in _news(job, now)]
 
