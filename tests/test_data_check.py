@@ -284,7 +284,7 @@ def test_drawn_scenes_are_read_as_they_were_written(home: Path) -> None:
         assert result.exit_code == 0, result.stdout
     two = run("check", "scenes/questions.jsonl")
     assert two.exit_code == 1
-    assert "'answer' and 'reply' could each be the text: name one (text_column)" in two.stdout
+    assert "'answer' and 'reply' could each be the text: name one (text_column; on the command line" in two.stdout
 
 
 def test_the_options_reach_the_reader(home: Path) -> None:

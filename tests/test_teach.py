@@ -273,7 +273,7 @@ def test_how_it_is_read_may_be_said(products: Path, tmp_path: Path, monkeypatch)
     """As with `minichat data`: what a refusal asks to name can be named."""
     said = (products / "products.csv").read_text().replace("caption", "label", 1)
     (tmp_path / "own.csv").write_text(said)
-    with pytest.raises(DataError, match=r"no column is known to be the text .*: name it \(text_column\)"):
+    with pytest.raises(DataError, match=r"no column is known to be the text .*: name it \(text_column; on"):
         look(tmp_path / "own.csv")
     material = look(tmp_path / "own.csv", text_column="label", pictures=products)
     assert set(material.kinds) == set(KINDS)

@@ -294,11 +294,10 @@ def samples(
 
 def portions(config: Config, steps: int, of_an_epoch: int | None, processes: int, at_once: int) -> tuple[str, str]:
     """The steps, and how one is divided."""
-    epochs = (
-        ""
-        if of_an_epoch is None
-        else f" ({f'{steps / of_an_epoch:,.1f}'.removesuffix('.0')} epochs of {of_an_epoch:,})"
-    )
+    epochs = ""
+    if of_an_epoch is not None:
+        passes = f"{steps / of_an_epoch:,.1f}".removesuffix(".0")
+        epochs = f" ({passes} epoch{'s' * (passes != '1')} of {of_an_epoch:,})"
     batch = config.run.batch_size
     divided = f"batch {batch} = {processes} process{'es' if processes > 1 else ''}, {at_once} rows at once on each"
     return "steps", f"{steps:,}{epochs}; {divided}"

@@ -76,6 +76,7 @@ def _is(name: str, usual: tuple[str, ...]) -> bool:
 
 def _found(option: str, named: str | None, there: list[str], usual: tuple[str, ...], needed: bool = True) -> str | None:
     what = option.removesuffix("_column")
+    naming = f"({option}; on the command line --{what}-column)"
     if named is not None:
         found = next((name for name in there if named in (name, name.strip())), None)
         if found is None:
@@ -84,9 +85,9 @@ def _found(option: str, named: str | None, there: list[str], usual: tuple[str, .
     candidates = [name for name in there if _is(name, usual)]
     if len(candidates) > 1:
         several = " and ".join(map(shown, candidates))
-        raise DataError(f"the columns {several} could each be the {what}: name one ({option}).")
+        raise DataError(f"the columns {several} could each be the {what}: name one {naming}.")
     if not candidates and needed:
-        raise DataError(f"no column is known to be the {what} ({listing(there) or 'none'}): name it ({option}).")
+        raise DataError(f"no column is known to be the {what} ({listing(there) or 'none'}): name it {naming}.")
     return candidates[0] if candidates else None
 
 
