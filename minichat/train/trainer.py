@@ -86,8 +86,8 @@ def verdict(state: TrainingState, metrics: Sequence[Mapping[str, float]], optimi
     if end <= first * _WORSE_TRAINING:
         return None
     return (
-        f"Training made it worse: the loss was {first:.4g} at first and is {end:.4g} at the end. {_advice(optimizer)} "
-        "With data.validation, the best weights on the way are kept."
+        f"Training made it worse, unless its data became harder: the loss was {first:.4g} at first and is {end:.4g} at "
+        f"the end. {_advice(optimizer)} With data.validation, the best weights on the way are kept."
     )
 
 
