@@ -47,7 +47,7 @@ def test_of_held_out_losses(losses: tuple[float, float, float], told: str | None
 def test_of_training_losses() -> None:
     alone = TrainingState(step=40)
     assert verdict(alone, lines(*[2.0] * 20, *[9.0] * 20), RATE).startswith(
-        "Training made it worse: the loss was 2 at first and is 9 at the end."
+        "Training made it worse, unless its data became harder: the loss was 2 at first and is 9 at the end."
     )
     assert verdict(alone, lines(*[2.0, 9.0] * 10, *[2.1] * 20), RATE) is None
     assert verdict(alone, lines(2.0), RATE) is None
