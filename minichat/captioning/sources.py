@@ -386,10 +386,8 @@ def _csv(path: Path, source: str) -> Iterator[tuple[int, dict[str, str]] | Probl
     try:
         with open_file(path) as opened:
             lines = (line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(opened))
-            first = next(lines, "")
-            told = tables.told_delimiter(first)
-            number = 1 if told is None else 2  # of the line that names the columns
-            header, dialect = tables.delimited(first if told is None else next(lines, ""), path.suffix, told)
+            first, number, told = tables.header_line(next(lines, ""), lines)
+            header, dialect = tables.delimited(first, path.suffix, told)
             table = csv.reader(lines, **dialect)
             empty_list = True
             if len(header) == 1 and header[0].lower().endswith(SUFFIXES):  # a list of paths without a header

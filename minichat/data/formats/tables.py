@@ -118,9 +118,7 @@ def table_rows(path: Path, file: str, columns: Columns) -> Iterator[Value | Prob
         if first.encode("utf-8", "surrogateescape").startswith(BOMS):
             yield Problem(Where(file, 1), OTHER_UNICODE)
             return
-        told = told_delimiter(first)
-        number = 1 if told is None else 2  # of the line that names the columns
-        first = first if told is None else next(lines, "")
+        first, number, told = header_line(first, lines)
         if not first.strip():
             yield Problem(Where(file, number), "the file is empty: its first line must name the columns.")
             return
@@ -150,10 +148,13 @@ def _noted(lines: Iterable[str], raw: list[str]) -> Iterator[str]:
         yield line
 
 
-def told_delimiter(first: str) -> str | None:
-    """What a line such as `sep=;` tells, which spreadsheets read before the table; None where there is no such line."""
-    found = _TOLD.fullmatch(first)
-    return None if found is None else found[1]
+def header_line(first: str, others: Iterator[str]) -> tuple[str, int, str | None]:
+    """The line that names the columns, its number, and the delimiter where a line before it tells that.
+
+    Such a line is `sep=;`, which spreadsheets read before the table.
+    """
+    told = _TOLD.fullmatch(first)
+    return (first, 1, None) if told is None else (next(others, ""), 2, told[1])
 
 
 def delimited(first: str, ending: str, told: str | None = None) -> tuple[list[str], dict[str, Any]]:
